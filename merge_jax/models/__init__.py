@@ -1,0 +1,6 @@
+"""Decoders whose parameters are named and laid out as their Hugging Face tensors are."""
+
+from merge_jax.models.config import DecoderConfig as DecoderConfig
+from merge_jax.models.config import parse as parse
+from merge_jax.models.functional import Model as Model
+from merge_jax.models.functional import build as build

@@ -1,0 +1,164 @@
+"""A Llama-like decoder in Flax NNX, its parameters named as the Hugging Face tensors are.
+
+Covers Llama 2/3, Mistral, Qwen2, Qwen3 and SmolLM: grouped queries, rotary positions, tied or
+untied embeddings, biases, query/key norms, sliding windows. Attribute names are tensor names and
+every weight is `[out, in]`, so that loading is a dict in, without a conversion table.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+from merge_jax.models import rope
+from merge_jax.models.config import DecoderConfig
+
+
+class Linear(nnx.Module):
+  """`y = x Wᵀ + b` with `weight [out, in]`."""
+
+  def __init__(self, inputs: int, outputs: int, bias: bool, std: float, rngs: nnx.Rngs):
+    self.weight = nnx.Param(std * jax.random.normal(rngs.params(), (outputs, inputs)))
+    if bias:
+      self.bias = nnx.Param(jnp.zeros(outputs))
+
+  def __call__(self, x: Array) -> Array:
+    y = jnp.einsum("...i,oi->...o", x, self.weight.get_value().astype(x.dtype))
+    return y + self.bias.get_value().astype(x.dtype) if hasattr(self, "bias") else y
+
+
+class RMSNorm(nnx.Module):
+  """Root mean square norm over the last axis, in float32."""
+
+  def __init__(self, size: int, eps: float):
+    self.weight = nnx.Param(jnp.ones(size))
+    self.eps = eps
+
+  def __call__(self, x: Array) -> Array:
+    f = x.astype(jnp.float32)
+    f = f * jax.lax.rsqrt(jnp.mean(f * f, axis=-1, keepdims=True) + self.eps)
+    return self.weight.get_value().astype(x.dtype) * f.astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+  def __init__(self, count: int, size: int, std: float, rngs: nnx.Rngs):
+    self.weight = nnx.Param(std * jax.random.normal(rngs.params(), (count, size)))
+
+
+class Attention(nnx.Module):
+  """Causal attention with grouped queries."""
+
+  def __init__(self, config: DecoderConfig, window: int | None, rngs: nnx.Rngs):
+    c, std = config, config.initializer_range
+    self.q_proj = Linear(c.hidden_size, c.num_heads * c.head_dim, c.qkv_bias, std, rngs)
+    self.k_proj = Linear(c.hidden_size, c.num_kv_heads * c.head_dim, c.qkv_bias, std, rngs)
+    self.v_proj = Linear(c.hidden_size, c.num_kv_heads * c.head_dim, c.qkv_bias, std, rngs)
+    self.o_proj = Linear(c.num_heads * c.head_dim, c.hidden_size, c.output_bias, std, rngs)
+    if c.qk_norm:
+      self.q_norm = RMSNorm(c.head_dim, c.norm_eps)
+      self.k_norm = RMSNorm(c.head_dim, c.norm_eps)
+    self.head_dim, self.window = c.head_dim, window
+
+  def __call__(
+    self, x: Array, queries: Array, positions: Array, cos: Array, sin: Array
+  ) -> Array:
+    """x `[batch, time, hidden]`, queries `[batch, asked, hidden]` at positions `[batch|1, asked]`."""
+
+    def heads(y: Array) -> Array:
+      return y.reshape(*y.shape[:-1], -1, self.head_dim)
+
+    q, k, v = heads(self.q_proj(queries)), heads(self.k_proj(x)), heads(self.v_proj(x))
+    if hasattr(self, "q_norm"):
+      q, k = self.q_norm(q), self.k_norm(k)
+    q = rope.rotate(q, cos[positions], sin[positions])
+    k = rope.rotate(k, cos[None], sin[None])
+    behind = positions[:, :, None] - jnp.arange(x.shape[1])[None, None, :]
+    mask = behind >= 0
+    if self.window is not None:
+      mask = mask & (behind < self.window)
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+    return self.o_proj(out.reshape(*out.shape[:-2], -1))
+
+
+class MLP(nnx.Module):
+  """`down(silu(gate(x)) * up(x))`."""
+
+  def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+    c, std = config, config.initializer_range
+    self.gate_proj = Linear(c.hidden_size, c.intermediate_size, c.mlp_bias, std, rngs)
+    self.up_proj = Linear(c.hidden_size, c.intermediate_size, c.mlp_bias, std, rngs)
+    self.down_proj = Linear(c.intermediate_size, c.hidden_size, c.mlp_bias, std, rngs)
+
+  def __call__(self, x: Array) -> Array:
+    return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nnx.Module):
+  def __init__(self, config: DecoderConfig, window: int | None, rngs: nnx.Rngs):
+    self.self_attn = Attention(config, window, rngs)
+    self.mlp = MLP(config, rngs)
+    self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+    self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+
+  def __call__(self, x: Array, asked: Array | None, cos: Array, sin: Array) -> Array:
+    """Outputs at the positions `asked` `[batch, asked]` alone, or at all."""
+    normed = self.input_layernorm(x)
+    if asked is None:
+      positions, queries = jnp.arange(x.shape[1])[None], normed
+    else:
+      positions, queries, x = asked, take(normed, asked), take(x, asked)
+    x = x + self.self_attn(normed, queries, positions, cos, sin)
+    return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Stack(nnx.Module):
+  """Embedding, layers and final norm: `model.*` of the tensor names."""
+
+  def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+    self.embed_tokens = Embedding(
+      config.vocab_size, config.hidden_size, config.initializer_range, rngs
+    )
+    self.layers = nnx.List([Layer(config, window, rngs) for window in config.windows])
+    self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+
+
+class Decoder(nnx.Module):
+  """A causal language model; see `merge_jax.models.build` for its functional form."""
+
+  def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+    self.model = Stack(config, rngs)
+    if not config.tie_embeddings:
+      self.lm_head = Linear(
+        config.hidden_size, config.vocab_size, False, config.initializer_range, rngs
+      )
+    self.config = config
+
+  def __call__(
+    self, tokens: Array, asked: Array | None = None, dtype: jnp.dtype = jnp.float32
+  ) -> Array:
+    """Logits of the next token.
+
+    Args:
+      tokens: `[batch, time]`, int32, padded on the right (causal attention never looks there).
+      asked: `[batch, asked]`, int32, the positions whose logits are wanted; None for all. The last
+        layer's queries, its feed-forward and the head are computed for these alone.
+      dtype: of the computation; norms, rotations and logits stay float32.
+
+    Returns:
+      float32 `[batch, asked or time, vocabulary]`.
+    """
+    embedding = self.model.embed_tokens.weight.get_value()
+    x = embedding[tokens].astype(dtype)
+    cos, sin = rope.tables(self.config, tokens.shape[1])
+    for i, layer in enumerate(self.model.layers):
+      last = i == len(self.model.layers) - 1
+      x = layer(x, asked if last else None, cos, sin)
+    x = self.model.norm(x)
+    if self.config.tie_embeddings:
+      return jnp.einsum("bth,vh->btv", x, embedding.astype(dtype)).astype(jnp.float32)
+    return self.lm_head(x).astype(jnp.float32)
+
+
+def take(x: Array, positions: Array) -> Array:
+  """x `[batch, time, hidden]` at positions `[batch, asked]`."""
+  return jnp.take_along_axis(x, positions[:, :, None], axis=1)
