@@ -1,0 +1,59 @@
+"""Recycle a pool: the weights of a merge of all checkpoints, searched on the user's tasks.
+
+Source: If You Can't Use Them, Recycle Them (arXiv 2412.04144), with the changes that measurements
+support: known points first, weights that need not sum to one, selection on examples of its own.
+Cost: `search.budget` evaluations of all tasks; `--dry_run` prints an estimate.
+
+    python -m launch.recycle --checkpoints=a,b,c,d --tasks=code.jsonl,math.jsonl --output_dir=runs/x
+    python -m launch.recycle --config=configs/recycle.py --config.search.budget=50 …
+
+`--config=configs/recycle.py:paper` is the paper's search: simplex, cold start, 50 evaluations.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config(mode: str = "") -> config_dict.ConfigDict:
+  if mode not in ("", "paper"):
+    raise ValueError(f"configs/recycle.py has no mode {mode!r}; it has 'paper'.")
+  c = config_dict.ConfigDict()
+  c.checkpoints = ()
+  c.base = ""  # the common ancestor; "" takes the mean of the pool
+  c.tasks = ()  # path or path:metric
+  c.heldout_tasks = ()
+  c.output_dir = ""
+  c.bootstrap = 1000
+  c.allow_version_change = False
+
+  c.splits = config_dict.ConfigDict()
+  c.splits.fractions = (0.4, 0.2, 0.4)  # search, validation, test
+  c.splits.seed = 0
+  c.splits.limits = (0, 0, 0)  # examples a task in each; 0 for all
+
+  c.evals = config_dict.ConfigDict()
+  c.evals.append_eos = True
+  c.evals.max_shapes = 4
+  c.evals.batch_tokens = 65_536
+  c.evals.dtype = "float32"  # or bfloat16
+
+  c.scorer = config_dict.ConfigDict()
+  c.scorer.command = ""  # python eval.py {model_dir} {scores_json} {split}
+  c.scorer.timeout = 3600.0
+  c.scorer.retries = 1
+  c.scorer.nan = "fail"  # or worst
+
+  c.search = config_dict.ConfigDict()
+  c.search.proposer = "cma_es"  # line_search, random
+  c.search.space = "free"  # simplex, softmax
+  c.search.budget = 200
+  c.search.seconds = 0.0
+  c.search.seed = 0
+  c.search.sigma = 0.0  # 0: the space's
+  c.search.population = 0  # 0: 4 + 3 ln(checkpoints)
+  c.search.start = "best"  # uniform
+  c.search.fitness = "mean"  # normalized, worst
+  c.search.fitness_source = "metric"  # loss, auto
+  c.search.task_weights = config_dict.ConfigDict()
+  if mode == "paper":
+    c.search.space, c.search.start, c.search.sigma, c.search.budget = "simplex", "uniform", 0.3, 50
+  return c

@@ -1,0 +1,29 @@
+"""Converts a checkpoint between Hugging Face folders (safetensors) and Orbax directories.
+
+python -m launch.convert --input=model --output=model_orbax --format=orbax
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from . import _common
+from merge_jax import checkpoints, preflight, storage
+
+_INPUT = flags.DEFINE_string("input", None, "Folder to read.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must not exist.", required=True)
+_FORMAT = flags.DEFINE_enum("format", None, checkpoints.FORMATS, "Format to write.", required=True)
+
+
+def main() -> None:
+  """Reads, writes, says what."""
+  source, target = checkpoints.open(_INPUT.value), Path(_OUTPUT.value)
+  storage.refuse_filled(target)
+  preflight.require_disk(target, source.nbytes)
+  with storage.new_folder(target) as partial:
+    checkpoints.write(partial, source.reader(source.specs), like=source, format=_FORMAT.value)
+  print(f"{len(source.specs)} tensors, {preflight.gib(source.nbytes)}: {target} ({_FORMAT.value})")
+
+
+if __name__ == "__main__":
+  _common.run(main)

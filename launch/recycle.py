@@ -1,0 +1,44 @@
+"""From a pool of checkpoints and task files to the best merge, with the evidence.
+
+python -m launch.recycle --checkpoints=a,b,c,d --tasks=code.jsonl,math.jsonl --output_dir=runs/x
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from merge_jax import recycle
+from merge_jax.recycle import settings
+
+from . import _common
+
+_CONFIG = config_flags.DEFINE_config_file("config", str(_common.CONFIGS / "recycle.py"), "Settings.")
+_CHECKPOINTS = flags.DEFINE_list("checkpoints", [], "Folders of the pool, separated by commas.")
+_BASE = flags.DEFINE_string("base", "", "Folder of the common ancestor; none: the pool's mean.")
+_TASKS = flags.DEFINE_list("tasks", [], "Task files, path or path:metric; names with a scorer.")
+_HELDOUT = flags.DEFINE_list("heldout_tasks", [], "Task files that never enter the fitness.")
+_OUTPUT = flags.DEFINE_string("output_dir", "", "Folder to write into, and to resume from.")
+_SCORER = flags.DEFINE_string("scorer_command", "", "External scorer with {model_dir} {scores_json}.")
+_BUDGET = flags.DEFINE_integer("budget", 0, "Evaluations in all; 0: the config's.")
+_DRY = flags.DEFINE_bool("dry_run", False, "Print what would be done, with sizes and an estimate.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove an earlier run in the folder first.")
+
+
+def main() -> None:
+  """Parses flags, runs the job, prints where the result lies."""
+  values = _CONFIG.value.to_dict()
+  given = {"checkpoints": tuple(_CHECKPOINTS.value), "base": _BASE.value, "tasks": tuple(_TASKS.value),
+           "heldout_tasks": tuple(_HELDOUT.value), "output_dir": _OUTPUT.value}  # fmt: skip
+  values |= {name: value for name, value in given.items() if value}
+  if _SCORER.value:
+    values["scorer"]["command"] = _SCORER.value
+  if _BUDGET.value:
+    values["search"]["budget"] = _BUDGET.value
+  job = settings.from_mapping(values)
+  if _DRY.value:
+    print(recycle.plan(job))
+    return
+  _common.recycle_and_show(job, _OVERWRITE.value)
+
+
+if __name__ == "__main__":
+  _common.run(main)

@@ -1,0 +1,29 @@
+"""Draws `report.html` and the figures of a finished recycle run again, from its files alone.
+
+python -m launch.report --run=runs/x
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from . import _common
+from merge_jax import reports, storage
+
+_RUN = flags.DEFINE_string("run", None, "Output folder of launch.recycle.", required=True)
+
+
+def main() -> None:
+  """Reads result and journal, writes the page."""
+  folder = Path(_RUN.value)
+  if not (folder / "result.json").is_file():
+    raise ValueError(f"{folder} has no result.json: not a finished run.")
+  result = json.loads((folder / "result.json").read_text())
+  with storage.locked(folder):
+    reports.write(folder, result, storage.read_lines(folder / "journal.jsonl"))
+  print(f"{reports.console(result)}\n\n{reports.headline(result)}\nreport: {folder}/report.html")
+
+
+if __name__ == "__main__":
+  _common.run(main)

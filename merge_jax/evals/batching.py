@@ -1,0 +1,164 @@
+"""Packs the rows of all tasks into few fixed shapes with little padding."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from merge_jax.evals.tasks import Task
+from merge_jax.evals.tokens import Tokens
+
+
+class Rows(NamedTuple):
+  """Token sequences, each a prompt with one target.
+
+  Attributes:
+    ids: int32 arrays, prompt and target joined.
+    starts: where each target starts.
+  """
+
+  ids: list[np.ndarray]
+  starts: list[int]
+
+
+class Bucket(NamedTuple):
+  """Rows of similar length, padded on the right; C chunks of R rows.
+
+  Attributes:
+    tokens: int32 `[C, R, T]`; the last token of a row is only predicted, never read, so it is left out.
+    asked: int32 `[C, R, A]`, the positions whose next token is a target token.
+    targets: int32 `[C, R, A]`, these tokens.
+    real: float32 `[C, R, A]`, 1 for target tokens, 0 for padding.
+  """
+
+  tokens: np.ndarray
+  asked: np.ndarray
+  targets: np.ndarray
+  real: np.ndarray
+
+
+class Batches(NamedTuple):
+  """The rows of a list of tasks, ready for a jitted scorer.
+
+  Attributes:
+    buckets: padded rows.
+    order: int32 `[rows]`, where in the concatenated buckets each row lies.
+    tokens: number of real tokens; `padded`, with padding.
+  """
+
+  buckets: tuple[Bucket, ...]
+  order: np.ndarray
+  tokens: int
+  padded: int
+
+
+def encode(
+  tasks: Sequence[Task], tokens: Tokens, *, append_eos: bool = True, max_length: int | None = None
+) -> Rows:
+  """One row for each example, or for each choice of each example, in order.
+
+  Args:
+    tasks: the tasks.
+    tokens: the tokenizer.
+    append_eos: end each target with the end-of-text token.
+    max_length: of the model; a longer row is an error.
+
+  Raises:
+    ValueError: a row that is too long, or a prompt without tokens (nothing predicts its target).
+  """
+  rows = Rows([], [])
+  for task in tasks:
+    prompts = tokens.prompts([example.prompt for example in task.examples])
+    counts = [len(example.targets) for example in task.examples]
+    texts = [text for example in task.examples for text in example.targets]
+    targets = iter(tokens.targets(texts, append_eos))
+    for prompt, count in zip(prompts, counts, strict=True):
+      for _ in range(count):
+        target = next(targets)
+        row = np.asarray(prompt + target, np.int32)
+        if not prompt or not target:
+          what = "prompt" if not prompt else "target"
+          raise ValueError(f"Task {task.name!r}: a {what} without tokens cannot be scored.")
+        if max_length is not None and len(row) > max_length:
+          raise ValueError(
+            f"Task {task.name!r}: an example has {len(row)} tokens, the model takes {max_length}."
+          )
+        rows.ids.append(row)
+        rows.starts.append(len(prompt))
+  return rows
+
+
+def pack(rows: Rows, *, max_shapes: int = 4, batch_tokens: int = 16_384) -> Batches:
+  """Sorts rows by length into at most `max_shapes` shapes with the least padding.
+
+  Args:
+    rows: from `encode`.
+    max_shapes: each is compiled once.
+    batch_tokens: padded tokens in one forward pass.
+  """
+  lengths = np.array([len(row) - 1 for row in rows.ids])
+  order = np.argsort(lengths, kind="stable")
+  ends = _cuts(lengths[order], max_shapes)
+  buckets, places, start, base = [], np.zeros(len(order), np.int32), 0, 0
+  for end in ends:
+    chosen = order[start:end]
+    length = int(lengths[chosen].max())
+    asked = int(max(len(rows.ids[i]) - rows.starts[i] for i in chosen))
+    chunks = -(-len(chosen) * length // batch_tokens)
+    height = -(-len(chosen) // chunks)
+    places[chosen] = base + np.arange(len(chosen))
+    base += chunks * height
+    buckets.append(_bucket(rows, chosen, chunks, height, length, asked))
+    start = end
+  padded = sum(bucket.tokens.size for bucket in buckets)
+  return Batches(tuple(buckets), places, int(lengths.sum()), padded)
+
+
+def pad(rows: Rows) -> Bucket:
+  """All rows in one shape, in order: `[rows, …]`, for training."""
+  length = max(len(row) for row in rows.ids) - 1
+  asked = max(len(row) - start for row, start in zip(rows.ids, rows.starts, strict=True))
+  whole = _bucket(rows, np.arange(len(rows.ids)), 1, len(rows.ids), length, asked)
+  return Bucket(*(x[0] for x in whole))
+
+
+def _bucket(
+  rows: Rows, chosen: np.ndarray, chunks: int, height: int, length: int, asked: int
+) -> Bucket:
+  tokens = np.zeros((chunks * height, length), np.int32)
+  positions = np.zeros((chunks * height, asked), np.int32)
+  targets = np.zeros((chunks * height, asked), np.int32)
+  real = np.zeros((chunks * height, asked), np.float32)
+  for at, row in enumerate(chosen):
+    ids, first = rows.ids[row], rows.starts[row]
+    count = len(ids) - first
+    tokens[at, : len(ids) - 1] = ids[:-1]
+    positions[at, :count] = np.arange(first - 1, len(ids) - 1)
+    targets[at, :count] = ids[first:]
+    real[at, :count] = 1.0
+  shape = (chunks, height)
+  return Bucket(*(x.reshape(*shape, x.shape[-1]) for x in (tokens, positions, targets, real)))
+
+
+def _cuts(lengths: np.ndarray, max_shapes: int) -> list[int]:
+  """Ends of at most `max_shapes` runs of sorted lengths, with the least padding (exact)."""
+  values, counts = np.unique(lengths, return_counts=True)
+  below = np.concatenate([[0], np.cumsum(counts)])
+  best = [0.0] + [np.inf] * len(values)  # padded tokens up to the i-th distinct length
+  history = []
+  for _ in range(min(max_shapes, len(values))):
+    new, choice = [0.0], [0]
+    for i in range(1, len(values) + 1):
+      costs = [best[j] + (below[i] - below[j]) * int(values[i - 1]) for j in range(i)]
+      at = int(np.argmin(costs))
+      new.append(costs[at])
+      choice.append(at)
+    best = [min(a, b) for a, b in zip(best, new, strict=True)]
+    history.append((new, choice))
+  shapes = int(np.argmin([new[-1] for new, _ in history]))
+  ends, i = [], len(values)
+  while i > 0:
+    ends.append(int(below[i]))
+    i = history[shapes][1][i]
+    shapes = max(shapes - 1, 0)
+  return ends[::-1]

@@ -1,0 +1,225 @@
+"""The recycle job: check, search, choose, measure, write. Everything but the journal is derived."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from merge_jax import preflight, storage
+from merge_jax.recycle import manifest as manifests
+from merge_jax.recycle import pool as pools
+from merge_jax.recycle import result as results
+from merge_jax.recycle.pool import Inputs
+from merge_jax.recycle.settings import Settings
+from merge_jax.search.fitness import Fitness
+from merge_jax.search.journal import Journal, Record
+from merge_jax.search.loop import Budget, search
+from merge_jax.search.proposers import Setting, proposer
+from merge_jax.search.space import space
+
+OUTPUTS = ("manifest.json", "journal.jsonl", "result.json", "report.html", "figures", "merged")
+
+Say = Callable[[str], None]
+
+
+class Refused(ValueError):
+  """The output folder holds something that this job must not continue or replace."""
+
+
+class Stopped(RuntimeError):
+  """The job was asked to stop; the journal holds all that was evaluated."""
+
+
+def recycle(
+  settings: Settings,
+  *,
+  overwrite: bool = False,
+  say: Say = print,
+  progress: Callable[[Record], None] | None = None,
+  stop: Callable[[], bool] = lambda: False,
+  training_tokens: int | None = None,
+) -> dict[str, Any]:
+  """Runs, resumes or recognises a recycle job.
+
+  Args:
+    settings: see `Settings`.
+    overwrite: remove what an earlier run wrote into the folder.
+    say: called with one line a step.
+    progress: called after every evaluation.
+    stop: asked after every evaluation; true ends the job with `Stopped`.
+    training_tokens: tokens that training the pool read, to compare costs; None reads them from the
+      pool's `training.json` files, where they are.
+
+  Returns:
+    The content of `result.json`.
+
+  Raises:
+    Refused: another run's folder, a changed config or input, files that are not ours.
+    preflight.PreflightError, ValueError, OSError: input that cannot work; before anything long.
+    storage.Locked: another process works in the folder.
+    Stopped: see `stop`.
+  """
+  folder = Path(settings.output_dir)
+  inputs = pools.read(settings)
+  for note in inputs.notes:
+    say(f"note: {note}")
+  _refuse_foreign(folder, settings)
+  with storage.locked(folder):
+    if overwrite:
+      _clear(folder)
+    new = _check_manifest(folder, settings, inputs)
+    done = folder / "result.json"
+    if done.is_file():
+      say(f"finished before: {done}")
+      return json.loads(done.read_text())
+    findings = list(preflight.check(inputs.pool, inputs.base))
+    say(preflight.table(findings))
+    preflight.require(findings)
+    preflight.require_disk(folder, inputs.pool[0].nbytes)
+    if new is not None:
+      storage.write_json(folder / "manifest.json", new)
+    return _run(folder, settings, inputs, say, progress, stop, training_tokens)
+
+
+def _run(
+  folder: Path,
+  settings: Settings,
+  inputs: Inputs,
+  say: Say,
+  progress: Callable[[Record], None] | None,
+  stop: Callable[[], bool],
+  training_tokens: int | None,
+) -> dict[str, Any]:
+  journal = Journal(folder / "journal.jsonl")
+  known = len(journal.stored)
+  if known:
+    say(f"resuming after {known} evaluations")
+  say(known_points_cost(len(inputs.pool), settings.search.budget))
+  pool = pools.place(inputs, settings)
+
+  def after(record: Record) -> None:
+    if progress is not None:
+      progress(record)
+    if stop() and record.index >= known:
+      raise Stopped(f"Stopped after {record.index + 1} evaluations; the same command continues.")
+
+  try:
+    found = search(
+      proposer(settings.search.proposer, setting_of(settings, inputs.fitness, len(inputs.pool))),
+      lambda candidate: pool.objective.evaluate(candidate, "search"),
+      journal, inputs.fitness, budget_of(settings), progress=after,
+    )  # fmt: skip
+  finally:
+    journal.close()
+  say("search done; scoring finalists on validation and test examples")
+  result, chosen = results.conclude(settings, inputs, pool, found, training_tokens)
+  provenance = {
+    "created_by": "merge_jax recycle",
+    "method": "task_arithmetic" if _added(chosen.method, settings) else "linear",
+    "weights": dict(zip(inputs.labels, chosen.weights, strict=True)),
+    "base": settings.base or ("mean of the pool" if _added(chosen.method, settings) else None),
+    "manifest": json.loads((folder / "manifest.json").read_text()),
+  }
+  pools.write_merged(inputs, pool, chosen, folder / "merged", provenance)
+  from merge_jax import reports
+
+  reports.write(folder, result, found.records)
+  storage.write_json(folder / "result.json", result)  # last: it says that the run is complete
+  return result
+
+
+def _added(method: str, settings: Settings) -> bool:
+  return method == "search" and settings.search.space == "free"
+
+
+def setting_of(settings: Settings, fitness: Fitness, count: int) -> Setting:
+  """The proposer's setting."""
+  s = settings.search
+  return Setting(space(s.space), fitness, count, s.seed, s.sigma or None, s.population or None, s.start)
+
+
+def budget_of(settings: Settings) -> Budget:
+  """The search's budget."""
+  return Budget(settings.search.budget, settings.search.seconds or None)
+
+
+def known_points_cost(count: int, budget: int) -> str:
+  """How much of the budget the known points take at most.
+
+  >>> known_points_cost(16, 50)
+  'known points (16 single checkpoints and soups) take up to 33 of 50 evaluations'
+  """
+  points = count + 2 + max(count - 1, 0)
+  return f"known points ({count} single checkpoints and soups) take up to {points} of {budget} evaluations"
+
+
+def plan(settings: Settings) -> str:
+  """What a job would do, with sizes and an estimate; reads headers and task files alone."""
+  inputs = pools.read(settings)
+  findings = list(preflight.check(inputs.pool, inputs.base, values=False))
+  first, lines = inputs.pool[0], [preflight.table(findings), ""]
+  lines.append(f"pool       {len(inputs.pool)} checkpoints of {first.parameters:,} parameters "
+               f"({preflight.gib(sum(c.nbytes for c in inputs.pool))}): {', '.join(inputs.labels)}")  # fmt: skip
+  if inputs.splits is not None:
+    for name, tasks in inputs.splits.items():
+      sizes = ", ".join(f"{task.name} {len(task.examples)} ({task.metric})" for task in tasks)
+      tokens = inputs.batches[name].tokens if name in inputs.batches else 0
+      lines.append(f"{name:<10} {sizes}; {tokens:,} tokens")
+    flops = 2 * first.parameters * inputs.tokens
+    merge = 2 * len(inputs.pool) * first.parameters
+    lines.append(f"candidate  {flops + merge:.2e} FLOPs, {merge / (flops + merge):.1%} of them for the merge")
+    lines.append(f"search     {settings.search.budget} candidates, {settings.search.budget * (flops + merge):.2e} FLOPs; "
+                 f"at 10 GFLOP/s (2 CPU cores) about {settings.search.budget * (flops + merge) / 1e10:.0f} s, "
+                 f"at 100 TFLOP/s {settings.search.budget * (flops + merge) / 1e14:.1f} s")  # fmt: skip
+  else:
+    lines.append(f"scorer     {settings.scorer.command}")
+  lines.append(f"method     {settings.search.proposer} in space {settings.search.space!r}, fitness "
+               f"{settings.search.fitness} of {settings.search.fitness_source}; "
+               f"{known_points_cost(len(inputs.pool), settings.search.budget)}")  # fmt: skip
+  lines.append(f"writes     {settings.output_dir}: {', '.join(OUTPUTS)} (merged model {preflight.gib(first.nbytes)})")
+  return "\n".join(lines)
+
+
+def _refuse_foreign(folder: Path, settings: Settings) -> None:
+  """The folder may hold an earlier run and the inputs themselves, nothing else."""
+  if folder.exists() and not folder.is_dir():
+    raise Refused(f"{folder} is a file; --output_dir must be a folder.")
+  if not folder.is_dir() or (folder / "manifest.json").is_file():
+    return
+  specs = (*settings.checkpoints, settings.base, *settings.tasks, *settings.heldout_tasks)
+  inputs = [Path(spec).resolve() for spec in specs if spec]
+  for entry in sorted(folder.iterdir()):
+    ours = entry.name.startswith(".") or any(path.is_relative_to(entry.resolve()) for path in inputs)
+    file_spec = any(str(path).startswith(str(entry.resolve()) + ":") for path in inputs)
+    if not ours and not file_spec:
+      raise Refused(f"{folder} is not empty (holds {entry.name!r}) and not of this job; choose another "
+                    "--output_dir.")  # fmt: skip
+
+
+def _clear(folder: Path) -> None:
+  for name in reversed(OUTPUTS):  # the manifest last: until then the folder is known as ours
+    path = folder / name
+    if path.is_dir():
+      shutil.rmtree(path)
+    else:
+      path.unlink(missing_ok=True)
+
+
+def _check_manifest(folder: Path, settings: Settings, inputs: Inputs) -> dict[str, Any] | None:
+  """The manifest to write, or None if the stored one is the same."""
+  new, path = manifests.build(settings, inputs), folder / "manifest.json"
+  if not path.is_file():
+    return new
+  old = json.loads(path.read_text())
+  if settings.allow_version_change:
+    old = old | {name: new[name] for name in ("versions", "devices")}
+  changed = manifests.differences(old, new)
+  if changed:
+    raise Refused(
+      f"{folder} holds a run that was started otherwise:\n  " + "\n  ".join(changed) + "\nStart it the "
+      "same way to resume, use --overwrite to begin anew, or choose another --output_dir."
+    )
+  return None
+
+

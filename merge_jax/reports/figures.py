@@ -1,0 +1,154 @@
+"""The figures of a search: Pareto scatters, weights, fitness by evaluation, correlations."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, RED, GREY = "#3b6ea5", "#d9822b", "#4c9a5b", "#b5403a", "#b9bec5"
+MARKERS = {
+  "best_single": ("s", "#7a5195"), "uniform": ("D", GREEN), "merge_best": ("^", "#8c6d31"),
+  "greedy": ("v", ORANGE), "selected": ("*", RED),
+}  # fmt: skip
+MOST_PAIRS = 6
+
+STYLE = {
+  "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10,
+  "figure.dpi": 110, "savefig.bbox": "tight", "legend.frameon": False,
+}  # fmt: skip
+
+
+def signs_of(result: Mapping[str, Any]) -> dict[str, float]:
+  """+1 for tasks where higher is better."""
+  return {task["name"]: -1.0 if task["metric"] == "loss" else 1.0 for task in result["tasks"]}
+
+
+def pareto(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Figure:
+  """Search scores of every evaluated candidate, a panel for each pair of tasks."""
+  tasks, signs = [task["name"] for task in result["tasks"]], signs_of(result)
+  rows = {row["name"]: row for row in result["rows"]}
+  pairs = list(combinations(tasks, 2))
+  if len(pairs) > MOST_PAIRS:  # those that trade off most are the ones to look at
+    correlation = result["analysis"]["task_spearman"]
+    where = {task: i for i, task in enumerate(tasks)}
+
+    def together(pair: tuple[str, str]) -> float:
+      value = correlation[where[pair[0]]][where[pair[1]]]
+      return 1.0 if value is None else value
+
+    pairs = sorted(pairs, key=together)[:MOST_PAIRS]
+  columns = min(3, max(1, len(pairs)))
+  height = -(-max(1, len(pairs)) // columns)
+  with plt.rc_context(STYLE):
+    figure, axes = plt.subplots(height, columns, figsize=(3.4 * columns, 3.0 * height), squeeze=False)
+    for axis in axes.flat[len(pairs) :]:
+      axis.axis("off")
+    for axis, (x, y) in zip(axes.flat, pairs, strict=False):
+      _scatter(axis, records, rows, x, y, signs)
+    handles, names = (axes.flat[0].get_legend_handles_labels() if pairs else ([], []))
+    figure.legend(handles, names, loc="upper center", ncol=4, bbox_to_anchor=(0.5, 0.0))
+    figure.tight_layout()
+  return figure
+
+
+def _scatter(
+  axis: Any, records: Sequence[Mapping[str, Any]], rows: Mapping[str, Any], x: str, y: str,
+  signs: Mapping[str, float],
+) -> None:  # fmt: skip
+  from merge_jax.search.pareto import front
+
+  def points(kind: str) -> np.ndarray:
+    chosen = [r for r in records if (r["kind"] == "single") == (kind == "single")]
+    values = [[np.nan if r["scores"][t] is None else r["scores"][t] for t in (x, y)] for r in chosen]
+    return np.array(values, np.float64).reshape(-1, 2)
+
+  singles, others = points("single"), points("other")
+  axis.scatter(*others.T, s=9, color=GREY, label="evaluated merges", zorder=1)
+  axis.scatter(*singles.T, s=24, color=BLUE, label="single checkpoints", zorder=3)
+  both = np.concatenate([singles, others])
+  best = both[front(both * [signs[x], signs[y]])]
+  best = best[np.argsort(best[:, 0])]
+  axis.plot(*best.T, color=GREY, lw=1.2, zorder=2, label="Pareto front")
+  for name, (marker, color) in MARKERS.items():
+    if name in rows:
+      scores = rows[name]["search"]
+      size = 130 if marker == "*" else 46
+      axis.scatter(scores[x], scores[y], marker=marker, s=size, color=color, zorder=4,
+                   edgecolor="white", linewidth=0.6, label=name.replace("_", " "))  # fmt: skip
+  axis.set_xlabel(x + (" (lower is better)" if signs[x] < 0 else ""))
+  axis.set_ylabel(y + (" (lower is better)" if signs[y] < 0 else ""))
+
+
+def weights(result: Mapping[str, Any]) -> Figure:
+  """Weights of the selected merge and of the five best solutions, as a heat map."""
+  rows = {row["name"]: row for row in result["rows"]}
+  top = result["analysis"]["top_weights"]
+  table = np.array([rows["selected"]["weights"], *top])
+  names = ["selected", *(f"best {i + 1}" for i in range(len(top)))]
+  limit = max(float(np.abs(table).max()), 1e-6)
+  with plt.rc_context(STYLE):
+    figure, axis = plt.subplots(figsize=(1.6 + 0.62 * table.shape[1], 0.9 + 0.36 * len(table)))
+    image = axis.imshow(table, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    axis.set_yticks(range(len(names)), names)
+    axis.set_xticks(range(table.shape[1]), result["checkpoints"], rotation=40, ha="right")
+    for i, j in np.ndindex(*table.shape):
+      dark = abs(table[i, j]) > 0.6 * limit
+      axis.text(j, i, f"{table[i, j]:.2f}", ha="center", va="center", fontsize=7.5,
+                color="white" if dark else "#333333")  # fmt: skip
+    axis.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axis, fraction=0.03, pad=0.02)
+  return figure
+
+
+def fitness(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Figure:
+  """Fitness of every evaluation in order, and the best so far."""
+  values = np.array([np.nan if v is None else v for v in result["analysis"]["fitness_by_evaluation"]])
+  kinds = np.array([record["method"] for record in records])
+  steps = np.arange(len(values))
+  with plt.rc_context(STYLE):
+    figure, axis = plt.subplots(figsize=(6.6, 2.7))
+    known = kinds == "linear"
+    axis.scatter(steps[known], values[known], s=14, color=BLUE, label="known points")
+    axis.scatter(steps[~known], values[~known], s=10, color=GREY, label="search")
+    if np.isfinite(values).any():
+      best = np.fmax.accumulate(np.where(np.isfinite(values), values, -np.inf))
+      axis.step(steps, best, where="post", color=RED, lw=1.3, label="best so far")
+      finite = values[np.isfinite(values)]
+      low = max(finite.min(), np.median(finite) - 4 * (finite.max() - np.median(finite)) - 1e-9)
+      axis.set_ylim(low - 0.05 * (finite.max() - low + 1e-9), finite.max() + 0.08 * (finite.max() - low + 1e-9))
+    axis.set_xlabel("evaluation")
+    axis.set_ylabel("fitness")
+    axis.legend(loc="lower right", ncol=3)
+  return figure
+
+
+def correlations(result: Mapping[str, Any]) -> Figure:
+  """Rank correlation of tasks over the single checkpoints: red where they trade off."""
+  tasks = [task["name"] for task in result["tasks"]]
+  table = np.array(
+    [[np.nan if v is None else v for v in row] for row in result["analysis"]["task_spearman"]], float
+  )
+  size = 1.4 + 0.62 * len(tasks)
+  with plt.rc_context(STYLE):
+    figure, axis = plt.subplots(figsize=(size, size))
+    axis.imshow(table, cmap="RdBu", vmin=-1, vmax=1)
+    axis.set_xticks(range(len(tasks)), tasks, rotation=40, ha="right")
+    axis.set_yticks(range(len(tasks)), tasks)
+    for i, j in np.ndindex(*table.shape):
+      text = "–" if np.isnan(table[i, j]) else f"{table[i, j]:.2f}"
+      dark = abs(np.nan_to_num(table[i, j])) > 0.6
+      axis.text(j, i, text, ha="center", va="center", color="white" if dark else "#333333")
+    axis.spines[:].set_visible(False)
+  return figure
+
+
+def draw(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+  """All figures that a result has data for, by name."""
+  figures = {"weights": weights(result), "fitness": fitness(result, records)}
+  if len(result["tasks"]) > 1:
+    figures["pareto"] = pareto(result, records)
+    figures["correlations"] = correlations(result)
+  return figures

@@ -1,0 +1,92 @@
+"""Writes trained parameters as Hugging Face folders, one by one or a whole pool."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax import Array
+
+from merge_jax import checkpoints, models, storage
+from merge_jax.training.loop import Corpus, Recipe, Trained, train
+
+
+def save(
+  folder: Path,
+  params: Mapping[str, Array],
+  config: Mapping[str, Any],
+  tokenizer: str,
+  about: Mapping[str, Any],
+) -> None:
+  """Writes a checkpoint that `transformers` loads, whole or not at all.
+
+  Args:
+    folder: to write; must not exist.
+    params: by Hugging Face name.
+    config: content of `config.json`.
+    tokenizer: content of `tokenizer.json`.
+    about: content of `training.json`; `tokens` is what training read.
+  """
+  with storage.new_folder(folder) as partial:
+    _write(partial / "config.json", config)
+    eos = config.get("eos_token_id")
+    _write(partial / "generation_config.json", {"eos_token_id": eos, "pad_token_id": config.get("pad_token_id")})
+    (partial / "tokenizer.json").write_text(tokenizer)
+    names = {token["id"]: token["content"] for token in json.loads(tokenizer)["added_tokens"]}
+    special = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": names.get(eos),
+               "pad_token": names.get(config.get("pad_token_id"))}  # fmt: skip
+    _write(partial / "tokenizer_config.json", {k: v for k, v in special.items() if v is not None})
+    _write(partial / "training.json", about)
+    checkpoints.write(partial, jax.device_get(dict(params)))
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+  path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def make(
+  folder: Path,
+  config: Mapping[str, Any],
+  tokenizer: str,
+  data: Corpus,
+  base: Recipe,
+  experts: Mapping[str, Recipe],
+  *,
+  say: Callable[[str], None] = print,
+) -> list[Path]:
+  """Trains a base and checkpoints from it; what is there already is kept.
+
+  Args:
+    folder: of the pool; `base` and every expert become folders in it.
+    config, tokenizer: of the model.
+    data: training examples.
+    base: recipe of the base; its seed also draws the first parameters.
+    experts: recipes by name.
+
+  Returns:
+    The experts' folders, in order.
+  """
+  model = models.build(config)
+  if not (folder / "base").is_dir():
+    first = model.init(jax.random.key(base.seed))
+    trained = train(model.apply, first, data, base)
+    save(folder / "base", trained.params, config, tokenizer, describe(base, trained))
+    say(f"base: loss {trained.losses[-1]:.3f} after {base.steps} steps")
+  start = checkpoints.open(folder / "base").load()
+  for name, recipe in experts.items():
+    if not (folder / name).is_dir():
+      trained = train(model.apply, start, data, recipe)
+      save(folder / name, trained.params, config, tokenizer, describe(recipe, trained))
+      say(f"{name}: loss {trained.losses[-1]:.3f} after {recipe.steps} steps at {recipe.learning_rate:g}")
+  return [folder / name for name in experts]
+
+
+def describe(recipe: Recipe, trained: Trained) -> dict[str, Any]:
+  """What `training.json` holds."""
+  return {
+    "tokens": trained.tokens,
+    "final_loss": trained.losses[-1],
+    "recipe": {name: dict(v) if isinstance(v, Mapping) else v for name, v in vars(recipe).items()},
+  }
+
