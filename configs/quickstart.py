@@ -35,8 +35,9 @@ def get_config() -> config_dict.ConfigDict:
     "num_key_value_heads": 4, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0, "tie_word_embeddings": True, "eos_token_id": 1, "pad_token_id": 0,
   })  # fmt: skip
+  harder = {"reverse": 1.0, "insert": 0.7, "rotate": 1.0, "sort": 0.5, "words": 2.0, "hex": 1.5}
   c.base = config_dict.ConfigDict(
-    {"mixture": mixture(0.0, *TASKS), "steps": 3000, "learning_rate": 3e-3, "schedule_steps": 3900}
+    {"mixture": harder, "steps": 4500, "learning_rate": 3e-3, "schedule_steps": 5850}
   )
   pairs = zip(TASKS, (*TASKS[1:], TASKS[0]), strict=True)
   experts = {

@@ -73,7 +73,10 @@ class Progress:
       self._said = now
       rate = done / max(now - self._start, 1e-9)
       left = (self._total - done) / max(rate, 1e-9)
-      print(f"{done}/{self._total} {self._unit}, {rate:.1f} a second, {left:.0f} s left {note}", flush=True)
+      print(
+        f"{done}/{self._total} {self._unit}, {rate:.1f} a second, {left:.0f} s left {note}",
+        flush=True,
+      )
 
   def close(self) -> None:
     """Ends the bar."""

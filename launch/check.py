@@ -5,8 +5,9 @@ python -m launch.check --checkpoints=a,b,c --base=base
 
 from absl import flags
 
-from . import _common
 from merge_jax import preflight
+
+from . import _common
 
 _CHECKPOINTS = flags.DEFINE_list("checkpoints", [], "Folders, separated by commas.")
 _BASE = flags.DEFINE_string("base", "", "Folder of their common ancestor.")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from absl import flags
 
-from . import _common
 from merge_jax import checkpoints, preflight, storage
+
+from . import _common
 
 _INPUT = flags.DEFINE_string("input", None, "Folder to read.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must not exist.", required=True)

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from . import _common
 from merge_jax import checkpoints, evals, models, storage
 from merge_jax.evals import tasks as task_files
+
+from . import _common
 
 _CHECKPOINTS = flags.DEFINE_list("checkpoints", [], "Folders, separated by commas.")
 _TASKS = flags.DEFINE_list("tasks", [], "Task files, path or path:metric.")
@@ -39,7 +40,10 @@ def main() -> None:
       tokens = evals.Tokens.from_folder(checkpoint.path)
       rows = evals.encode(tasks, tokens, append_eos=_EOS.value, max_length=model.config.max_positions)
       scorer = evals.make_scorer(
-        model.apply, tasks, evals.pack(rows, batch_tokens=_TOKENS.value), dtype=jnp.dtype(_DTYPE.value)
+        model.apply,
+        tasks,
+        evals.pack(rows, batch_tokens=_TOKENS.value),
+        dtype=jnp.dtype(_DTYPE.value),
       )
       programs[key] = (scorer, jax.jit(scorer.function))
     scorer, program = programs[key]

@@ -18,7 +18,9 @@ from merge_jax.training import Recipe, corpus, pool, puzzles
 
 from . import _common
 
-_CONFIG = config_flags.DEFINE_config_file("config", str(_common.CONFIGS / "quickstart.py"), "Pool and search.")
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", str(_common.CONFIGS / "quickstart.py"), "Pool and search."
+)
 _OUTPUT = flags.DEFINE_string("output_dir", "runs/quickstart", "Folder to write into.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove what an earlier quickstart wrote there.")
 
@@ -56,7 +58,9 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
   if not path.is_file():
     storage.write_json(path, plain)
   elif json.loads(path.read_text()) != plain:
-    raise ValueError(f"{folder} holds a quickstart of another config; use --overwrite or another --output_dir.")
+    raise ValueError(
+      f"{folder} holds a quickstart of another config; use --overwrite or another --output_dir."
+    )
 
 
 def make_data(folder: Path, config: dict[str, Any]) -> tuple[list[Path], list[Path]]:
@@ -64,7 +68,10 @@ def make_data(folder: Path, config: dict[str, Any]) -> tuple[list[Path], list[Pa
   task_paths, train_paths = [], []
   for i, name in enumerate(config["tasks"]):
     seed = config["seed"] * RUN + i * TASK
-    train_path, task_path = folder / "pool" / "train" / f"{name}.jsonl", folder / "tasks" / f"{name}.jsonl"
+    train_path, task_path = (
+      folder / "pool" / "train" / f"{name}.jsonl",
+      folder / "tasks" / f"{name}.jsonl",
+    )
     if not task_path.is_file() or not train_path.is_file():
       train = puzzles.generate(name, config["train_examples"], seed)
       seen = {record["prompt"] for record in train}

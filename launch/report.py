@@ -8,8 +8,9 @@ from pathlib import Path
 
 from absl import flags
 
-from . import _common
 from merge_jax import reports, storage
+
+from . import _common
 
 _RUN = flags.DEFINE_string("run", None, "Output folder of launch.recycle.", required=True)
 

@@ -224,9 +224,7 @@ def _ties(models: Sequence[tuple[str, Checkpoint]]) -> Iterator[Finding]:
         yield Finding("error", "ties", detail)
 
 
-def _ancestor(
-  models: Sequence[tuple[str, Checkpoint]], base: Checkpoint | None
-) -> Iterator[Finding]:
+def _ancestor(models: Sequence[tuple[str, Checkpoint]], base: Checkpoint | None) -> Iterator[Finding]:
   if len(models) < 2:
     return
   names = [n for n, s in models[0][1].specs.items() if len(s.shape) > 1]

@@ -32,7 +32,10 @@ def make_mesh(shape: Mapping[str, int]) -> Mesh:
     raise ValueError(f"A mesh of {dict(shape)} needs {count} devices; there are {have}.")
   axes = tuple(shape)
   return jax.make_mesh(
-    tuple(shape.values()), axes, axis_types=(AxisType.Auto,) * len(axes), devices=jax.devices()[:count]
+    tuple(shape.values()),
+    axes,
+    axis_types=(AxisType.Auto,) * len(axes),
+    devices=jax.devices()[:count],
   )
 
 

@@ -4,9 +4,9 @@ import os
 
 os.environ.setdefault("MPLBACKEND", "agg")
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
-from absl import flags  # noqa: E402
+import jax
+import pytest
+from absl import flags
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -43,8 +43,7 @@ def deltas(experts, base):
 def np_linear(experts, base, weights):
   total = sum(weights)
   return {
-    name: sum(w * wide(e)[name] for w, e in zip(weights, experts, strict=True)) / total
-    for name in SHAPES
+    name: sum(w * wide(e)[name] for w, e in zip(weights, experts, strict=True)) / total for name in SHAPES
   }
 
 
@@ -313,8 +312,7 @@ def test_stacked_is_separate(name, axis):
   operator, _, count, weights = OPERATORS[name]
   generator = np.random.default_rng(5)
   layers = [
-    {f"blocks.{i}.w": generator.normal(size=(6, 10)).astype(np.float32) for i in range(4)}
-    for _ in range(4)
+    {f"blocks.{i}.w": generator.normal(size=(6, 10)).astype(np.float32) for i in range(4)} for _ in range(4)
   ]
   stacked = [{"blocks.w": np.stack(list(tree.values()), axis)} for tree in layers]
   out = 1 if axis == 0 else 0
@@ -405,7 +403,10 @@ def test_dare_is_unbiased_and_depends_on_names_only():
 
 def test_zero_sums_take_the_sign_of_the_majority():
   base = {"w": np.zeros(4, np.float32)}
-  experts = [{"w": np.array([1, -3, -3, 2], np.float32)}, {"w": np.array([-1, -1, 0, -2], np.float32)}]
+  experts = [
+    {"w": np.array([1, -3, -3, 2], np.float32)},
+    {"w": np.array([-1, -1, 0, -2], np.float32)},
+  ]
   expected = {"majority": [-1, -2, -3, -2], "positive": [1, -2, -3, 2], "neither": [0, -2, -3, 0]}
   for zero_sign, values in expected.items():
     merged = mj.merge(mj.ties(1.0, zero_sign=zero_sign), experts, base=base)["w"]
@@ -427,7 +428,7 @@ def test_buffers_are_carried_over_or_refused():
   merged = mj.merge(mj.linear(), trees)
   assert int(merged["steps"]) == 3 and merged["w"].tolist() == [0.5, 0.5]
   trees[1]["steps"] = np.array(4)
-  with pytest.raises(ValueError, match="'steps'.*differs"):
+  with pytest.raises(ValueError, match=r"'steps'.*differs"):
     mj.merge(mj.linear(), trees)
 
 
@@ -443,7 +444,10 @@ def test_buffers_are_carried_over_or_refused():
     (lambda: mj.merge(mj.dare_ties(0.5), EXPERTS, base=BASE), "pass key="),
     (lambda: mj.merge(mj.slerp(0.5), EXPERTS), "merges 2 models, got 3"),
     (lambda: mj.merge(mj.linear(), [{"a": np.ones(2)}, {"b": np.ones(2)}]), "'a' is missing"),
-    (lambda: mj.merge(mj.linear(), [{"a": np.ones(2)}, {"a": np.ones(3)}]), r"'a' has shape \(3,\)"),
+    (
+      lambda: mj.merge(mj.linear(), [{"a": np.ones(2)}, {"a": np.ones(3)}]),
+      r"'a' has shape \(3,\)",
+    ),
     (lambda: mj.merge(mj.linear(), [{"a.b": 1.0, "a": {"b": 1.0}}]), "called 'a.b'"),
     (lambda: mj.ties(1.5), "between 0 and 1"),
     (lambda: mj.ties(scope="whole"), "scope is 'whole'"),

@@ -41,9 +41,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
   hint = " Convert .bin and .pt files first: no pickle is ever loaded." if any(
     name.endswith((".bin", ".pt", ".pth")) for name in have
   ) else ""  # fmt: skip
-  raise ValueError(
-    f"{text}: neither a safetensors folder nor an Orbax directory (holds {have}).{hint}"
-  )
+  raise ValueError(f"{text}: neither a safetensors folder nor an Orbax directory (holds {have}).{hint}")
 
 
 def write(

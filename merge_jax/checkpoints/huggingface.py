@@ -137,9 +137,7 @@ def _view(entry: Entry, maps: dict[Path, mmap.mmap]) -> np.ndarray:
   return flat.reshape(spec.shape)
 
 
-def write_folder(
-  folder: Path, tensors: Mapping[str, Any], *, max_shard_bytes: int = 5_000_000_000
-) -> None:
+def write_folder(folder: Path, tensors: Mapping[str, Any], *, max_shard_bytes: int = 5_000_000_000) -> None:
   """Writes tensors into one safetensors file, or shards with an index.
 
   Args:
@@ -159,7 +157,8 @@ def write_folder(
   if len(shards) == 1:
     _write_file(folder / "model.safetensors", tensors, shards[0])
     return
-  where, total = {}, 0
+  where: dict[str, str] = {}
+  total = 0
   for i, names in enumerate(shards, 1):
     file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
     total += _write_file(folder / file, tensors, names)

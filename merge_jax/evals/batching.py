@@ -122,9 +122,7 @@ def pad(rows: Rows) -> Bucket:
   return Bucket(*(x[0] for x in whole))
 
 
-def _bucket(
-  rows: Rows, chosen: np.ndarray, chunks: int, height: int, length: int, asked: int
-) -> Bucket:
+def _bucket(rows: Rows, chosen: np.ndarray, chunks: int, height: int, length: int, asked: int) -> Bucket:
   tokens = np.zeros((chunks * height, length), np.int32)
   positions = np.zeros((chunks * height, asked), np.int32)
   targets = np.zeros((chunks * height, asked), np.int32)

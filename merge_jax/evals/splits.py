@@ -60,7 +60,8 @@ def split(
     raise ValueError(f"Split fractions {tuple(fractions)} must not be negative or exceed 1 in sum.")
   ends = (fractions[0], fractions[0] + fractions[1], fractions[0] + fractions[1] + fractions[2])
   result: dict[str, list[Task]] = {name: [] for name in SPLITS}
-  duplicates, seen_in = 0, {}
+  duplicates = 0
+  seen_in: dict[str, str] = {}
   shared = set()
   for task in tasks:
     parts: dict[str, list[tuple[float, Example]]] = {name: [] for name in SPLITS}

@@ -72,14 +72,14 @@ def load(spec: str) -> Task:
   if not path.is_file():
     raise FileNotFoundError(f"Task file {path_text!r} does not exist.")
   examples = []
-  for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-    examples.append(_parse(line, f"{path}:{number}"))
+  for place, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    examples.append(_parse(line, f"{path}:{place}"))
   if not examples:
     raise ValueError(f"{path}: the file has no examples.")
   with_choices = [len(example.targets) > 1 for example in examples]
   if any(with_choices) and not all(with_choices):
-    line = with_choices.index(not with_choices[0]) + 1
-    raise ValueError(f"{path}:{line}: a task has either choices or targets in all its lines.")
+    number = with_choices.index(not with_choices[0]) + 1
+    raise ValueError(f"{path}:{number}: a task has either choices or targets in all its lines.")
   metric = metric or ("choice_accuracy" if with_choices[0] else "exact_match")
   if metric.startswith("choice") and not with_choices[0]:
     raise ValueError(f"{path}: metric {metric!r} needs choices; the lines have targets.")

@@ -58,4 +58,3 @@ def _eos(folder: Path, tokenizer: Tokenizer) -> int | None:
     token = token.get("content") if isinstance(token, dict) else token
     return tokenizer.token_to_id(token) if token else None
   return None
-

@@ -10,14 +10,15 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
 # Fields that do not change what the forward pass computes.
-_WITHOUT_EFFECT = frozenset(
-  """architectures attention_dropout auto_map bos_token_id chunk_size_feed_forward dtype
-  eos_token_id id2label initializer_range is_decoder is_encoder_decoder is_llama_config label2id
-  max_window_layers mlp_dropout name_or_path output_attentions output_hidden_states pad_token_id
-  problem_type resid_pdrop embd_pdrop return_dict sep_token_id cls_token_id decoder_start_token_id
-  task_specific_params tokenizer_class torch_dtype torchscript transformers_version
-  transformers.js_config unk_token_id use_cache model_type license""".split()
-)
+_WITHOUT_EFFECT = frozenset((
+  "architectures", "attention_dropout", "auto_map", "bos_token_id", "chunk_size_feed_forward",
+  "dtype", "eos_token_id", "id2label", "initializer_range", "is_decoder", "is_encoder_decoder",
+  "is_llama_config", "label2id", "max_window_layers", "mlp_dropout", "name_or_path",
+  "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "resid_pdrop",
+  "embd_pdrop", "return_dict", "sep_token_id", "cls_token_id", "decoder_start_token_id",
+  "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript", "transformers_version",
+  "transformers.js_config", "unk_token_id", "use_cache", "model_type", "license",
+))  # fmt: skip
 # Fields that are understood at one value alone.
 _FIXED = {
   "hidden_act": "silu",
@@ -28,12 +29,12 @@ _FIXED = {
   "add_cross_attention": False,
   "tie_encoder_decoder": False,
 }
-_READ = frozenset(
-  """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
-  num_key_value_heads head_dim rms_norm_eps rope_theta rope_scaling rope_parameters
-  max_position_embeddings tie_word_embeddings attention_bias mlp_bias sliding_window
-  use_sliding_window layer_types""".split()
-)
+_READ = frozenset((
+  "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+  "num_key_value_heads", "head_dim", "rms_norm_eps", "rope_theta", "rope_scaling",
+  "rope_parameters", "max_position_embeddings", "tie_word_embeddings", "attention_bias", "mlp_bias",
+  "sliding_window", "use_sliding_window", "layer_types",
+))  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,9 +139,7 @@ def parse(config: Mapping[str, Any], where: str = "config.json") -> DecoderConfi
   )
 
 
-def _windows(
-  config: Mapping[str, Any], family: str, layers: int, where: str
-) -> tuple[int | None, ...]:
+def _windows(config: Mapping[str, Any], family: str, layers: int, where: str) -> tuple[int | None, ...]:
   window = config.get("sliding_window")
   if family.startswith("qwen") and not config.get("use_sliding_window", False):
     window = None
@@ -154,9 +153,7 @@ def _windows(
     return tuple(None if i < full else int(window) for i in range(layers))
   for kind in kinds:
     if kind not in ("full_attention", "sliding_attention"):
-      raise ValueError(
-        unknown("layer type", str(kind), ("full_attention", "sliding_attention"), where)
-      )
+      raise ValueError(unknown("layer type", str(kind), ("full_attention", "sliding_attention"), where))
   return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
 
 

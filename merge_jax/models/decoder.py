@@ -24,7 +24,7 @@ class Linear(nnx.Module):
 
   def __call__(self, x: Array) -> Array:
     y = jnp.einsum("...i,oi->...o", x, self.weight.get_value().astype(x.dtype))
-    return y + self.bias.get_value().astype(x.dtype) if hasattr(self, "bias") else y
+    return y + along_last(self.bias, y) if hasattr(self, "bias") else y
 
 
 class RMSNorm(nnx.Module):
@@ -37,7 +37,7 @@ class RMSNorm(nnx.Module):
   def __call__(self, x: Array) -> Array:
     f = x.astype(jnp.float32)
     f = f * jax.lax.rsqrt(jnp.mean(f * f, axis=-1, keepdims=True) + self.eps)
-    return self.weight.get_value().astype(x.dtype) * f.astype(x.dtype)
+    return along_last(self.weight, x) * f.astype(x.dtype)
 
 
 class Embedding(nnx.Module):
@@ -59,9 +59,7 @@ class Attention(nnx.Module):
       self.k_norm = RMSNorm(c.head_dim, c.norm_eps)
     self.head_dim, self.window = c.head_dim, window
 
-  def __call__(
-    self, x: Array, queries: Array, positions: Array, cos: Array, sin: Array
-  ) -> Array:
+  def __call__(self, x: Array, queries: Array, positions: Array, cos: Array, sin: Array) -> Array:
     """x `[batch, time, hidden]`, queries `[batch, asked, hidden]` at positions `[batch|1, asked]`."""
 
     def heads(y: Array) -> Array:
@@ -115,9 +113,7 @@ class Stack(nnx.Module):
   """Embedding, layers and final norm: `model.*` of the tensor names."""
 
   def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-    self.embed_tokens = Embedding(
-      config.vocab_size, config.hidden_size, config.initializer_range, rngs
-    )
+    self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, config.initializer_range, rngs)
     self.layers = nnx.List([Layer(config, window, rngs) for window in config.windows])
     self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
@@ -128,14 +124,10 @@ class Decoder(nnx.Module):
   def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
     self.model = Stack(config, rngs)
     if not config.tie_embeddings:
-      self.lm_head = Linear(
-        config.hidden_size, config.vocab_size, False, config.initializer_range, rngs
-      )
+      self.lm_head = Linear(config.hidden_size, config.vocab_size, False, config.initializer_range, rngs)
     self.config = config
 
-  def __call__(
-    self, tokens: Array, asked: Array | None = None, dtype: jnp.dtype = jnp.float32
-  ) -> Array:
+  def __call__(self, tokens: Array, asked: Array | None = None, dtype: jnp.dtype = jnp.float32) -> Array:
     """Logits of the next token.
 
     Args:
@@ -157,6 +149,11 @@ class Decoder(nnx.Module):
     if self.config.tie_embeddings:
       return jnp.einsum("bth,vh->btv", x, embedding.astype(dtype)).astype(jnp.float32)
     return self.lm_head(x).astype(jnp.float32)
+
+
+def along_last(vector: nnx.Param, x: Array) -> Array:
+  """A vector as x has its last axis, in x's dtype."""
+  return jnp.expand_dims(vector.get_value().astype(x.dtype), range(x.ndim - 1))
 
 
 def take(x: Array, positions: Array) -> Array:

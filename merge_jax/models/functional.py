@@ -49,9 +49,7 @@ def build(config: DecoderConfig | Mapping[str, Any], where: str = "config.json")
   graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Decoder(shape, nnx.Rngs(0))))
   paths = {".".join(map(str, path)): path for path, _ in nnx.to_flat_state(abstract)}
   flat = dict(nnx.to_flat_state(abstract))
-  specs = {
-    name: jax.ShapeDtypeStruct(flat[path].shape, jnp.float32) for name, path in paths.items()
-  }
+  specs = {name: jax.ShapeDtypeStruct(flat[path].shape, jnp.float32) for name, path in paths.items()}
 
   def apply(
     params: Mapping[str, Array],
@@ -83,8 +81,7 @@ def _check_names(params: Mapping[str, Any], specs: Mapping[str, Any]) -> None:
       raise ValueError(f"Tensor {name!r} is missing in the parameters of the model.")
     if tuple(params[name].shape) != specs[name].shape:
       raise ValueError(
-        f"Tensor {name!r} has shape {tuple(params[name].shape)}; its config says "
-        f"{specs[name].shape}."
+        f"Tensor {name!r} has shape {tuple(params[name].shape)}; its config says {specs[name].shape}."
       )
   for name in params:
     if name not in specs and not ignored(name):

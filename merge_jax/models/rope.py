@@ -29,7 +29,7 @@ def frequencies(config: DecoderConfig, length: int) -> tuple[np.ndarray, float]:
   if rope.kind == "linear":
     return inverse / factor, 1.0
   if rope.kind == "dynamic":
-    known = int(options.get("original_max_position_embeddings") or config.max_positions)
+    known = float(options.get("original_max_position_embeddings") or config.max_positions)
     stretch = factor * max(length, known) / known - (factor - 1)
     return (rope.theta * stretch ** (dim / (dim - 2))) ** -exponents, 1.0
   if rope.kind == "llama3":
@@ -66,8 +66,9 @@ def _yarn(
   given = options.get("attention_factor")
   if given is None:
     scale, all_dims = options.get("mscale"), options.get("mscale_all_dim")
-    both = scale and all_dims
-    given = attention(scale) / attention(all_dims) if both else attention(1.0)
+    given = attention(1.0)
+    if scale and all_dims:
+      given = attention(float(scale)) / attention(float(all_dims))
   return scaled, float(given)
 
 

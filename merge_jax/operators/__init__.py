@@ -2,14 +2,14 @@
 
 from merge_jax.operators.core import Leaf as Leaf
 from merge_jax.operators.core import Operator as Operator
-from merge_jax.operators.core import Prepared as Prepared
 from merge_jax.operators.core import Survey as Survey
 from merge_jax.operators.core import Weights as Weights
-from merge_jax.operators.core import combine as combine
-from merge_jax.operators.core import merge as merge
-from merge_jax.operators.core import prepare as prepare
 from merge_jax.operators.core import route as route
 from merge_jax.operators.geometric import slerp as slerp
+from merge_jax.operators.lifting import Prepared as Prepared
+from merge_jax.operators.lifting import combine as combine
+from merge_jax.operators.lifting import merge as merge
+from merge_jax.operators.lifting import prepare as prepare
 from merge_jax.operators.linear import linear as linear
 from merge_jax.operators.linear import uniform as uniform
 from merge_jax.operators.naming import Axes as Axes

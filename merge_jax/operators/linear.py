@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from merge_jax.operators.core import Leaf, Operator, PyTree, static
+from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree
 from merge_jax.operators.reduce import weighted_sum
 
 
@@ -15,7 +15,7 @@ from merge_jax.operators.reduce import weighted_sum
 class Linear(Operator):
   """A weighted average; see `linear`."""
 
-  normalize: bool = static(default=True)
+  normalize: bool = dataclasses.field(default=True, metadata=STATIC)
 
   def default_weights(self, count: int) -> Array:
     return jnp.full(count, 1.0 / count)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from merge_jax.operators import selection
-from merge_jax.operators.core import static
+from merge_jax.operators.core import STATIC
 
 PyTree = Any
 
@@ -37,7 +37,7 @@ class Reducer:
 class WeightedSum(Reducer):
   """`Σ wᵢ τᵢ`, or `Σ wᵢ τᵢ / Σ wᵢ` with `normalize`."""
 
-  normalize: bool = static(default=False)
+  normalize: bool = dataclasses.field(default=False, metadata=STATIC)
 
   def reduce(self, deltas: tuple[Array, ...], weights: Array, surveyed: PyTree) -> Array:
     total = weighted_sum(deltas, weights)
@@ -65,9 +65,9 @@ class AgreeingMean(Reducer):
       negative if that is 0 too), positive (mergekit, PEFT), or neither, so that it stays 0.
   """
 
-  election: Election = static(default="unweighted")
-  divisor: Divisor = static(default="count")
-  zero_sign: ZeroSign = static(default="majority")
+  election: Election = dataclasses.field(default="unweighted", metadata=STATIC)
+  divisor: Divisor = dataclasses.field(default="count", metadata=STATIC)
+  zero_sign: ZeroSign = dataclasses.field(default="majority", metadata=STATIC)
 
   @property
   def surveys(self) -> bool:  # type: ignore[override]
@@ -105,4 +105,3 @@ def weighted_sum(arrays: tuple[Array, ...], weights: Array) -> Array:
   for i, x in enumerate(arrays[1:], 1):
     total = total + weights[i] * x.astype(jnp.float32)
   return total
-

@@ -196,7 +196,9 @@ def last_tie(x: Array, threshold: Array, k: Array) -> Array:
   for axis in range(x.ndim):
     at = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
 
-    def step(ends: tuple[Array, Array], tied: Array = tied, at: Array = at, need: Array = missing):
+    def step(
+      ends: tuple[Array, Array], tied: Array = tied, at: Array = at, need: Array = missing
+    ) -> tuple[Array, Array]:
       low, high = ends
       middle = (low + high) // 2
       enough = at_least(carry(count(tied & (at <= middle))), need)

@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators import selection
-from merge_jax.operators.core import static
+from merge_jax.operators.core import STATIC
 
 PyTree = Any
 
@@ -62,8 +62,8 @@ class Trim(Sparsifier):
   """Keeps the elements of largest magnitude; see `trim`."""
 
   density: ArrayLike
-  scope: Scope = static(default="model")
-  keep: Keep = static(default="threshold")
+  scope: Scope = dataclasses.field(default="model", metadata=STATIC)
+  keep: Keep = dataclasses.field(default="threshold", metadata=STATIC)
 
   @property
   def surveys(self) -> bool:  # type: ignore[override]
@@ -140,7 +140,7 @@ class Drop(Sparsifier):
   """Keeps elements at random; see `drop`."""
 
   density: ArrayLike
-  rescale: bool = static(default=True)
+  rescale: bool = dataclasses.field(default=True, metadata=STATIC)
   random = True
 
   def fit(self, delta: Array, key: Array | None, surveyed: PyTree) -> PyTree:

@@ -1,6 +1,6 @@
 """Task-vector methods: one operator made of blocks, and its presets.
 
-    task vectors -> sparsify -> reduce -> times scaling -> add to base
+task vectors -> sparsify -> reduce -> times scaling -> add to base
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from merge_jax.operators import reduce as reducers
 from merge_jax.operators import sparsify as sparsifiers
-from merge_jax.operators.core import Leaf, Operator, PyTree
+from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree
 from merge_jax.operators.reduce import AgreeingMean, Reducer, WeightedSum
 from merge_jax.operators.sparsify import Sparsifier, check_choice, drop, trim
 
@@ -35,7 +35,7 @@ class TaskVector(Operator):
   """
 
   sparsify: tuple[Sparsifier, ...] = ()
-  reduce: Reducer = WeightedSum()
+  reduce: Reducer = dataclasses.field(default_factory=WeightedSum)
   scaling: ArrayLike = 1.0
   needs_base = True
 
@@ -88,7 +88,7 @@ class _Stage:
   """The survey of one sparsifier: a fold for each model, side by side."""
 
   operator: TaskVector
-  stage: int = dataclasses.field(metadata={"static": True})
+  stage: int = dataclasses.field(metadata=STATIC)
 
   @property
   def block(self) -> Sparsifier:
@@ -225,9 +225,7 @@ def dare_ties(
   >>> mj.merge(mj.dare_ties(1.0), experts, base=base, key=jax.random.key(0))["w"].tolist()
   [1.0, 2.0]
   """
-  return TaskVector(
-    (drop(density, rescale=rescale),), _agreeing(election, divisor, zero_sign), scaling
-  )
+  return TaskVector((drop(density, rescale=rescale),), _agreeing(election, divisor, zero_sign), scaling)
 
 
 def _agreeing(

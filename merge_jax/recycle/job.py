@@ -151,34 +151,42 @@ def known_points_cost(count: int, budget: int) -> str:
   'known points (16 single checkpoints and soups) take up to 33 of 50 evaluations'
   """
   points = count + 2 + max(count - 1, 0)
-  return f"known points ({count} single checkpoints and soups) take up to {points} of {budget} evaluations"
+  what = f"known points ({count} single checkpoints and soups)"
+  return f"{what} take up to {points} of {budget} evaluations"
 
 
 def plan(settings: Settings) -> str:
   """What a job would do, with sizes and an estimate; reads headers and task files alone."""
   inputs = pools.read(settings)
   findings = list(preflight.check(inputs.pool, inputs.base, values=False))
-  first, lines = inputs.pool[0], [preflight.table(findings), ""]
-  lines.append(f"pool       {len(inputs.pool)} checkpoints of {first.parameters:,} parameters "
-               f"({preflight.gib(sum(c.nbytes for c in inputs.pool))}): {', '.join(inputs.labels)}")  # fmt: skip
-  if inputs.splits is not None:
-    for name, tasks in inputs.splits.items():
-      sizes = ", ".join(f"{task.name} {len(task.examples)} ({task.metric})" for task in tasks)
-      tokens = inputs.batches[name].tokens if name in inputs.batches else 0
-      lines.append(f"{name:<10} {sizes}; {tokens:,} tokens")
-    flops = 2 * first.parameters * inputs.tokens
-    merge = 2 * len(inputs.pool) * first.parameters
-    lines.append(f"candidate  {flops + merge:.2e} FLOPs, {merge / (flops + merge):.1%} of them for the merge")
-    lines.append(f"search     {settings.search.budget} candidates, {settings.search.budget * (flops + merge):.2e} FLOPs; "
-                 f"at 10 GFLOP/s (2 CPU cores) about {settings.search.budget * (flops + merge) / 1e10:.0f} s, "
-                 f"at 100 TFLOP/s {settings.search.budget * (flops + merge) / 1e14:.1f} s")  # fmt: skip
-  else:
+  first, s = inputs.pool[0], settings.search
+  size = preflight.gib(sum(checkpoint.nbytes for checkpoint in inputs.pool))
+  lines = [
+    preflight.table(findings),
+    "",
+    f"pool       {len(inputs.pool)} checkpoints of {first.parameters:,} parameters ({size}): "
+    + ", ".join(inputs.labels),
+  ]
+  for name, tasks in (inputs.splits or {}).items():
+    sizes = ", ".join(f"{task.name} {len(task.examples)} ({task.metric})" for task in tasks)
+    tokens = inputs.batches[name].tokens if name in inputs.batches else 0
+    lines.append(f"{name:<10} {sizes}; {tokens:,} tokens")
+  if inputs.command is not None:
     lines.append(f"scorer     {settings.scorer.command}")
-  lines.append(f"method     {settings.search.proposer} in space {settings.search.space!r}, fitness "
-               f"{settings.search.fitness} of {settings.search.fitness_source}; "
-               f"{known_points_cost(len(inputs.pool), settings.search.budget)}")  # fmt: skip
-  lines.append(f"writes     {settings.output_dir}: {', '.join(OUTPUTS)} (merged model {preflight.gib(first.nbytes)})")
-  return "\n".join(lines)
+  else:
+    merge = 2 * len(inputs.pool) * first.parameters
+    one = 2 * first.parameters * inputs.tokens + merge
+    lines += [
+      f"candidate  {one:.2e} FLOPs, {merge / one:.1%} of them for the merge",
+      f"search     {s.budget} candidates, {s.budget * one:.2e} FLOPs: about {s.budget * one / 3e10:.0f} s at "
+      f"30 GFLOP/s (2 CPU cores), {s.budget * one / 1e14:.1f} s at 100 TFLOP/s",
+    ]
+  lines += [
+    f"method     {s.proposer} in space {s.space!r}, fitness {s.fitness} of {s.fitness_source}; "
+    + known_points_cost(len(inputs.pool), s.budget),
+    f"writes     {settings.output_dir}: {', '.join(OUTPUTS)} (merged: {preflight.gib(first.nbytes)})",
+  ]
+  return "\n".join([*lines, *(f"note       {note}" for note in inputs.notes)])
 
 
 def _refuse_foreign(folder: Path, settings: Settings) -> None:
@@ -221,5 +229,3 @@ def _check_manifest(folder: Path, settings: Settings, inputs: Inputs) -> dict[st
       "same way to resume, use --overwrite to begin anew, or choose another --output_dir."
     )
   return None
-
-

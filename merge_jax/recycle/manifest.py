@@ -34,7 +34,11 @@ def build(settings: Settings, inputs: Inputs) -> dict[str, Any]:
       digests[path.as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
   return {
     "config": _plain(config),
-    "versions": {"merge_jax": merge_jax.__version__, "python": platform.python_version(), **versions},
+    "versions": {
+      "merge_jax": merge_jax.__version__,
+      "python": platform.python_version(),
+      **versions,
+    },
     "devices": [device.device_kind for device in jax.devices()],
     "inputs": digests,
   }

@@ -81,9 +81,7 @@ def read(settings: Settings) -> Inputs:
       raise ValueError(f"{both} prompts of the held-out tasks stand in the search or validation "
                        "examples; held-out tasks must share none.")  # fmt: skip
     splits["heldout"] = heldout
-  fitness = _fitness(
-    [task.name for task in tasks], [task_files.sign(task.metric) for task in tasks], search
-  )
+  fitness = _fitness([task.name for task in tasks], [task_files.sign(task.metric) for task in tasks], search)
   batches = _batches(pool[0], splits, settings)
   return Inputs(pool, base, labels, fitness, splits, batches, None, notes)
 

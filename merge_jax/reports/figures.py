@@ -15,9 +15,9 @@ MARKERS = {
 }  # fmt: skip
 MOST_PAIRS = 6
 
-STYLE = {
+STYLE: Any = {
   "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10,
-  "figure.dpi": 110, "savefig.bbox": "tight", "legend.frameon": False,
+  "figure.dpi": 110, "legend.frameon": False,
 }  # fmt: skip
 
 
@@ -48,8 +48,8 @@ def pareto(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> F
       axis.axis("off")
     for axis, (x, y) in zip(axes.flat, pairs, strict=False):
       _scatter(axis, records, rows, x, y, signs)
-    handles, names = (axes.flat[0].get_legend_handles_labels() if pairs else ([], []))
-    figure.legend(handles, names, loc="upper center", ncol=4, bbox_to_anchor=(0.5, 0.0))
+    handles, names = axes.flat[0].get_legend_handles_labels() if pairs else ([], [])
+    figure.legend(handles, names, loc="upper center", ncol=4, bbox_to_anchor=(0.5, 0.01))
     figure.tight_layout()
   return figure
 
@@ -118,10 +118,12 @@ def fitness(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> 
       axis.step(steps, best, where="post", color=RED, lw=1.3, label="best so far")
       finite = values[np.isfinite(values)]
       low = max(finite.min(), np.median(finite) - 4 * (finite.max() - np.median(finite)) - 1e-9)
-      axis.set_ylim(low - 0.05 * (finite.max() - low + 1e-9), finite.max() + 0.08 * (finite.max() - low + 1e-9))
+      axis.set_ylim(
+        low - 0.05 * (finite.max() - low + 1e-9), finite.max() + 0.08 * (finite.max() - low + 1e-9)
+      )
     axis.set_xlabel("evaluation")
     axis.set_ylabel("fitness")
-    axis.legend(loc="lower right", ncol=3)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3)
   return figure
 
 
@@ -129,7 +131,8 @@ def correlations(result: Mapping[str, Any]) -> Figure:
   """Rank correlation of tasks over the single checkpoints: red where they trade off."""
   tasks = [task["name"] for task in result["tasks"]]
   table = np.array(
-    [[np.nan if v is None else v for v in row] for row in result["analysis"]["task_spearman"]], float
+    [[np.nan if v is None else v for v in row] for row in result["analysis"]["task_spearman"]],
+    float,
   )
   size = 1.4 + 0.62 * len(tasks)
   with plt.rc_context(STYLE):

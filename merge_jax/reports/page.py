@@ -1,7 +1,9 @@
 """`report.html`: one page without any other file, read in a minute."""
 
 import base64
+import dataclasses
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,54 +11,11 @@ from typing import Any
 from merge_jax import storage
 from merge_jax.reports import text
 
-TEMPLATE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>merge_jax: recycled checkpoints</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #24292f; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.35rem; line-height: 1.35; font-weight: 600; } h2 { font-size: 1.05rem; margin-top: 2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-.wide { overflow-x: auto; }
-td, th { padding: .22rem .6rem; text-align: right; border-bottom: 1px solid #e4e7eb; white-space: nowrap; }
-td:first-child, th:first-child { text-align: left; } tr.selected { background: #fbf1ef; font-weight: 600; }
-td.best { color: #b5403a; } .small { color: #5b6470; font-size: .88rem; } img { max-width: 100%; }
-.pair { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start; }
-</style></head><body>
-<p class="small">merge_jax {{ manifest.versions.merge_jax }} · recycle</p>
-<h1>{{ headline }}</h1>
-{% for note in result.notes %}<p class="small">Note: {{ note }}</p>{% endfor %}
-<h2>Test scores</h2>
-<div class="wide"><table><tr><th></th>
-{% for task in result.tasks %}<th>{{ task.name }}</th>{% endfor %}<th>average</th><th>selected gains</th></tr>
-{% for row in rows %}<tr{% if row.name == "selected" %} class="selected"{% endif %}><td>{{ row.label }}</td>
-{% for cell in row.cells %}<td{% if cell.best %} class="best"{% endif %}>{{ cell.text }}</td>{% endfor %}
-<td>{{ row.average }}</td><td>{{ row.gain }}</td></tr>
-{% endfor %}</table></div>
-<p class="small">Examples that chose nothing: the search saw others, finalists were compared on others again, and these were
-scored once. ± is one bootstrap standard error over examples; gains are paired, mean over tasks. Best of each column in red.
-{% if losses %} Losses ({{ losses }}) are in nats, lower is better; they enter the average with a minus.{% endif %}
-The selected merge is <b>{{ selected_from }}</b>.</p>
-{% if images.pareto %}<h2>Trade-offs between tasks</h2>
-<p class="small">Every evaluated candidate, on the search's examples{% if many %}; the six pairs that trade off most{% endif %}.
-{{ front }} of {{ evaluations }} candidates are on the Pareto front of all tasks; it covers {{ volume }} times the hypervolume of
-the single checkpoints' front (above the worst single score of each task).</p><img alt="Pareto fronts" src="{{ images.pareto }}">{% endif %}
-<h2>Weights</h2>
-<p class="small">Of the selected merge and the five best on the search's examples; above {{ threshold }} in magnitude:
-{{ nonzero }} of {{ result.checkpoints | length }}.{% if rho is not none %} Rank correlation of a checkpoint's own fitness
-with its mean weight: {{ rho }}.{% endif %}</p><img alt="Weights" src="{{ images.weights }}">
-<div class="pair"><div><h2>Fitness by evaluation</h2><img alt="Fitness" src="{{ images.fitness }}"></div>
-{% if images.correlations %}<div><h2>Do tasks trade off?</h2><img alt="Correlations" src="{{ images.correlations }}">
-<p class="small">Rank correlation over the single checkpoints.</p></div>{% endif %}</div>
-<h2>What was run, and what it cost</h2>
-<table>{% for name, value in facts %}<tr><td>{{ name }}</td><td style="text-align:left;white-space:normal">{{ value }}</td></tr>{% endfor %}</table>
-</body></html>
-"""
+TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def write(folder: Path, result: Mapping[str, Any], records: Sequence[Any]) -> None:
   """Writes `figures/*.png` and `report.html` into a result folder; needs its `manifest.json`."""
-  import json
-
   import matplotlib
 
   matplotlib.use("agg")
@@ -64,13 +23,13 @@ def write(folder: Path, result: Mapping[str, Any], records: Sequence[Any]) -> No
 
   from merge_jax.reports import figures
 
-  lines = [record if isinstance(record, dict) else record._asdict() for record in records]
+  lines = [record if isinstance(record, dict) else dataclasses.asdict(record) for record in records]
   images = {}
   with storage.new_folder(folder / "figures", replace=True) as partial:
     for name, figure in figures.draw(result, lines).items():
       buffer = io.BytesIO()
       # No software tag: the same result gives the same bytes.
-      figure.savefig(buffer, format="png", metadata={"Software": None})
+      figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
       plt.close(figure)
       (partial / f"{name}.png").write_bytes(buffer.getvalue())
       images[name] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -87,7 +46,7 @@ def render(result: Mapping[str, Any], manifest: Mapping[str, Any], images: Mappi
   singles = front["hypervolume_singles"]
   losses = [task["name"] for task in result["tasks"] if task["metric"] == "loss"]
   pairs = len(result["tasks"]) * (len(result["tasks"]) - 1) // 2
-  return environment.from_string(TEMPLATE).render(
+  return environment.from_string(TEMPLATE.read_text()).render(
     headline=text.headline(result),
     manifest=manifest,
     result=result,
@@ -141,11 +100,18 @@ def _facts(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple
     facts.append((f"task {task['name']}", f"{task['metric']}{shown}"))
   facts.append(("search", f"{search['proposer']} in space {search['space']}, fitness {search['fitness']} of "
                           f"{search['fitness_source']}, seed {search['seed']}"))  # fmt: skip
-  facts.append(("evaluations", f"{cost['evaluations']} of a budget of {cost['budget']}, {cost['seconds']:.1f} s"))
+  facts.append(
+    (
+      "evaluations",
+      f"{cost['evaluations']} of a budget of {cost['budget']}, {cost['seconds']:.1f} s",
+    )
+  )
   if cost["search_flops"]:
     shown = f"{cost['search_flops']:.2e}"
     if cost["share_of_training"]:
-      shown += f", {cost['share_of_training']:.1%} of the {cost['training_flops']:.2e} that training the pool took"
+      shown += (
+        f", {cost['share_of_training']:.1%} of the {cost['training_flops']:.2e} that training the pool took"
+      )
     facts.append(("search FLOPs", shown))
   heldout = [row for row in result["rows"] if row.get("heldout")]
   for row in heldout:

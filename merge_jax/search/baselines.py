@@ -27,9 +27,7 @@ def mean_of(members: Sequence[int], count: int) -> tuple[float, ...]:
   return tuple(1.0 / len(members) if i in members else 0.0 for i in range(count))
 
 
-def known_points(
-  records: Sequence[Record], fitness: Fitness, count: int
-) -> Iterator[Proposal]:
+def known_points(records: Sequence[Record], fitness: Fitness, count: int) -> Iterator[Proposal]:
   """Proposes the known points of a pool of `count` checkpoints: at most 2 `count` + 1.
 
   A soup that was evaluated already (merge-best of one checkpoint, the first greedy step of two) is
@@ -41,7 +39,7 @@ def known_points(
   best = merge_best(records, fitness, count)
   if best is not None:
     soups["merge_best"] = best
-  new = []
+  new: list[Candidate] = []
   for kind, weights in soups.items():
     if find(records, weights) is None and weights not in [c.weights for c in new]:
       new.append(Candidate(kind, weights, "linear"))

@@ -71,9 +71,7 @@ def finalists(found: Mapping[str, Candidate]) -> list[str]:
   return [name for name in found if not name.startswith("best_on_")]
 
 
-def select(
-  validation: Mapping[str, Mapping[str, Any]], fitness: Fitness, records: Sequence[Record]
-) -> str:
+def select(validation: Mapping[str, Mapping[str, Any]], fitness: Fitness, records: Sequence[Record]) -> str:
   """The finalist with the highest fitness on validation examples.
 
   Args:

@@ -1,5 +1,6 @@
 """The journal: every evaluated candidate, one JSON line each. Nothing else is state."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,8 @@ class Candidate(NamedTuple):
   method: str = "search"
 
 
-class Record(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Record:
   """An evaluated candidate.
 
   Attributes:
@@ -66,7 +68,7 @@ class Journal:
   def append(self, record: Record) -> None:
     """Adds a record; it is on the disk when this returns."""
     if self._file is not None:
-      self._file.append(record._asdict())
+      self._file.append(dataclasses.asdict(record))
     self.stored.append(record)
 
   def close(self) -> None:

@@ -142,7 +142,6 @@ def _compare(record: Record, candidate: Candidate, index: int) -> None:
   why = (
     "the weights differ in their last digits, as after a change of machine or numpy build"
     if near and record.kind == candidate.kind
-    else f"it holds {record.kind} {record.weights}, the search asks for {candidate.kind} "
-    f"{candidate.weights}"
+    else f"it holds {record.kind} {record.weights}, the search asks for {candidate.kind} {candidate.weights}"
   )
   raise ValueError(f"The journal cannot be continued at evaluation {index}: {why}.")

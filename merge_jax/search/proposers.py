@@ -1,8 +1,9 @@
 """Proposers: what to evaluate after the known points. Each is a function of the journal."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,8 @@ from merge_jax.search.loop import Proposal, Proposer
 from merge_jax.search.space import Space
 
 
-class Setting(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Setting:
   """What every proposer is made from.
 
   Attributes:

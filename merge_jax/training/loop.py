@@ -145,7 +145,13 @@ def _compiled(apply: Callable[..., Array], optimizer: Any, batch_size: int) -> C
 
   @jax.jit
   def steps(
-    params: Params, state: Any, keys: Array, rows: Bucket, shares: Array, starts: Array, counts: Array
+    params: Params,
+    state: Any,
+    keys: Array,
+    rows: Bucket,
+    shares: Array,
+    starts: Array,
+    counts: Array,
   ) -> tuple[Params, Any, Array]:
     def one(carry: tuple[Params, Any], key: Array) -> tuple[tuple[Params, Any], Array]:
       params, state = carry

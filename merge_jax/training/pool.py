@@ -31,7 +31,10 @@ def save(
   with storage.new_folder(folder) as partial:
     _write(partial / "config.json", config)
     eos = config.get("eos_token_id")
-    _write(partial / "generation_config.json", {"eos_token_id": eos, "pad_token_id": config.get("pad_token_id")})
+    _write(
+      partial / "generation_config.json",
+      {"eos_token_id": eos, "pad_token_id": config.get("pad_token_id")},
+    )
     (partial / "tokenizer.json").write_text(tokenizer)
     names = {token["id"]: token["content"] for token in json.loads(tokenizer)["added_tokens"]}
     special = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": names.get(eos),
@@ -89,4 +92,3 @@ def describe(recipe: Recipe, trained: Trained) -> dict[str, Any]:
     "final_loss": trained.losses[-1],
     "recipe": {name: dict(v) if isinstance(v, Mapping) else v for name, v in vars(recipe).items()},
   }
-
