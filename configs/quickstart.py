@@ -28,7 +28,7 @@ def get_config() -> config_dict.ConfigDict:
   c.seed = 0
   c.tasks = TASKS
   c.train_examples = 6000  # a task
-  c.task_examples = 1200
+  c.task_examples = 1500
   c.model = config_dict.ConfigDict({
     "architectures": ("LlamaForCausalLM",), "model_type": "llama", "vocab_size": 97,
     "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -37,17 +37,18 @@ def get_config() -> config_dict.ConfigDict:
   })  # fmt: skip
   harder = {"reverse": 1.0, "insert": 0.7, "rotate": 1.0, "sort": 0.5, "words": 2.0, "hex": 1.5}
   c.base = config_dict.ConfigDict(
-    {"mixture": harder, "steps": 4500, "learning_rate": 3e-3, "schedule_steps": 5850}
+    {"mixture": harder, "steps": 6000, "learning_rate": 3e-3, "until_loss": 0.25}
   )
   pairs = zip(TASKS, (*TASKS[1:], TASKS[0]), strict=True)
   experts = {
     f"{a}_{b}": {"mixture": mixture(0.9, a, b), "steps": 700, "learning_rate": 1e-3} for a, b in pairs
   }
   experts["slow"] = {"mixture": mixture(0.9, *TASKS[:3]), "steps": 700, "learning_rate": 5e-4}
-  experts["late"] = {"mixture": mixture(0.9, *TASKS[3:]), "steps": 700, "learning_rate": 1e-3}
+  # As in the paper's pool, one is trained on one thing alone and bad at everything else.
+  experts["narrow"] = {"mixture": {"sort": 1.0}, "steps": 700, "learning_rate": 2e-3}
   c.experts = config_dict.ConfigDict(experts)
 
   c.recycle = config_dict.ConfigDict()
-  c.recycle.splits = config_dict.ConfigDict({"fractions": (0.25, 0.25, 0.5)})
+  c.recycle.splits = config_dict.ConfigDict({"fractions": (0.3, 0.2, 0.5)})
   c.recycle.search = config_dict.ConfigDict({"budget": 150})
   return c

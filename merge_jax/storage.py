@@ -129,24 +129,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
   return records
 
 
-class Appender:
-  """Appends JSON lines to a file, each on the disk before the call returns."""
-
-  def __init__(self, path: Path):
-    if path.exists():  # cut off an incomplete last line
-      content = path.read_bytes()
-      whole = content.rfind(b"\n") + 1
-      if whole < len(content):
-        os.truncate(path, whole)
-    self._file = path.open("ab")
+def append_line(path: Path, record: dict[str, Any]) -> None:
+  """Appends a JSON line; it is on the disk when this returns."""
+  new = not path.exists()
+  with path.open("ab") as file:
+    file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
+  if new:
     sync(path.parent)
 
-  def append(self, record: dict[str, Any]) -> None:
-    """Writes one line and waits for the disk."""
-    self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-    self._file.flush()
-    os.fsync(self._file.fileno())
 
-  def close(self) -> None:
-    """Closes the file."""
-    self._file.close()
+def cut_incomplete(path: Path) -> None:
+  """Cuts off a last line that a kill left without its end."""
+  if path.exists():
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+      os.truncate(path, whole)

@@ -76,9 +76,7 @@ def test_exact_match_is_greedy_decoding(loaded):
   continuation = TOKENS.tokenizer.decode(ids[len(prompt) :])
   examples = (evals.Example("copy abc=", (continuation,)), evals.Example("copy abc=", (continuation + "#",)))
   task = evals.Task("greedy", "exact_match", examples)
-  scorer = evals.make_scorer(
-    MODEL.apply, [task], evals.pack(evals.encode([task], TOKENS, append_eos=False))
-  )
+  scorer = evals.make_scorer(MODEL.apply, [task], evals.pack(evals.encode([task], TOKENS, append_eos=False)))
   values = scorer.read(jax.jit(scorer.function)(PARAMS, scorer.batches)).of(0)[0]
   after = int(MODEL.apply(PARAMS, jnp.array([ids]))[0, -1].argmax())
   assert values.tolist() == [1.0, float(after == TOKENS.tokenizer.token_to_id("#"))]

@@ -15,19 +15,12 @@ def record(index):
   return Record(index, 0, "single", "linear", (1.0, 0.0), {"a": 0.5, "b": None}, None, None, 0.25)
 
 
-def stored(path):
-  journal = Journal(path)
-  journal.close()
-  return journal.stored
-
-
 def test_journal_reads_back_what_it_wrote(tmp_path):
   path = tmp_path / "journal.jsonl"
   journal = Journal(path)
   for i in range(3):
     journal.append(record(i))
-  journal.close()
-  assert stored(path) == [record(i) for i in range(3)]
+  assert Journal(path).stored == [record(i) for i in range(3)]
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
@@ -36,13 +29,11 @@ def test_a_line_cut_short_is_dropped_and_overwritten(tmp_path, cut):
   journal = Journal(path)
   for i in range(2):
     journal.append(record(i))
-  journal.close()
   os.truncate(path, path.stat().st_size - cut)
   journal = Journal(path)
   assert journal.stored == [record(0)]
   journal.append(record(1))
-  journal.close()
-  assert stored(path) == [record(0), record(1)]
+  assert Journal(path).stored == [record(0), record(1)]
 
 
 def test_a_damaged_line_is_named(tmp_path):

@@ -104,14 +104,14 @@ def _run(
     if stop() and record.index >= known:
       raise Stopped(f"Stopped after {record.index + 1} evaluations; the same command continues.")
 
-  try:
-    found = search(
-      proposer(settings.search.proposer, setting_of(settings, inputs.fitness, len(inputs.pool))),
-      lambda candidate: pool.objective.evaluate(candidate, "search"),
-      journal, inputs.fitness, budget_of(settings), progress=after,
-    )  # fmt: skip
-  finally:
-    journal.close()
+  found = search(
+    proposer(settings.search.proposer, setting_of(settings, inputs.fitness, len(inputs.pool))),
+    lambda candidate: pool.objective.evaluate(candidate, "search"),
+    journal,
+    inputs.fitness,
+    budget_of(settings),
+    progress=after,
+  )
   say("search done; scoring finalists on validation and test examples")
   result, chosen = results.conclude(settings, inputs, pool, found, training_tokens)
   provenance = {

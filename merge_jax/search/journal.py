@@ -62,19 +62,17 @@ class Journal:
   """
 
   def __init__(self, path: Path | None = None):
-    self.stored = [] if path is None else [parse(line) for line in storage.read_lines(path)]
-    self._file = None if path is None else storage.Appender(path)
+    self._path = path
+    self.stored: list[Record] = []
+    if path is not None:
+      storage.cut_incomplete(path)
+      self.stored = [parse(line) for line in storage.read_lines(path)]
 
   def append(self, record: Record) -> None:
     """Adds a record; it is on the disk when this returns."""
-    if self._file is not None:
-      self._file.append(dataclasses.asdict(record))
+    if self._path is not None:
+      storage.append_line(self._path, dataclasses.asdict(record))
     self.stored.append(record)
-
-  def close(self) -> None:
-    """Closes the file."""
-    if self._file is not None:
-      self._file.close()
 
 
 def parse(line: dict[str, Any]) -> Record:

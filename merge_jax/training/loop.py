@@ -28,6 +28,7 @@ class Recipe:
     warmup: steps of linear warm-up.
     schedule_steps: steps over which the cosine reaches zero, at least `steps`; a larger number
       stops early. None: `steps`.
+    until_loss: stop once the mean loss of the last hundred steps is below; 0 trains all steps.
     batch_size: examples a step.
     weight_decay, b2, clip: of AdamW, and the global gradient norm.
     seed: of the examples that are drawn.
@@ -38,6 +39,7 @@ class Recipe:
   learning_rate: float
   warmup: int = 20
   schedule_steps: int | None = None
+  until_loss: float = 0.0
   batch_size: int = 32
   weight_decay: float = 0.0
   b2: float = 0.98
@@ -46,10 +48,11 @@ class Recipe:
 
 
 class Trained(NamedTuple):
-  """Parameters, the loss of each call of steps, and the number of tokens read."""
+  """Parameters, the loss of each call of steps, the steps done and the tokens read."""
 
   params: Params
   losses: list[float]
+  steps: int
   tokens: int
 
 
@@ -103,8 +106,10 @@ def train(
   optimizer = optimizer_of(recipe)
   step = _compiled(apply, optimizer, recipe.batch_size)
   state = optimizer.init(params)
-  key, losses, done = jax.random.key(recipe.seed), [], 0
-  while done < recipe.steps:
+  key, done = jax.random.key(recipe.seed), 0
+  losses: list[float] = []
+  window = max(1, 100 // steps_per_call)
+  while done < recipe.steps and not (len(losses) >= window and np.mean(losses[-window:]) < recipe.until_loss):
     count = min(steps_per_call, recipe.steps - done)
     keys = jax.random.split(jax.random.fold_in(key, done), count)
     params, state, loss = step(params, state, keys, data.rows, shares, data.starts, data.counts)
@@ -113,7 +118,7 @@ def train(
     if progress is not None:
       progress(done, recipe.steps, losses[-1])
   row_tokens = int(data.rows.tokens.shape[-1])
-  return Trained(params, losses, recipe.steps * recipe.batch_size * row_tokens)
+  return Trained(params, losses, done, done * recipe.batch_size * row_tokens)
 
 
 def optimizer_of(recipe: Recipe) -> optax.GradientTransformation:

@@ -75,13 +75,13 @@ def make(
     first = model.init(jax.random.key(base.seed))
     trained = train(model.apply, first, data, base)
     save(folder / "base", trained.params, config, tokenizer, describe(base, trained))
-    say(f"base: loss {trained.losses[-1]:.3f} after {base.steps} steps")
+    say(f"base: loss {trained.losses[-1]:.3f} after {trained.steps} steps")
   start = checkpoints.open(folder / "base").load()
   for name, recipe in experts.items():
     if not (folder / name).is_dir():
       trained = train(model.apply, start, data, recipe)
       save(folder / name, trained.params, config, tokenizer, describe(recipe, trained))
-      say(f"{name}: loss {trained.losses[-1]:.3f} after {recipe.steps} steps at {recipe.learning_rate:g}")
+      say(f"{name}: loss {trained.losses[-1]:.3f} after {trained.steps} steps at {recipe.learning_rate:g}")
   return [folder / name for name in experts]
 
 
@@ -89,6 +89,7 @@ def describe(recipe: Recipe, trained: Trained) -> dict[str, Any]:
   """What `training.json` holds."""
   return {
     "tokens": trained.tokens,
+    "steps": trained.steps,
     "final_loss": trained.losses[-1],
     "recipe": {name: dict(v) if isinstance(v, Mapping) else v for name, v in vars(recipe).items()},
   }

@@ -1,0 +1,53 @@
+"""Tiny random configs of each family member, and their parameters from numpy alone."""
+
+import numpy as np
+
+SHAPE = {
+  "vocab_size": 48, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,
+  "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+  "rms_norm_eps": 1e-5, "hidden_act": "silu",
+}  # fmt: skip
+LLAMA3 = {
+  "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 16, "rope_theta": 500000.0,
+}  # fmt: skip
+YARN = {
+  "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0,
+}  # fmt: skip
+
+CASES = {
+  "llama2": {"model_type": "llama", "num_key_value_heads": 4},
+  "llama3": {"model_type": "llama", "rope_parameters": LLAMA3},
+  "llama_tied_biased": {
+    "model_type": "llama", "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True,
+  },
+  "smollm": {"model_type": "llama", "tie_word_embeddings": True, "num_attention_heads": 8, "rope_theta": 1e5},
+  "llama_linear": {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}},
+  "llama_dynamic": {
+    "model_type": "llama", "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+  },
+  "llama_yarn": {"model_type": "llama", "rope_parameters": YARN},
+  "mistral": {"model_type": "mistral", "sliding_window": 7, "head_dim": 16},
+  "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
+  "qwen2_windows": {
+    "model_type": "qwen2", "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1,
+  },
+  "qwen3": {"model_type": "qwen3", "head_dim": 16},
+}  # fmt: skip
+
+TOKENS = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], (2, 72))  # beyond max positions
+
+
+def config_of(name: str) -> dict:
+  """The `config.json` of a case."""
+  return SHAPE | CASES[name]
+
+
+def parameters(specs: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+  """Random tensors, large enough that logits differ by several units."""
+  generator = np.random.default_rng(1)
+  result = {}
+  for name in sorted(specs):
+    value = generator.normal(size=specs[name])
+    result[name] = (1 + 0.1 * value if name.endswith("norm.weight") else 0.3 * value).astype(np.float32)
+  return result
