@@ -10,5 +10,6 @@ from merge_jax.checkpoints.base import Checkpoint as Checkpoint
 from merge_jax.checkpoints.formats import FORMATS as FORMATS
 from merge_jax.checkpoints.formats import open_checkpoint as open_checkpoint
 from merge_jax.checkpoints.formats import write as write
+from merge_jax.checkpoints.huggingface import DTYPES as DTYPES
 
 open = open_checkpoint

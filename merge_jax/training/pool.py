@@ -29,9 +29,9 @@ def save(
     about: content of `training.json`; `tokens` is what training read.
   """
   with storage.new_folder(folder) as partial:
-    _write(partial / "config.json", config)
+    write_object(partial / "config.json", config)
     eos = config.get("eos_token_id")
-    _write(
+    write_object(
       partial / "generation_config.json",
       {"eos_token_id": eos, "pad_token_id": config.get("pad_token_id")},
     )
@@ -39,12 +39,13 @@ def save(
     names = {token["id"]: token["content"] for token in json.loads(tokenizer)["added_tokens"]}
     special = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": names.get(eos),
                "pad_token": names.get(config.get("pad_token_id"))}  # fmt: skip
-    _write(partial / "tokenizer_config.json", {k: v for k, v in special.items() if v is not None})
-    _write(partial / "training.json", about)
+    write_object(partial / "tokenizer_config.json", {k: v for k, v in special.items() if v is not None})
+    write_object(partial / "training.json", about)
     checkpoints.write(partial, jax.device_get(dict(params)))
 
 
-def _write(path: Path, value: Mapping[str, Any]) -> None:
+def write_object(path: Path, value: Mapping[str, Any]) -> None:
+  """Writes a JSON file in a folder that is not complete yet."""
   path.write_text(json.dumps(value, indent=2) + "\n")
 
 

@@ -1,0 +1,34 @@
+"""Trains a checkpoint on a mixture of task files, from scratch or from another checkpoint.
+
+    python -m launch.train --tasks=code.jsonl,math.jsonl --init=base --output_dir=expert \
+      --config.mixture=code=0.8,math=0.2 --config.steps=500
+
+Without `--init` a small decoder of `config.model` with a character tokenizer is made. Cost: about
+10 ms a step of 32 short examples for the default model on two CPU cores.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config(mode: str = "") -> config_dict.ConfigDict:
+  if mode not in ("", "small"):
+    raise ValueError(f"configs/train.py has no mode {mode!r}; it has 'small'.")
+  c = config_dict.ConfigDict()
+  c.steps = 50 if mode == "small" else 1000
+  c.learning_rate = 1e-3
+  c.warmup = 20
+  c.schedule_steps = 0  # 0: steps
+  c.until_loss = 0.0  # stop once the loss is below
+  c.batch_size = 32
+  c.weight_decay = 0.0
+  c.b2 = 0.98
+  c.clip = 1.0
+  c.seed = 0
+  c.mixture = ""  # task=share,…; "": all alike
+  c.model = config_dict.ConfigDict({
+    "architectures": ("LlamaForCausalLM",), "model_type": "llama", "vocab_size": 97,
+    "hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "max_position_embeddings": 256, "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0, "tie_word_embeddings": True, "eos_token_id": 1, "pad_token_id": 0,
+  })  # fmt: skip
+  return c
