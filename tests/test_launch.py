@@ -1,0 +1,172 @@
+"""The jobs as a user starts them: flags, exit statuses, messages, files."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from merge_jax import checkpoints
+from tests import pools
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu"}
+
+
+def start(name, *arguments, **options):
+  words = [sys.executable, "-m", "merge_jax", name, *map(str, arguments)]
+  return subprocess.Popen(
+    words, cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+  )
+
+
+def launch(name, *arguments):
+  process = start(name, *arguments)
+  out, errors = process.communicate(timeout=300)
+  return process.returncode, out, errors
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("world")
+  return folder, pools.make_pool(folder / "pool", 3), pools.make_tasks(folder / "tasks")
+
+
+def flags_of(world, output, *more):
+  folder, paths, tasks = world
+  return (
+    f"--checkpoints={','.join(map(str, paths))}", f"--base={folder / 'pool' / 'base'}",
+    f"--tasks={tasks[0]}:loss,{tasks[1]}", f"--output_dir={output}", "--budget=12", *more,
+  )  # fmt: skip
+
+
+def test_recycle_then_report_then_again(world, tmp_path):
+  output = tmp_path / "run"
+  code, out, errors = launch("recycle", *flags_of(world, output))
+  assert code == 0, errors
+  assert "12/12 evaluations" in out and f"report: {output}/report.html" in out
+  assert re.search(r"The merge of 3 checkpoints scores .* against the best single checkpoint", out)
+  page = (output / "report.html").read_bytes()
+  (output / "report.html").unlink()
+  code, _, errors = launch("report", f"--run={output}")
+  assert code == 0, errors
+  assert (output / "report.html").read_bytes() == page
+  code, out, _ = launch("recycle", *flags_of(world, output))
+  assert code == 0 and "finished before" in out and "selected" in out
+  code, out, errors = launch("recycle", *flags_of(world, output, "--config.search.seed=1"))
+  assert code == 1 and "config.search.seed: 0 -> 1" in errors and "Traceback" not in errors
+
+
+def test_dry_run_writes_nothing(world, tmp_path):
+  code, out, errors = launch("recycle", *flags_of(world, tmp_path / "x", "--dry_run"))
+  assert code == 0, errors
+  assert "12 candidates" in out and not (tmp_path / "x").exists()
+
+
+def test_sigterm_finishes_the_record_and_exits_with_its_own_status(world, tmp_path):
+  output = tmp_path / "run"
+  process = start("recycle", *flags_of(world, output, "--config.search.budget=100000", "--budget=0"))
+  journal, deadline = output / "journal.jsonl", time.monotonic() + 120
+  while not (journal.exists() and journal.read_bytes().count(b"\n") > 4):
+    assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+    time.sleep(0.05)
+  process.send_signal(signal.SIGTERM)
+  _, errors = process.communicate(timeout=60)
+  assert process.returncode == 75 and "the same command continues" in errors
+  lines = journal.read_bytes().split(b"\n")
+  assert lines[-1] == b"" and all(json.loads(line) for line in lines[:-1])
+
+
+@pytest.mark.parametrize(
+  ("name", "arguments", "message"),
+  [
+    ("recycle", ["--chekpoints=a"], "chekpoints"),
+    ("recycle", ["--config.search.bugdet=3"], "bugdet"),
+    ("recycle", ["a", "b"], "Unexpected words: a b"),
+    ("recycle", ["--tasks=a.jsonl", "--output_dir=x"], "There is no checkpoint"),
+    ("recycle", ["--checkpoints=gs://x/y", "--tasks=a.jsonl", "--output_dir=x"], "not supported yet"),
+    ("check", ["--checkpoints=/nonexistent"], "no such folder"),
+    ("chek", [], "did you mean 'check'"),
+  ],
+)
+def test_bad_input_is_one_sentence(name, arguments, message):
+  code, _, errors = launch(name, *arguments)
+  assert code == 1 and message in errors
+  assert "Traceback" not in errors or (name == "recycle" and "--config." in arguments[0])
+
+
+def test_check_has_an_exit_status(world, tmp_path):
+  folder, paths, _ = world
+  code, out, _ = launch("check", f"--checkpoints={','.join(map(str, paths))}", f"--base={folder}/pool/base")
+  assert code == 0 and "common" not in out.lower() and "20 tensors" in out
+  other = pools.make_pool(tmp_path, 1)[0]
+  (other / "model.safetensors").unlink()
+  checkpoints.write(other, {"x": pools.np.ones(3, "f")})
+  code, out, _ = launch("check", f"--checkpoints={paths[0]},{other}")
+  assert code == 1 and "ERROR" in out and "is missing in" in out
+
+
+def test_evaluate_convert_and_train(world, tmp_path):
+  """Convert to Orbax and back, train on, score: everything scores alike where it should."""
+  _folder, paths, tasks = world
+  orbax, back, trained = (tmp_path / name for name in ("orbax", "back", "trained"))
+  for arguments in (
+    ("convert", f"--input={paths[0]}", f"--output={orbax}", "--format=orbax"),
+    ("convert", f"--input={orbax}", f"--output={back}", "--format=safetensors"),
+    ("train", f"--tasks={tasks[0]}", f"--init={paths[0]}", f"--output_dir={trained}",
+     "--config=configs/train.py:small", "--config.mixture=copy=1"),
+  ):  # fmt: skip
+    code, _, errors = launch(*arguments)
+    assert code == 0, errors
+  names = ",".join(map(str, (paths[0], orbax, back, trained)))
+  output = tmp_path / "scores.json"
+  code, _out, errors = launch(
+    "evaluate", f"--checkpoints={names}", f"--tasks={tasks[0]}:loss,{tasks[1]}", f"--output={output}"
+  )
+  assert code == 0, errors
+  scores = json.loads(output.read_text())
+  assert list(scores) == names.split(",") and set(scores[str(orbax)]) == {"copy", "choose"}
+  assert scores[str(paths[0])] == scores[str(orbax)] == scores[str(back)]
+  assert scores[str(trained)]["copy"] < scores[str(paths[0])]["copy"] - 0.1
+  code, _, errors = launch("convert", f"--input={orbax}", f"--output={back}", "--format=safetensors")
+  assert code == 1 and "is not empty" in errors
+
+
+def test_jobs_are_listed():
+  done = subprocess.run(
+    [sys.executable, "-m", "merge_jax", "--help"], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 0
+  for name in ("recycle", "evaluate", "train", "check", "convert", "report", "benchmark", "quickstart"):
+    assert name in done.stdout
+
+
+@pytest.mark.parametrize(
+  "module", ["merge_jax", "merge_jax.search", "merge_jax.checkpoints", "merge_jax.storage"]
+)
+def test_imports_stay_light(module):
+  """Start-up time is half of a small merge."""
+  heavy = ["flax", "orbax", "matplotlib", "cma", "scipy", "tokenizers", "moocore", "optax", "absl.flags"]
+  if module != "merge_jax":
+    heavy.remove("absl.flags")
+  code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_configs_and_settings_have_the_same_fields():
+  import dataclasses
+
+  from configs import recycle as config
+  from merge_jax.recycle import settings
+
+  made = settings.from_mapping(
+    config.get_config().to_dict() | {"checkpoints": ("a",), "tasks": ("t",), "output_dir": "o"}
+  )
+  default = settings.Settings(("a",), ("t",), "o")
+  assert dataclasses.asdict(made) == dataclasses.asdict(default)
