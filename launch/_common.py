@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from tqdm import tqdm
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def run(main: Callable[[], int | None]) -> None:
   def guarded(argv: list[str]) -> None:
     if len(argv) > 1:
       raise app.UsageError(f"Unexpected words: {' '.join(argv[1:])}. Lists are separated by commas.")
+    logging.set_verbosity(logging.WARNING)  # JAX tells at INFO which back ends it did not find
     try:
       status = main()
     except (ValueError, OSError, RuntimeError) as error:

@@ -90,10 +90,10 @@ def make_pool(folder: Path, config: dict[str, Any], train_paths: list[Path]) -> 
   tokenizer, seed = puzzles.tokenizer(), config["seed"]
   tokens = evals.Tokens(tokenizer, config["model"]["eos_token_id"])
   data = corpus([task_files.load(str(path)) for path in train_paths], tokens)
-  base = Recipe(**config["base"], seed=1000 * seed)
+  base = [Recipe(**recipe, seed=1000 * seed + i) for i, recipe in enumerate(config["base"].values())]
   experts = {
     name: Recipe(**recipe, seed=1000 * seed + i)
-    for i, (name, recipe) in enumerate(config["experts"].items(), 1)
+    for i, (name, recipe) in enumerate(config["experts"].items(), len(base))
   }
 
   def say(line: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+import merge_jax
 from merge_jax import checkpoints
 from tests import pools
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = Path(merge_jax.__file__).parent
+CONFIGS = next(p for p in (ROOT / "configs", PACKAGE / "configs") if p.is_dir())  # a clone, the wheel
 ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu"}
 
 
@@ -119,7 +123,7 @@ def test_evaluate_convert_and_train(world, tmp_path):
     ("convert", f"--input={paths[0]}", f"--output={orbax}", "--format=orbax"),
     ("convert", f"--input={orbax}", f"--output={back}", "--format=safetensors"),
     ("train", f"--tasks={tasks[0]}", f"--init={paths[0]}", f"--output_dir={trained}",
-     "--config=configs/train.py:small", "--config.mixture=copy=1"),
+     f"--config={CONFIGS}/train.py:small", "--config.mixture=copy=1"),
   ):  # fmt: skip
     code, _, errors = launch(*arguments)
     assert code == 0, errors
@@ -135,6 +139,15 @@ def test_evaluate_convert_and_train(world, tmp_path):
   assert scores[str(trained)]["copy"] < scores[str(paths[0])]["copy"] - 0.1
   code, _, errors = launch("convert", f"--input={orbax}", f"--output={back}", "--format=safetensors")
   assert code == 1 and "is not empty" in errors
+
+
+def test_the_readme_example_runs():
+  readme = ROOT / "README.md"
+  code = re.search(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
+  assert code is not None
+  names: dict = {}
+  exec(code.group(1), names)
+  assert names["many"]["w"].shape == (5, 4)
 
 
 def test_jobs_are_listed():
@@ -162,11 +175,11 @@ def test_imports_stay_light(module):
 def test_configs_and_settings_have_the_same_fields():
   import dataclasses
 
-  from configs import recycle as config
   from merge_jax.recycle import settings
 
+  config = runpy.run_path(str(CONFIGS / "recycle.py"))
   made = settings.from_mapping(
-    config.get_config().to_dict() | {"checkpoints": ("a",), "tasks": ("t",), "output_dir": "o"}
+    config["get_config"]().to_dict() | {"checkpoints": ("a",), "tasks": ("t",), "output_dir": "o"}
   )
   default = settings.Settings(("a",), ("t",), "o")
   assert dataclasses.asdict(made) == dataclasses.asdict(default)

@@ -294,6 +294,29 @@ def test_leaf_by_leaf_is_the_same(name):
     np.testing.assert_array_equal(alone[leaf], whole[leaf])
 
 
+@pytest.mark.parametrize("operator", [mj.ties(0.3), mj.dare_ties(0.5)], ids=["ties", "dare_ties"])
+def test_surveys_streamed_leaf_by_leaf_are_the_same(operator):
+  """The fold as a stream runs it: one tensor in memory at a time, as many passes as it takes."""
+  whole = mj.merge(operator, EXPERTS, base=BASE, key=KEY)
+  leaves = {}
+  for name in SHAPES:
+    keys = tuple(naming.key_of(KEY, model, name) for model in range(3))
+    leaves[name] = mj.Leaf(tuple(jnp.asarray(e[name]) for e in EXPERTS), jnp.asarray(BASE[name]), keys)
+  surveyed = ()
+  for survey in operator.survey():
+    carry = survey.init(sum(np.prod(shape) for shape in SHAPES.values()), 3)
+    while not bool(survey.done(carry)):
+      total = None
+      for leaf in leaves.values():
+        part = survey.measure(carry, leaf, surveyed)
+        total = part if total is None else jax.tree.map(jnp.add, total, part)
+      carry = survey.update(carry, total)
+    surveyed = (*surveyed, carry)
+  for name, leaf in leaves.items():
+    merged = operator.combine(leaf, operator.prepare(leaf, surveyed), jnp.ones(3))
+    np.testing.assert_allclose(merged, whole[name], rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("name", [n for n in OPERATORS if n != "slerp"])
 def test_models_may_be_permuted(name):
   operator, _, experts, weights, kwargs = arguments(name)

@@ -178,6 +178,22 @@ def test_other_spaces_without_a_base(world, tmp_path, space):
     np.testing.assert_allclose(sum(row["weights"]), 1.0, rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_orbax_pool_gives_the_same_and_an_orbax_model(world, finished, tmp_path):
+  _, result = finished
+  paths = []
+  for path in [*world[1], world[0] / "pool" / "base"]:
+    source = checkpoints.open(path)
+    (tmp_path / path.name).mkdir()
+    checkpoints.write(tmp_path / path.name, source.load(), like=source, format="orbax")
+    paths.append(str(tmp_path / path.name))
+  same = run(world, tmp_path / "run", checkpoints=paths[:-1], base=paths[-1])
+  assert without_times(same["rows"]) == without_times(result["rows"])
+  merged = checkpoints.open(tmp_path / "run" / "merged")
+  assert merged.format == "orbax" and merged.config is not None
+  assert (merged.path / "tokenizer.json").is_file()
+
+
 def test_free_weights_without_a_base_use_the_mean(world, tmp_path):
   result = run(world, tmp_path / "x", base="")
   weights = next(row["weights"] for row in result["rows"] if row["name"] == "search_mean")
@@ -334,8 +350,9 @@ def test_outputs_may_lie_beside_the_inputs(world, tmp_path):
     ({"search": {"fitness": "avg"}}, "unknown fitness 'avg'"),
     ({"search": {"task_weights": {"cop": 1.0}}}, "did you mean 'copy'"),
     ({"evals": {"dtype": "float"}}, "did you mean 'float32'"),
-    ({"checkpoints": ["gs://x/y"]}, "not supported yet"),
-    ({"checkpoints": ["/nonexistent"]}, "no such folder"),
+    ({"checkpoints": ["a"]}, "at least two checkpoints"),
+    ({"checkpoints": ["gs://x/y", "b"]}, "not supported yet"),
+    ({"checkpoints": ["/nonexistent", "/b"]}, "no such folder"),
     ({"splits": {"fractions": [0.9, 0.9, 0.0]}}, "Split fractions"),
   ],
 )

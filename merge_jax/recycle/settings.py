@@ -120,6 +120,8 @@ class Settings:
       raise ValueError(unknown("search space", self.search.space, SPACES))
     if self.search.proposer not in PROPOSERS:
       raise ValueError(unknown("proposer", self.search.proposer, PROPOSERS))
+    if len(self.checkpoints) == 1 and self.search.proposer == "cma_es":
+      raise ValueError("cma_es needs at least two checkpoints; got one. Use line_search to scale it.")
     if self.search.budget < 1:
       raise ValueError(f"The budget is {self.search.budget}; expected at least 1 evaluation.")
     if self.evals.dtype not in ("float32", "bfloat16"):

@@ -78,8 +78,28 @@ def _scatter(
       size = 130 if marker == "*" else 46
       axis.scatter(scores[x], scores[y], marker=marker, s=size, color=color, zorder=4,
                    edgecolor="white", linewidth=0.6, label=name.replace("_", " "))  # fmt: skip
+  outside = _zoom(axis, both * [signs[x], signs[y]], [signs[x], signs[y]])
+  if outside:
+    axis.text(0.02, 0.02, f"{outside} outside", transform=axis.transAxes, fontsize=7, color="#5b6470")
   axis.set_xlabel(x + (" (lower is better)" if signs[x] < 0 else ""))
   axis.set_ylabel(y + (" (lower is better)" if signs[y] < 0 else ""))
+
+
+def _zoom(axis: Any, points: np.ndarray, signs: Sequence[float]) -> int:
+  """Limits the axes to where most points are, so that one bad model does not squeeze the rest.
+
+  Returns the number of points that are left out.
+  """
+  finite = points[np.isfinite(points).all(axis=1)]
+  if len(finite) < 10:
+    return 0
+  middle, high = np.median(finite, axis=0), finite.max(axis=0)
+  low = np.maximum(finite.min(axis=0), middle - 4 * (high - middle + 1e-9))
+  margin = 0.06 * (high - low + 1e-9)
+  ends = np.sort(np.stack([low - margin, high + margin]) * signs, axis=0)
+  axis.set_xlim(*ends[:, 0])
+  axis.set_ylim(*ends[:, 1])
+  return int((finite < low - margin).any(axis=1).sum())
 
 
 def weights(result: Mapping[str, Any]) -> Figure:

@@ -8,7 +8,11 @@ from merge_jax.search.journal import Record as Record
 from merge_jax.search.loop import Budget as Budget
 from merge_jax.search.loop import Proposal as Proposal
 from merge_jax.search.loop import search as search
+from merge_jax.search.objective import FunctionObjective as FunctionObjective
+from merge_jax.search.objective import JittedObjective as JittedObjective
 from merge_jax.search.pareto import front as front
 from merge_jax.search.pareto import hypervolume as hypervolume
+from merge_jax.search.proposers import Setting as Setting
+from merge_jax.search.proposers import proposer as proposer
 from merge_jax.search.space import Space as Space
 from merge_jax.search.space import space as space

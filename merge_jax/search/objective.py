@@ -88,8 +88,23 @@ class FunctionObjective:
 
   Args:
     prepared: the pool by method.
-    score: may raise; its result may hold NaN. Both count as a failed candidate only if `score`
-      returns NaN: an exception ends the search, the journal stays.
+    score: any function of parameters and the split's name. NaN marks a failed candidate; an
+      exception ends the search, and the journal stays.
+
+  >>> from merge_jax import search
+  >>> pool = [{"w": np.array([1.0, 0.0], np.float32)}, {"w": np.array([0.0, 1.0], np.float32)}]
+  >>> linear = mj.prepare(mj.linear(normalize=False), pool)
+  >>> mine = FunctionObjective(
+  ...   {"linear": linear, "search": linear}, lambda params, split: {"middle": float(params["w"].min())}
+  ... )
+  >>> fitness = search.Fitness(("middle",), signs=(1.0,))
+  >>> propose = search.proposer("line_search", search.Setting(search.space("simplex"), fitness, count=2))
+  >>> found = search.search(
+  ...   propose, lambda candidate: mine.evaluate(candidate, "search"), search.Journal(), fitness,
+  ...   search.Budget(10),
+  ... )
+  >>> max(found.records, key=lambda record: record.fitness).weights
+  (0.5, 0.5)
   """
 
   def __init__(

@@ -101,8 +101,6 @@ def _strategy(start: np.ndarray, setting: Setting, population: int) -> Any:
     options["bounds"] = list(setting.space.bounds)
     start = np.clip(start, *setting.space.bounds)
   sigma = setting.sigma or setting.space.sigma
-  if setting.count == 1:
-    raise ValueError("CMA-ES needs at least two checkpoints.")
   return cma.CMAEvolutionStrategy(np.asarray(start, float), sigma, options)
 
 

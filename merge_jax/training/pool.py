@@ -1,7 +1,7 @@
 """Writes trained parameters as Hugging Face folders, one by one or a whole pool."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def make(
   config: Mapping[str, Any],
   tokenizer: str,
   data: Corpus,
-  base: Recipe,
+  base: Sequence[Recipe],
   experts: Mapping[str, Recipe],
   *,
   say: Callable[[str], None] = print,
@@ -65,7 +65,7 @@ def make(
     folder: of the pool; `base` and every expert become folders in it.
     config, tokenizer: of the model.
     data: training examples.
-    base: recipe of the base; its seed also draws the first parameters.
+    base: recipes of the base, one stage after the other; the first seed also draws the parameters.
     experts: recipes by name.
 
   Returns:
@@ -73,10 +73,13 @@ def make(
   """
   model = models.build(config)
   if not (folder / "base").is_dir():
-    first = model.init(jax.random.key(base.seed))
-    trained = train(model.apply, first, data, base)
-    save(folder / "base", trained.params, config, tokenizer, describe(base, trained))
-    say(f"base: loss {trained.losses[-1]:.3f} after {trained.steps} steps")
+    params, tokens = model.init(jax.random.key(base[0].seed)), 0
+    for recipe in base:
+      trained = train(model.apply, params, data, recipe)
+      params, tokens = trained.params, tokens + trained.tokens
+      say(f"base: loss {trained.losses[-1]:.3f} after {trained.steps} steps")
+    about = {"tokens": tokens, "stages": [describe(recipe, None) for recipe in base]}
+    save(folder / "base", params, config, tokenizer, about)
   start = checkpoints.open(folder / "base").load()
   for name, recipe in experts.items():
     if not (folder / name).is_dir():
@@ -86,11 +89,14 @@ def make(
   return [folder / name for name in experts]
 
 
-def describe(recipe: Recipe, trained: Trained) -> dict[str, Any]:
-  """What `training.json` holds."""
+def describe(recipe: Recipe, trained: Trained | None) -> dict[str, Any]:
+  """What `training.json` holds: the recipe, and what came of it."""
+  plain = {name: dict(v) if isinstance(v, Mapping) else v for name, v in vars(recipe).items()}
+  if trained is None:
+    return plain
   return {
     "tokens": trained.tokens,
     "steps": trained.steps,
     "final_loss": trained.losses[-1],
-    "recipe": {name: dict(v) if isinstance(v, Mapping) else v for name, v in vars(recipe).items()},
+    "recipe": plain,
   }

@@ -46,7 +46,7 @@ PUZZLES = {
   ),
   "rotate": Puzzle(
     "rotate_matrix",
-    {"min_n": 3, "max_n": 3, "min_rotations": 1, "max_rotations": 3},
+    {"min_n": 3, "max_n": 3, "min_rotations": 1, "max_rotations": 2},
     lambda m: (f"rotate{m['num_rotations']} {_digits(m['matrix'])}=", _digits(m["solution"])),
   ),
   "sort": Puzzle(
