@@ -3,11 +3,11 @@
 python -m launch.train --tasks=code.jsonl,math.jsonl --init=base --output_dir=expert
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
@@ -53,7 +53,9 @@ def start(model_config: dict[str, Any], seed: int) -> tuple[dict[str, Any], str,
   first = checkpoints.open(_INIT.value)
   if first.config is None or not (first.path / "tokenizer.json").is_file():
     raise ValueError(f"{first.path} needs a config.json and a tokenizer.json to train from.")
-  return json.loads(json.dumps(first.config)), (first.path / "tokenizer.json").read_text(), first.load()
+  # A step of Adam is smaller than bfloat16 can hold.
+  params = {name: value.astype(jnp.float32) for name, value in first.load().items()}
+  return dict(first.config), (first.path / "tokenizer.json").read_text(), params
 
 
 def mixture(text: str, names: list[str]) -> dict[str, float]:

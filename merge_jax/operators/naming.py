@@ -6,7 +6,7 @@ flat trees, so that rules, weights and random keys carry over from one to the ot
 
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -135,14 +135,3 @@ def key_of(key: Array, model: int | str, name: str) -> Array:
   """
   number = model if isinstance(model, int) else zlib.crc32(model.encode())
   return jax.random.fold_in(jax.random.fold_in(key, number), zlib.crc32(name.encode()))
-
-
-def untie(params: dict[str, Any], aliases: Iterable[tuple[str, str]]) -> dict[str, Any]:
-  """Drops tied tensors, so that each appears once, under its canonical name.
-
-  Args:
-    params: tensors by name.
-    aliases: pairs `(alias, canonical)`, e.g. `("lm_head.weight", "model.embed_tokens.weight")`.
-  """
-  dropped = {alias for alias, canonical in aliases if canonical in params}
-  return {name: value for name, value in params.items() if name not in dropped}

@@ -190,23 +190,22 @@ def last_tie(x: Array, threshold: Array, k: Array) -> Array:
   """
   bits = magnitude(x)
   tied = bits == threshold
-  above = carry(count(bits > threshold))
-  missing = _minus(k, above)
+  seen = carry(count(bits > threshold))
   index = []
   for axis in range(x.ndim):
     at = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
 
     def step(
-      ends: tuple[Array, Array], tied: Array = tied, at: Array = at, need: Array = missing
+      ends: tuple[Array, Array], tied: Array = tied, at: Array = at, seen: Array = seen
     ) -> tuple[Array, Array]:
       low, high = ends
       middle = (low + high) // 2
-      enough = at_least(carry(count(tied & (at <= middle))), need)
+      enough = at_least(carry(seen + count(tied & (at <= middle))), k)
       return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
     ends = (jnp.int32(0), jnp.int32(x.shape[axis] - 1))
     low, _ = jax.lax.while_loop(lambda ends: ends[0] < ends[1], step, ends)
-    missing = _minus(missing, carry(count(tied & (at < low))))
+    seen = carry(seen + count(tied & (at < low)))
     tied = tied & (at == low)
     index.append(low)
   return jnp.stack(index) if index else jnp.zeros(0, jnp.int32)
@@ -221,12 +220,3 @@ def up_to(shape: tuple[int, ...], index: Array) -> Array:
     before = before | (same & (at < index[axis]))
     same = same & (at == index[axis])
   return before | same
-
-
-def _minus(a: Array, b: Array) -> Array:
-  """Limbs `a - b` for `a >= b`."""
-  low = a[0] - b[0]
-  borrow = (a[0] < b[0]).astype(jnp.uint32)
-  middle = a[1] - b[1] - borrow
-  borrow_middle = (a[1] < b[1] + borrow).astype(jnp.uint32)
-  return jnp.stack([low & 0xFFFF, middle & 0xFFFF, a[2] - b[2] - borrow_middle])

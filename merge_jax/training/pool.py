@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax import Array
 
 from merge_jax import checkpoints, models, storage
@@ -28,6 +29,7 @@ def save(
     tokenizer: content of `tokenizer.json`.
     about: content of `training.json`; `tokens` is what training read.
   """
+  config = dict(config) | {"dtype": str(np.dtype(next(iter(params.values())).dtype))}
   with storage.new_folder(folder) as partial:
     write_object(partial / "config.json", config)
     eos = config.get("eos_token_id")
