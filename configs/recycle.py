@@ -53,7 +53,7 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c.search.start = "best"  # uniform
   c.search.fitness = "mean"  # normalized, worst
   c.search.fitness_source = "metric"  # loss, auto
-  c.search.task_weights = config_dict.ConfigDict()
+  c.search.task_weights = ""  # of the fitness: code=2,math=1
   if mode == "paper":
     c.search.space, c.search.start, c.search.sigma, c.search.budget = "simplex", "uniform", 0.3, 50
   return c

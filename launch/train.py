@@ -31,10 +31,9 @@ def main() -> None:
     raise ValueError("There is nothing to train on; give --tasks=a.jsonl,b.jsonl.")
   tasks = task_files.load_all(_TASKS.value)
   model_config, tokenizer, params = start(config.pop("model"), config["seed"])
-  recipe = Recipe(
-    **config | {"mixture": mixture(config["mixture"], [task.name for task in tasks]),
-                "schedule_steps": config["schedule_steps"] or None}
-  )  # fmt: skip
+  config["mixture"] = task_files.shares(config["mixture"]) or {task.name: 1.0 for task in tasks}
+  config["schedule_steps"] = config["schedule_steps"] or None
+  recipe = Recipe(**config)
   tokens = evals.Tokens(puzzles.Tokenizer.from_str(tokenizer), model_config.get("eos_token_id"))
   model, bar = models.build(model_config), _common.Progress(recipe.steps, "steps")
   trained = train(
@@ -56,22 +55,6 @@ def start(model_config: dict[str, Any], seed: int) -> tuple[dict[str, Any], str,
   # A step of Adam is smaller than bfloat16 can hold.
   params = {name: value.astype(jnp.float32) for name, value in first.load().items()}
   return dict(first.config), (first.path / "tokenizer.json").read_text(), params
-
-
-def mixture(text: str, names: list[str]) -> dict[str, float]:
-  """Shares from `task=share,…`; an empty text gives every task the same."""
-  if not text:
-    return dict.fromkeys(names, 1.0)
-  shares = {}
-  for item in text.split(","):
-    name, found, value = item.partition("=")
-    try:
-      shares[name.strip()] = float(value)
-    except ValueError:
-      found = ""
-    if not found:
-      raise ValueError(f"The mixture has {item!r}; expected task=share, for example code=0.8,math=0.2.")
-  return shares
 
 
 if __name__ == "__main__":

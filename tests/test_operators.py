@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -219,8 +220,8 @@ def test_keeps_dtype_and_rounds_once(name):
   }
   merged = mj.merge(operator, low, weights, **kwargs)
   exact = mj.merge(operator, low, weights, **kwargs, dtype=jnp.float32)
+  chex.assert_trees_all_equal_shapes_and_dtypes(merged, low[0])
   for leaf in merged:
-    assert merged[leaf].dtype == jnp.bfloat16
     np.testing.assert_array_equal(merged[leaf], exact[leaf].astype(jnp.bfloat16))
 
 
@@ -231,17 +232,19 @@ def test_weights_do_not_retrace_vmap_and_have_gradients(name):
     operator, weights = mj.slerp(), (0.6, 0.4)
   weights = jnp.array(weights)
   prepared = mj.prepare(operator, experts, **kwargs)
-  traces = []
+  chex.clear_trace_counter()
 
   @jax.jit
+  @chex.assert_max_traces(n=1)
+  def once(prepared, weights):
+    return loss(prepared, weights)
+
   def loss(prepared, weights):
-    traces.append(1)
     merged = mj.combine(prepared, weights)
     return sum(jnp.sum(jnp.sin(value)) for value in merged.values())
 
   many = jnp.stack([weights, weights * jnp.linspace(0.9, 1.1, len(experts))])
-  single = [loss(prepared, row) for row in many]
-  assert len(traces) == 1
+  single = [once(prepared, row) for row in many]
   both = jax.vmap(loss, in_axes=(None, 0))(prepared, many)
   np.testing.assert_allclose(both, jnp.stack(single), rtol=1e-4)
   if name == "ties_mergekit":

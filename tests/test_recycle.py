@@ -348,7 +348,7 @@ def test_outputs_may_lie_beside_the_inputs(world, tmp_path):
     ({"search": {"proposer": "cma"}}, "did you mean 'cma_es'"),
     ({"search": {"budget": 0}}, "budget is 0"),
     ({"search": {"fitness": "avg"}}, "unknown fitness 'avg'"),
-    ({"search": {"task_weights": {"cop": 1.0}}}, "did you mean 'copy'"),
+    ({"search": {"task_weights": "cop=1"}}, "did you mean 'copy'"),
     ({"evals": {"dtype": "float"}}, "did you mean 'float32'"),
     ({"checkpoints": ["a"]}, "at least two checkpoints"),
     ({"checkpoints": ["gs://x/y", "b"]}, "not supported yet"),

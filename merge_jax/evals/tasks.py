@@ -98,6 +98,22 @@ def load_all(specs: Iterable[str]) -> list[Task]:
   return tasks
 
 
+def shares(text: str) -> dict[str, float]:
+  """Numbers by task name from `task=number,…`; ValueError for anything else.
+
+  >>> shares("code=2,math=0.5")
+  {'code': 2.0, 'math': 0.5}
+  """
+  result = {}
+  for item in filter(None, text.split(",")):
+    name, _, value = item.partition("=")
+    try:
+      result[name.strip()] = float(value)
+    except ValueError:
+      raise ValueError(f"Got {item!r}; expected task=number, for example code=0.8,math=0.2.") from None
+  return result
+
+
 def _parse(line: str, where: str) -> Example:
   if not line.strip():
     raise ValueError(f"{where}: the line is empty; expected a JSON object.")

@@ -87,7 +87,7 @@ def read(settings: Settings) -> Inputs:
 
 
 def _fitness(names: Sequence[str], signs: Sequence[float], search: Any) -> Fitness:
-  weights = tuple(sorted(search.task_weights.items()))
+  weights = tuple(sorted(task_files.shares(search.task_weights).items()))
   return Fitness(tuple(names), tuple(signs), search.fitness, search.fitness_source, weights)
 
 

@@ -68,7 +68,7 @@ class Search:
     start: "best" known point, or "uniform".
     fitness: "mean", "normalized" or "worst".
     fitness_source: "metric", "loss", or "auto".
-    task_weights: of the fitness, by task name.
+    task_weights: of the fitness, `task=weight,…`; tasks left out have 1.
   """
 
   proposer: str = "cma_es"
@@ -81,7 +81,7 @@ class Search:
   start: str = "best"
   fitness: str = "mean"
   fitness_source: str = "metric"
-  task_weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  task_weights: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Settings:
   splits: Splits = Splits()
   evals: Evals = Evals()
   scorer: Scorer = Scorer()
-  search: Search = dataclasses.field(default_factory=Search)
+  search: Search = Search()
   bootstrap: int = 1000
   allow_version_change: bool = False
 

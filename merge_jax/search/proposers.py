@@ -77,6 +77,10 @@ def cma_es(records: Sequence[Record], setting: Setting) -> Iterator[Proposal]:
     strategy.sm.randn = strategy.opts["randn"]  # a change to the full matrix forgets the generator
 
 
+DIAGONAL = 100
+"""Evaluations per dimension before correlations between coordinates are learned."""
+
+
 class _Normal:
   """Normal numbers of one optimiser; the library's default is numpy's global generator."""
 
@@ -92,7 +96,7 @@ def _strategy(start: np.ndarray, setting: Setting, population: int) -> Any:
 
   options: dict[str, Any] = {
     "seed": float("nan"), "randn": _Normal(setting.seed), "popsize": population,
-    "CMA_diagonal": 0, "verbose": -9, "verb_log": 0,
+    "CMA_diagonal": DIAGONAL * setting.count // population, "verbose": -9, "verb_log": 0,
     # The default stops end a search after one generation on a plateau (accuracy of few examples).
     "tolfun": 0.0, "tolfunhist": 0.0, "tolflatfitness": 20, "tolx": 1e-6,
     "tolstagnation": np.inf, "maxiter": np.inf,
