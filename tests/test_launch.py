@@ -93,7 +93,11 @@ def test_sigterm_finishes_the_record_and_exits_with_its_own_status(world, tmp_pa
     ("recycle", ["--config.search.bugdet=3"], "bugdet"),
     ("recycle", ["a", "b"], "Unexpected words: a b"),
     ("recycle", ["--tasks=a.jsonl", "--output_dir=x"], "There is no checkpoint"),
-    ("recycle", ["--checkpoints=gs://x/y", "--tasks=a.jsonl", "--output_dir=x"], "not supported yet"),
+    (
+      "recycle",
+      ["--checkpoints=gs://x/y,gs://x/z", "--tasks=a.jsonl", "--output_dir=x"],
+      "not supported yet",
+    ),
     ("check", ["--checkpoints=/nonexistent"], "no such folder"),
     ("chek", [], "did you mean 'check'"),
   ],
@@ -179,7 +183,7 @@ def test_configs_and_settings_have_the_same_fields():
 
   config = runpy.run_path(str(CONFIGS / "recycle.py"))
   made = settings.from_mapping(
-    config["get_config"]().to_dict() | {"checkpoints": ("a",), "tasks": ("t",), "output_dir": "o"}
+    config["get_config"]().to_dict() | {"checkpoints": ("a", "b"), "tasks": ("t",), "output_dir": "o"}
   )
-  default = settings.Settings(("a",), ("t",), "o")
+  default = settings.Settings(("a", "b"), ("t",), "o")
   assert dataclasses.asdict(made) == dataclasses.asdict(default)
