@@ -39,10 +39,11 @@ def main() -> None:
       model = models.build(checkpoint.config, str(checkpoint.path / "config.json"))
       tokens = evals.Tokens.from_folder(checkpoint.path)
       rows = evals.encode(tasks, tokens, append_eos=_EOS.value, max_length=model.config.max_positions)
+      batches = evals.pack(rows, batch_tokens=_TOKENS.value, vocabulary=model.config.vocab_size)
       scorer = evals.make_scorer(
         model.apply,
         tasks,
-        evals.pack(rows, batch_tokens=_TOKENS.value),
+        batches,
         dtype=jnp.dtype(_DTYPE.value),
       )
       programs[key] = (scorer, jax.jit(scorer.function))

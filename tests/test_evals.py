@@ -67,6 +67,18 @@ def test_scores_are_those_of_single_examples(loaded, max_shapes, batch_tokens, a
   np.testing.assert_allclose([losses["choose"], scores["choose_loss"]], expected, rtol=1e-5)
 
 
+def test_a_large_vocabulary_bounds_the_positions_of_a_pass(loaded):
+  rows = evals.encode(loaded, TOKENS)
+  batches = evals.pack(rows, max_shapes=2, vocabulary=batching.LOGITS // 50)
+  for bucket in batches.buckets:
+    _, height, asked = bucket.asked.shape
+    assert height == 1 or height * asked <= 50
+  scorer = evals.make_scorer(MODEL.apply, loaded, batches)
+  whole = evals.make_scorer(MODEL.apply, loaded, evals.pack(rows))
+  a, b = (s.read(jax.jit(s.function)(PARAMS, s.batches)).values for s in (scorer, whole))
+  np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
 def test_exact_match_is_greedy_decoding(loaded):
   """Trains nothing: targets are taken from the model's own greedy continuation, then spoiled."""
   (prompt,) = TOKENS.prompts(["copy abc="])

@@ -67,8 +67,8 @@ def np_trim(tasks, density, scope, keep):
       mask = np.zeros(size, bool)
       mask[order[:k]] = True
       return mask
-    if k >= size or k == 0:
-      return np.full(size, k > 0)
+    if density in (0, 1):
+      return np.full(size, density == 1)
     threshold = np.sort(np.abs(values))[size - k - 1]
     return np.abs(values) >= threshold
 
@@ -264,11 +264,11 @@ def test_density_is_traced_and_vmapped():
     traces.append(1)
     return mj.merge(mj.ties(density), EXPERTS, base=BASE)
 
-  densities = jnp.array([0.1, 0.5, 1.0])
+  densities = jnp.array([0.0, 1e-6, 0.1, 0.5, 1.0])
   singles = [merged(d) for d in densities]
   assert len(traces) == 1
   together = jax.vmap(merged)(densities)
-  for i, density in enumerate((0.1, 0.5, 1.0)):
+  for i, density in enumerate((0.0, 1e-6, 0.1, 0.5, 1.0)):
     expected = np_ties(EXPERTS, BASE, (1, 1, 1), density=density)
     for leaf in SHAPES:
       np.testing.assert_allclose(singles[i][leaf], expected[leaf], rtol=2e-5, atol=2e-6)

@@ -317,6 +317,18 @@ def test_overwrite_begins_anew(world, finished, tmp_path):
   assert len(storage.read_lines(copy / "journal.jsonl")) == 9
 
 
+def test_overwrite_with_bad_input_loses_nothing(world, finished, tmp_path):
+  output, result = finished
+  copy, broken = tmp_path / "copy", tmp_path / "broken"
+  shutil.copytree(output, copy)
+  shutil.copytree(world[1][0], broken)
+  tensors = {n: np.full_like(v, np.nan) for n, v in checkpoints.open(broken).load().items()}
+  checkpoints.write(broken, tensors)
+  with pytest.raises(ValueError, match="NaN"):
+    run(world, copy, overwrite=True, checkpoints=[str(world[1][0]), str(broken)])
+  assert run(world, copy) == result
+
+
 def test_foreign_folders_are_refused(world, tmp_path):
   (tmp_path / "thesis.tex").write_text("years of work")
   with pytest.raises(recycle.Refused, match=r"holds 'thesis.tex'"):

@@ -88,13 +88,18 @@ def encode(
   return rows
 
 
-def pack(rows: Rows, *, max_shapes: int = 4, batch_tokens: int = 16_384) -> Batches:
+LOGITS = 1 << 28
+"""Most logits of one forward pass: 1 GiB in float32."""
+
+
+def pack(rows: Rows, *, max_shapes: int = 4, batch_tokens: int = 16_384, vocabulary: int = 1) -> Batches:
   """Sorts rows by length into at most `max_shapes` shapes with the least padding.
 
   Args:
     rows: from `encode`.
     max_shapes: each is compiled once.
     batch_tokens: padded tokens in one forward pass.
+    vocabulary: its size bounds the positions that one pass asks for, so that logits fit in memory.
   """
   lengths = np.array([len(row) - 1 for row in rows.ids])
   order = np.argsort(lengths, kind="stable")
@@ -104,7 +109,7 @@ def pack(rows: Rows, *, max_shapes: int = 4, batch_tokens: int = 16_384) -> Batc
     chosen = order[start:end]
     length = int(lengths[chosen].max())
     asked = int(max(len(rows.ids[i]) - rows.starts[i] for i in chosen))
-    chunks = -(-len(chosen) * length // batch_tokens)
+    chunks = max(-(-len(chosen) * length // batch_tokens), -(-len(chosen) * asked * vocabulary // LOGITS))
     height = -(-len(chosen) // chunks)
     places[chosen] = base + np.arange(len(chosen))
     base += chunks * height

@@ -75,8 +75,8 @@ class Trim(Sparsifier):
     if self.keep == "exact":
       return k
     more = selection.carry(k + jnp.array([1, 0, 0], jnp.uint32))
-    none_or_all = ~jnp.any(k > 0) | (jnp.asarray(self.density) >= 1)
-    return jnp.where(none_or_all, k, more)
+    density = jnp.asarray(self.density)
+    return jnp.where((density <= 0) | (density >= 1), k, more)
 
   def init(self, size: int) -> PyTree:
     return selection.bracket(size, self._rank(size))

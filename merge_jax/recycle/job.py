@@ -66,19 +66,20 @@ def recycle(
     say(f"note: {note}")
   _refuse_foreign(folder, settings)
   with storage.locked(folder):
-    if overwrite:
-      _clear(folder)
-    new = _check_manifest(folder, settings, inputs)
-    done = folder / "result.json"
-    if done.is_file():
-      say(f"finished before: {done}")
-      return json.loads(done.read_text())
+    manifest, done = manifests.build(settings, inputs), folder / "result.json"
+    if not overwrite:
+      _refuse_changed(folder, settings, manifest)
+      if done.is_file():
+        say(f"finished before: {done}")
+        return json.loads(done.read_text())
     findings = list(preflight.check(inputs.pool, inputs.base))
     say(preflight.table(findings))
     preflight.require(findings)
     preflight.require_disk(folder, inputs.pool[0].nbytes)
-    if new is not None:
-      storage.write_json(folder / "manifest.json", new)
+    if overwrite:
+      _clear(folder)  # only now: bad input must not lose what was done
+    if not (folder / "manifest.json").is_file():
+      storage.write_json(folder / "manifest.json", manifest)
     return _run(folder, settings, inputs, say, progress, stop, training_tokens)
 
 
@@ -214,11 +215,11 @@ def _clear(folder: Path) -> None:
       path.unlink(missing_ok=True)
 
 
-def _check_manifest(folder: Path, settings: Settings, inputs: Inputs) -> dict[str, Any] | None:
-  """The manifest to write, or None if the stored one is the same."""
-  new, path = manifests.build(settings, inputs), folder / "manifest.json"
+def _refuse_changed(folder: Path, settings: Settings, new: dict[str, Any]) -> None:
+  """The stored manifest, if there is one, must be the same."""
+  path = folder / "manifest.json"
   if not path.is_file():
-    return new
+    return
   old = json.loads(path.read_text())
   if settings.allow_version_change:
     old = old | {name: new[name] for name in ("versions", "devices")}
@@ -226,6 +227,6 @@ def _check_manifest(folder: Path, settings: Settings, inputs: Inputs) -> dict[st
   if changed:
     raise Refused(
       f"{folder} holds a run that was started otherwise:\n  " + "\n  ".join(changed) + "\nStart it the "
-      "same way to resume, use --overwrite to begin anew, or choose another --output_dir."
+      "same way to resume, use --overwrite to begin anew, or choose another --output_dir. A change of "
+      "versions or devices alone is allowed by --config.allow_version_change."
     )
-  return None

@@ -96,11 +96,13 @@ def _batches(
 ) -> dict[str, evals.Batches]:
   tokens = evals.Tokens.from_folder(first.path)
   options = settings.evals
-  longest = (first.config or {}).get("max_position_embeddings")
+  config = first.config or {}
+  longest = config.get("max_position_embeddings")
   return {
     name: evals.pack(
       evals.encode(tasks, tokens, append_eos=options.append_eos, max_length=longest),
       max_shapes=options.max_shapes, batch_tokens=options.batch_tokens,
+      vocabulary=config.get("vocab_size", 1),
     )
     for name, tasks in splits.items() if any(task.examples for task in tasks)
   }  # fmt: skip
