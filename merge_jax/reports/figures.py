@@ -154,7 +154,7 @@ def correlations(result: Mapping[str, Any]) -> Figure:
     [[np.nan if v is None else v for v in row] for row in result["analysis"]["task_spearman"]],
     float,
   )
-  size = 1.4 + 0.62 * len(tasks)
+  size = 1.2 + 0.45 * len(tasks)
   with plt.rc_context(STYLE):
     figure, axis = plt.subplots(figsize=(size, size))
     axis.imshow(table, cmap="RdBu", vmin=-1, vmax=1)
