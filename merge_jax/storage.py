@@ -25,7 +25,8 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-  """Writes a file that appears whole or not at all."""
+  """Writes a file that appears whole or not at all; clears what a killed writer of it left."""
+  clear_partial(path)
   descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.partial-")
   try:
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

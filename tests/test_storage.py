@@ -73,9 +73,11 @@ def test_leftovers_of_a_killed_writer_are_cleared(tmp_path):
   left = tmp_path / ".merged.partial-abc"
   left.mkdir()
   (left / "a").write_text("1")
+  (tmp_path / ".x.json.partial-abc").write_text("{")
+  storage.write_json(tmp_path / "x.json", {})
   with storage.new_folder(tmp_path / "merged") as partial:
     (partial / "b").write_text("2")
-  assert sorted(p.name for p in tmp_path.iterdir()) == ["merged"]
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["merged", "x.json"]
 
 
 def test_one_writer_a_folder(tmp_path):
