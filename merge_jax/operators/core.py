@@ -8,6 +8,7 @@ A new rule is a subclass of `Operator` with a `combine`; `lifting.py` takes it f
 whole models, in memory or under `jit`, stacked or not, on any mesh.
 """
 
+import abc
 import dataclasses
 import re
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -63,7 +64,7 @@ class Survey(Protocol):
     ...
 
 
-class Operator:
+class Operator(abc.ABC):
   """A merge rule: subclasses are frozen dataclasses, registered as pytrees."""
 
   needs_base: ClassVar[bool] = False
@@ -83,6 +84,7 @@ class Operator:
 
   def validate(self, weights: Array) -> None:
     """Raises ValueError for concrete weights `[..., K]` that cannot be meant."""
+    del weights
 
   def survey(self) -> tuple[Survey, ...]:
     """The whole-model statistics that `prepare` needs, in order; most rules need none."""
@@ -93,9 +95,9 @@ class Operator:
     del leaf, surveyed
     return ()
 
+  @abc.abstractmethod
   def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
     """The merged tensor in float32, from weights `[K]`; cheap, traced and differentiable."""
-    raise NotImplementedError(f"{type(self).__name__} has no combine.")  # pragma: no cover
 
   def route(self, name: str) -> "Operator":
     """The operator that merges the tensor called `name`."""
@@ -130,18 +132,19 @@ class Weights:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Route(Operator):
-  """Different operators for different tensors; made by `route`."""
+class Route:
+  """Different operators for different tensors; made by `route`, taken wherever an operator is."""
 
-  operators: tuple[Operator, ...]
+  operators: tuple["Operator | Route", ...]
   patterns: tuple[str, ...] = dataclasses.field(metadata=STATIC)
+  weightless = False
 
   @property
-  def needs_base(self) -> bool:  # type: ignore[override]
+  def needs_base(self) -> bool:
     return any(operator.needs_base for operator in self.operators)
 
   @property
-  def needs_key(self) -> bool:  # type: ignore[override]
+  def needs_key(self) -> bool:
     return any(operator.needs_key for operator in self.operators)
 
   def validate(self, weights: Array) -> None:
@@ -156,7 +159,7 @@ class Route(Operator):
     raise ValueError(f"No pattern of the route matches {name!r}; have {list(self.patterns)}.")
 
 
-def route(*rules: tuple[str, Operator]) -> Route:
+def route(*rules: tuple[str, Operator | Route]) -> Route:
   """Merges each tensor with the operator of the first pattern that matches its whole name.
 
   A whole-model statistic (the threshold of `ties`) then covers the tensors routed to its operator.

@@ -18,7 +18,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators import matching, naming
-from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree, Survey, Weights
+from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree, Route, Survey, Weights
 from merge_jax.operators.naming import Axes, AxesRules
 
 
@@ -30,7 +30,7 @@ class Prepared:
   The sources are kept by reference; `small` is what `Operator.prepare` found for each tensor.
   """
 
-  operator: Operator
+  operator: Operator | Route
   leaves: dict[str, Leaf]
   small: dict[str, PyTree]
   treedef: Any = dataclasses.field(metadata=STATIC)
@@ -123,7 +123,7 @@ def _survey_all(
 
 
 def _survey_operators(
-  operator: Operator, leaves: Mapping[str, Leaf], axes: Mapping[str, Axes]
+  operator: Operator | Route, leaves: Mapping[str, Leaf], axes: Mapping[str, Axes]
 ) -> dict[int, tuple[PyTree, ...]]:
   """Runs the surveys of every operator of a route over the tensors that are routed to it."""
   groups: dict[int, tuple[Operator, list[str]]] = {}
@@ -143,7 +143,7 @@ def _survey_operators(
 
 
 def prepare(
-  operator: Operator,
+  operator: Operator | Route,
   experts: Sequence[PyTree] | Mapping[str, PyTree],
   *,
   base: PyTree | None = None,
@@ -215,7 +215,7 @@ def _slices(name: str, match: re.Match[str] | None, shape: tuple[int, ...], axes
 
 
 def _checked(
-  operator: Operator, count: int, weights: ArrayLike | Sequence[ArrayLike] | Weights
+  operator: Operator | Route, count: int, weights: ArrayLike | Sequence[ArrayLike] | Weights
 ) -> Array | Weights:
   if operator.weightless:
     raise ValueError(f"{type(operator).__name__} takes no weights; use linear() for a weighted one.")
@@ -270,7 +270,7 @@ def combine(
 
 
 def merge(
-  operator: Operator,
+  operator: Operator | Route,
   experts: Sequence[PyTree] | Mapping[str, PyTree],
   weights: WeightsLike = None,
   *,

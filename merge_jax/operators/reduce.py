@@ -1,5 +1,6 @@
 """Reducers: how the task vectors of all models become one."""
 
+import abc
 import dataclasses
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from merge_jax.operators.core import STATIC
 PyTree = Any
 
 
-class Reducer:
+class Reducer(abc.ABC):
   """The interface; subclasses are frozen dataclasses, registered as pytrees."""
 
   surveys = False
@@ -27,9 +28,9 @@ class Reducer:
     """What `reduce` gets, from the total over all tensors."""
     return ()
 
+  @abc.abstractmethod
   def reduce(self, deltas: tuple[Array, ...], weights: Array, surveyed: PyTree) -> Array:
     """The reduced task vector, float32, from K of one shape and weights `[K]`."""
-    raise NotImplementedError  # pragma: no cover
 
 
 @jax.tree_util.register_dataclass

@@ -6,6 +6,7 @@ Others to come as blocks of the same kind: drop by magnitude (DELLA), trim outli
 keep high variance (SCE).
 """
 
+import abc
 import dataclasses
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from merge_jax.operators.core import STATIC
 PyTree = Any
 
 
-class Sparsifier:
+class Sparsifier(abc.ABC):
   """The interface; subclasses are frozen dataclasses, registered as pytrees."""
 
   random = False
@@ -43,13 +44,13 @@ class Sparsifier:
     """Whether the fold has ended."""
     return jnp.array(True)
 
+  @abc.abstractmethod
   def fit(self, delta: Array, key: Array | None, surveyed: PyTree) -> PyTree:
     """What `apply` needs beside the task vector; small."""
-    raise NotImplementedError  # pragma: no cover
 
+  @abc.abstractmethod
   def apply(self, aux: PyTree, delta: Array) -> Array:
     """The sparse task vector, float32, of the same shape."""
-    raise NotImplementedError  # pragma: no cover
 
 
 Scope = Literal["model", "tensor"]
