@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax import Array
 
 from merge_jax.evals.batching import Batches, Bucket
@@ -28,9 +29,9 @@ class Examples:
   tasks: tuple[str, ...]
   metrics: tuple[str, ...]
   counts: tuple[int, ...]
-  values: np.ndarray
+  values: npt.NDArray[np.float64]
 
-  def of(self, task: int, loss: bool = False) -> tuple[np.ndarray, np.ndarray]:
+  def of(self, task: int, loss: bool = False) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Numerators and denominators of one task's examples."""
     start = sum(self.counts[:task])
     part = self.values[:, start : start + self.counts[task]]
@@ -107,7 +108,7 @@ def make_scorer(
       # A NaN must not vanish behind a mask: scores of a broken model are NaN.
       broken = jnp.where(one.real > 0, losses, 0.0)
       exact = jnp.where(jnp.isnan(broken.sum(1)), jnp.nan, (~wrong.any(1)).astype(jnp.float32))
-      return broken.sum(1), one.real.sum(1), exact
+      return broken.sum(1), jnp.sum(one.real, axis=1), exact
 
     if bucket.tokens.shape[0] == 1:
       return chunk(jax.tree.map(lambda x: x[0], bucket))

@@ -5,6 +5,8 @@ untied embeddings, biases, query/key norms, sliding windows. Attribute names are
 every weight is `[out, in]`, so that loading is a dict in, without a conversion table.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -127,7 +129,7 @@ class Decoder(nnx.Module):
       self.lm_head = Linear(config.hidden_size, config.vocab_size, False, config.initializer_range, rngs)
     self.config = config
 
-  def __call__(self, tokens: Array, asked: Array | None = None, dtype: jnp.dtype = jnp.float32) -> Array:
+  def __call__(self, tokens: Array, asked: Array | None = None, dtype: Any = jnp.float32) -> Array:
     """Logits of the next token.
 
     Args:

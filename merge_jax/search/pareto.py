@@ -47,5 +47,5 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
   if not len(values):
     return 0.0
   if values.shape[1] == 1:
-    return float(values.max() - at[0])
+    return float(np.max(values) - at[0])
   return float(moocore.hypervolume(values, ref=at, maximise=True))

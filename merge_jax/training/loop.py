@@ -137,7 +137,7 @@ def _shares(mixture: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
     if name not in names:
       raise ValueError(f"The mixture names task {name!r}; the data have {', '.join(names)}.")
   shares = np.array([mixture.get(name, 0.0) for name in names], np.float32)
-  if shares.min() < 0 or shares.sum() <= 0:
+  if np.min(shares) < 0 or np.sum(shares) <= 0:
     raise ValueError(f"The mixture {dict(mixture)} needs a positive share, and no negative one.")
   return shares / shares.sum()
 
