@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 from tqdm import tqdm
 
 if TYPE_CHECKING:
@@ -36,7 +38,29 @@ def run(main: Callable[[], int | None]) -> None:
       status = STOPPED if type(error).__name__ == "Stopped" else 1
     sys.exit(status or 0)
 
-  app.run(guarded)
+  app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  with _one_sentence():
+    return app.parse_flags_with_usage(argv)
+
+
+def define_config(name: str) -> Any:
+  """The flag `--config`, by default `configs/NAME.py`; its keys are flags, too (`--config.seed=1`)."""
+  with _one_sentence():  # overrides of the default are parsed where the flag is defined
+    return config_flags.DEFINE_config_file("config", str(CONFIGS / f"{name}.py"), "Settings; or a file.")
+
+
+@contextlib.contextmanager
+def _one_sentence() -> Iterator[None]:
+  """A wrong key or file of a config is one sentence and status 1, not a traceback."""
+  try:
+    yield
+  except (AttributeError, TypeError, ValueError, OSError) as error:
+    words = " ".join(str(error).replace("\\n", " ").replace("\\", "").replace("'", "").split())
+    print(f"error: --config: {words}", file=sys.stderr)
+    sys.exit(1)
 
 
 flags.DEFINE_bool("traceback", False, "Show where an error was raised.")

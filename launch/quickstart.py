@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
 from merge_jax import evals, storage
 from merge_jax.evals import tasks as task_files
@@ -18,9 +17,7 @@ from merge_jax.training import Recipe, corpus, pool, puzzles
 
 from . import _common
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", str(_common.CONFIGS / "quickstart.py"), "Pool and search."
-)
+_CONFIG = _common.define_config("quickstart")
 _OUTPUT = flags.DEFINE_string("output_dir", "runs/quickstart", "Folder to write into.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove what an earlier quickstart wrote there.")
 

@@ -4,14 +4,13 @@ python -m launch.recycle --checkpoints=a,b,c,d --tasks=code.jsonl,math.jsonl --o
 """
 
 from absl import flags
-from ml_collections import config_flags
 
 from merge_jax import recycle
 from merge_jax.recycle import settings
 
 from . import _common
 
-_CONFIG = config_flags.DEFINE_config_file("config", str(_common.CONFIGS / "recycle.py"), "Settings.")
+_CONFIG = _common.define_config("recycle")
 _CHECKPOINTS = flags.DEFINE_list("checkpoints", [], "Folders of the pool, separated by commas.")
 _BASE = flags.DEFINE_string("base", "", "Folder of the common ancestor; none: the pool's mean.")
 _TASKS = flags.DEFINE_list("tasks", [], "Task files, path or path:metric; names with a scorer.")

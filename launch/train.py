@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import flags
-from ml_collections import config_flags
 
 from merge_jax import checkpoints, evals, models, storage
 from merge_jax.evals import tasks as task_files
@@ -17,7 +16,7 @@ from merge_jax.training import Recipe, corpus, pool, puzzles, train
 
 from . import _common
 
-_CONFIG = config_flags.DEFINE_config_file("config", str(_common.CONFIGS / "train.py"), "Recipe, model.")
+_CONFIG = _common.define_config("train")
 _TASKS = flags.DEFINE_list("tasks", [], "Training examples, as task files.")
 _INIT = flags.DEFINE_string("init", "", "Checkpoint to start from; none: random parameters.")
 _OUTPUT = flags.DEFINE_string("output_dir", None, "Folder to write; must not exist.", required=True)

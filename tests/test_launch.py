@@ -90,7 +90,9 @@ def test_sigterm_finishes_the_record_and_exits_with_its_own_status(world, tmp_pa
   ("name", "arguments", "message"),
   [
     ("recycle", ["--chekpoints=a"], "chekpoints"),
-    ("recycle", ["--config.search.bugdet=3"], "bugdet"),
+    ("recycle", ["--config.search.bugdet=3"], 'Did you mean "budget"'),
+    ("recycle", ["--config.search.budget=many"], "many"),
+    ("recycle", ["--config=nowhere.py"], "nowhere.py"),
     ("recycle", ["a", "b"], "Unexpected words: a b"),
     ("recycle", ["--tasks=a.jsonl", "--output_dir=x"], "There is no checkpoint"),
     (
