@@ -372,7 +372,8 @@ def test_outputs_may_lie_beside_the_inputs(world, tmp_path):
     ({"checkpoints": ["a"]}, "at least two checkpoints"),
     ({"checkpoints": ["gs://x/y", "b"]}, "not supported yet"),
     ({"checkpoints": ["/nonexistent", "/b"]}, "no such folder"),
-    ({"splits": {"fractions": [0.9, 0.9, 0.0]}}, "Split fractions"),
+    ({"splits": {"fractions": [0.9, 0.9, 0.1]}}, "Split fractions"),
+    ({"splits": {"fractions": [0.5, 0.5, 0.0]}}, "three positive shares"),
   ],
 )
 def test_bad_settings_are_one_sentence(world, tmp_path, options, message):
@@ -397,6 +398,20 @@ def test_external_scorer(world, tmp_path):
   assert row["search"]["split"] == 6 and row["test"]["split"] == 4 and row["validation"]["split"] == 10
   assert row["test_stderr"] is None and result["tasks"][0]["metric"] == "score"
   assert (tmp_path / "x" / "report.html").is_file()
+
+
+def test_scores_that_are_missing_on_test_are_null_not_an_error(world, tmp_path):
+  script = tmp_path / "score.py"
+  script.write_text(
+    "import json, sys\nmodel, out, split = sys.argv[1:]\n"
+    "json.dump({'a': None if split == 'test' else 0.5, 'b': 1.0}, open(out, 'w'))\n"
+  )
+  command = f"{sys.executable} {script} {{model_dir}} {{scores_json}} {{split}}"
+  options = {"tasks": ["a", "b"], "scorer": {"command": command}, "search": {"budget": 5}}
+  result = run(world, tmp_path / "x", **options)
+  assert all(row["test"] == {"a": None, "b": 1.0, "average": None} for row in result["rows"])
+  assert all(line["gain"] is None for line in result["differences"])
+  assert "–" in (tmp_path / "x" / "report.html").read_text()
 
 
 def test_a_failing_scorer_keeps_the_journal(world, tmp_path):

@@ -30,8 +30,9 @@ class Inputs:
     labels: names of the pool's checkpoints.
     fitness: of the tasks.
     splits: tasks by split, held-out tasks under "heldout"; None with an external scorer.
+    batches: the same examples, encoded and packed, by split.
     command: the external scorer, or None.
-    tokens: of one evaluation on the search examples; 0 if unknown.
+    notes: what the user should know.
   """
 
   pool: list[Checkpoint]

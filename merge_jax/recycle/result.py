@@ -44,15 +44,17 @@ def conclude(
       row["validation"] = _averaged(validation[name].scores, fitness)
     row["test"] = _averaged(scores.plain(candidate, "test").scores, fitness)
     examples = scores.examples(candidate, "test")
-    row["test_stderr"] = (
-      None if examples is None else uncertainty.standard_errors(examples, settings.bootstrap)
-    )
+    if examples is None:
+      row["test_stderr"] = None
+    else:
+      row["test_stderr"] = _nulls(uncertainty.standard_errors(examples, settings.bootstrap))
     if "heldout" in inputs.batches and name in validation:
       heldout = scores.plain(candidate, "heldout").scores
       row["heldout"] = _nulls(heldout)
     table.append(row)
   points = points_of(records, fitness)
-  reference = np.nanmin(points[: len(inputs.pool)], axis=0)
+  lowest = np.where(np.isfinite(points), points, np.inf)[: len(inputs.pool)].min(axis=0)
+  reference = np.where(np.isfinite(lowest), lowest, 0.0)
   result = {
     "checkpoints": inputs.labels,
     "tasks": [
@@ -132,7 +134,7 @@ def _differences(
     mine, other = (scores.examples(rows[n], "test") for n in ("selected", name))
     if mine is not None:
       gain, error = uncertainty.paired_difference(mine, other, draws)
-      lines.append({"row": name, "gain": gain, "stderr": error})
+      lines.append({"row": name, **_nulls({"gain": gain, "stderr": error})})
       continue
     averages = [_averaged(scores.plain(c, "test").scores, fitness)["average"]
                 for c in (rows["selected"], candidate)]  # fmt: skip

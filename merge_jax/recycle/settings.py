@@ -124,6 +124,11 @@ class Settings:
       raise ValueError("cma_es needs at least two checkpoints; got one. Use line_search to scale it.")
     if self.search.budget < 1:
       raise ValueError(f"The budget is {self.search.budget}; expected at least 1 evaluation.")
+    if len(self.splits.fractions) != 3 or not all(share > 0 for share in self.splits.fractions):
+      raise ValueError(
+        f"The split fractions are {self.splits.fractions}; expected three positive shares of search, "
+        "validation and test."
+      )
     if self.evals.dtype not in ("float32", "bfloat16"):
       raise ValueError(unknown("computation dtype", self.evals.dtype, ("float32", "bfloat16")))
 

@@ -86,7 +86,7 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
       shown = f"{gain['gain']:+.3f}" + ("" if gain["stderr"] is None else f" ± {gain['stderr']:.3f}")
     rows.append({
       "name": row["name"], "label": text.label(row["name"]), "cells": cells, "gain": shown,
-      "average": average + (f" ± {errors['average']:.3f}" if errors else ""),
+      "average": average + (f" ± {text.number(errors['average'])}" if errors else ""),
     })  # fmt: skip
   return rows
 
