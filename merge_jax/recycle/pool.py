@@ -54,37 +54,60 @@ def read(settings: Settings) -> Inputs:
   """Opens checkpoints and task files, splits and packs; raises ValueError for what cannot work."""
   pool, base = preflight.open_pool(settings.checkpoints, settings.base or None)
   labels = preflight.labels(pool)
-  search, notes = settings.search, []
   if settings.scorer.command:
-    command = Command(settings.scorer.command, settings.tasks, settings.scorer.timeout,
-                      settings.scorer.retries, settings.scorer.nan)  # fmt: skip
-    command.check()
-    if settings.heldout_tasks:
-      raise ValueError("--heldout_tasks need built-in tasks; a scorer command has --tasks alone.")
-    if not command.splits:
-      notes.append("The scorer command has no {split}: search, validation and test are the same "
-                   "examples, so the reported scores are optimistic.")  # fmt: skip
-    fitness = _fitness(settings.tasks, (1.0,) * len(settings.tasks), search)
+    command, notes = _command(settings)
+    fitness = _fitness(settings.tasks, (1.0,) * len(settings.tasks), settings.search)
     return Inputs(pool, base, labels, fitness, None, {}, command, notes)
-  loaded = task_files.load_all([*settings.tasks, *settings.heldout_tasks])
-  tasks, heldout = loaded[: len(settings.tasks)], loaded[len(settings.tasks) :]
-  limits = tuple(limit or None for limit in settings.splits.limits)
-  made = evals.split(tasks, settings.splits.fractions, seed=settings.splits.seed, limits=limits)
+  tasks = task_files.load_all(settings.tasks)
+  splits, notes = _split(tasks, settings)
+  signs = [task_files.sign(task.metric) for task in tasks]
+  fitness = _fitness([task.name for task in tasks], signs, settings.search)
+  batches = _batches(pool[0], splits, settings)
+  return Inputs(pool, base, labels, fitness, splits, batches, None, notes)
+
+
+def _command(settings: Settings) -> tuple[Command, list[str]]:
+  """The external scorer, checked, and what the user should know about it."""
+  s = settings.scorer
+  command = Command(s.command, settings.tasks, s.timeout, s.retries, s.nan)
+  command.check()
+  if settings.heldout_tasks:
+    raise ValueError("--heldout_tasks need built-in tasks; a scorer command has --tasks alone.")
+  if command.splits:
+    return command, []
+  note = (
+    "The scorer command has no {split}: search, validation and test are the same examples, so the "
+    "reported scores are optimistic."
+  )
+  return command, [note]
+
+
+def _split(tasks: Sequence[evals.Task], settings: Settings) -> tuple[dict[str, list[evals.Task]], list[str]]:
+  """Tasks by split, held-out ones under "heldout", and what was found on the way."""
+  options, notes = settings.splits, []
+  limits = tuple(limit or None for limit in options.limits)
+  made = evals.split(tasks, options.fractions, seed=options.seed, limits=limits)
   splits = dict(made.tasks)
   if made.duplicates:
     notes.append(f"{made.duplicates} examples stand twice in their file; each is used once.")
   if made.shared:
     notes.append(f"{made.shared} prompts stand in several tasks; each is in one split in all of them.")
-  if heldout:
-    seen = {e.prompt.strip() for name in ("search", "validation") for t in splits[name] for e in t.examples}
-    both = sum(e.prompt.strip() in seen for task in heldout for e in task.examples)
-    if both:
-      raise ValueError(f"{both} prompts of the held-out tasks stand in the search or validation "
-                       "examples; held-out tasks must share none.")  # fmt: skip
-    splits["heldout"] = heldout
-  fitness = _fitness([task.name for task in tasks], [task_files.sign(task.metric) for task in tasks], search)
-  batches = _batches(pool[0], splits, settings)
-  return Inputs(pool, base, labels, fitness, splits, batches, None, notes)
+  if not settings.heldout_tasks:
+    return splits, notes
+  heldout = task_files.load_all(settings.heldout_tasks)
+  names = [task.name for task in tasks]
+  for task in heldout:
+    if task.name in names:
+      raise ValueError(f"Held-out task {task.name!r} has the name of a task; rename one of the files.")
+  chosen = [task for name in ("search", "validation") for task in splits[name]]
+  seen = {example.prompt.strip() for task in chosen for example in task.examples}
+  both = sum(example.prompt.strip() in seen for task in heldout for example in task.examples)
+  if both:
+    raise ValueError(
+      f"{both} prompts of the held-out tasks stand in the search or validation examples; held-out "
+      "tasks must share none."
+    )
+  return splits | {"heldout": heldout}, notes
 
 
 def _fitness(names: Sequence[str], signs: Sequence[float], search: Any) -> Fitness:
