@@ -133,9 +133,9 @@ def line_search(records: Sequence[Record], setting: Setting) -> Iterator[Proposa
         if setting.space.bounds is not None:
           trial = np.clip(trial, *setting.space.bounds)
         yield Proposal([setting.candidate("line_search", trial)])
-        value = setting.fitness.of(records[-1:])[0] if _additive(setting) else _last(records, setting)
+        value = float(setting.fitness.of(records)[-1])
         if value > best:
-          x, best = trial, float(value)
+          x, best = trial, value
           widths[direction] *= 1.5
           break
         signs[direction] = -signs[direction]
@@ -144,14 +144,6 @@ def line_search(records: Sequence[Record], setting: Setting) -> Iterator[Proposa
     if max(widths.values()) < 0.01:
       widths = dict.fromkeys(order, 0.1)
       order = [order[i] for i in generator.permutation(len(order))]
-
-
-def _additive(setting: Setting) -> bool:
-  return setting.fitness.aggregate == "mean"
-
-
-def _last(records: Sequence[Record], setting: Setting) -> float:
-  return float(setting.fitness.of(records)[-1])
 
 
 def random(records: Sequence[Record], setting: Setting) -> Iterator[Proposal]:
