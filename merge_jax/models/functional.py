@@ -1,6 +1,5 @@
 """The decoder as pure functions of a flat `{name: array}`: the one place where NNX is split."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -61,7 +60,7 @@ def build(config: DecoderConfig | Mapping[str, Any], where: str = "config.json")
     state = nnx.from_flat_state([(path, nnx.Param(params[name])) for name, path in paths.items()])
     return nnx.merge(graphdef, state)(tokens, asked, dtype)
 
-  @functools.partial(jax.jit)
+  @jax.jit
   def init(key: Array) -> dict[str, Array]:
     state = nnx.state(Decoder(shape, nnx.Rngs(key)))
     values = dict(nnx.to_flat_state(state))

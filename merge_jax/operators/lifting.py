@@ -67,7 +67,7 @@ def _as_rows(leaf: Leaf, axes: Axes) -> Leaf:
 
 def _over_stack(function: Any, axes: Axes, leaf: Leaf, *rest: PyTree) -> PyTree:
   """Applies `function(leaf, *rest)` to each slice of a stacked leaf; `rest` is stacked in front."""
-  at = None if axes.stack is None else axes.stack
+  at = axes.stack
   if at is None:
     return function(leaf, *rest)
   in_axes = Leaf(at, None if leaf.base is None else at, 0, 0)  # type: ignore[arg-type]

@@ -38,7 +38,6 @@ def recycle(
   say: Say = print,
   progress: Callable[[Record], None] | None = None,
   stop: Callable[[], bool] = lambda: False,
-  training_tokens: int | None = None,
 ) -> dict[str, Any]:
   """Runs, resumes or recognises a recycle job.
 
@@ -48,8 +47,6 @@ def recycle(
     say: called with one line a step.
     progress: called after every evaluation.
     stop: asked after every evaluation; true ends the job with `Stopped`.
-    training_tokens: tokens that training the pool read, to compare costs; None reads them from the
-      pool's `training.json` files, where they are.
 
   Returns:
     The content of `result.json`.
@@ -80,7 +77,7 @@ def recycle(
       _clear(folder)  # only now: bad input must not lose what was done
     if not (folder / "manifest.json").is_file():
       storage.write_json(folder / "manifest.json", manifest)
-    return _run(folder, settings, inputs, say, progress, stop, training_tokens)
+    return _run(folder, settings, inputs, say, progress, stop)
 
 
 def _run(
@@ -90,7 +87,6 @@ def _run(
   say: Say,
   progress: Callable[[Record], None] | None,
   stop: Callable[[], bool],
-  training_tokens: int | None,
 ) -> dict[str, Any]:
   journal = Journal(folder / "journal.jsonl")
   known = len(journal.stored)
@@ -114,7 +110,7 @@ def _run(
     progress=after,
   )
   say("search done; scoring finalists on validation and test examples")
-  result, chosen = results.conclude(settings, inputs, pool, found, training_tokens)
+  result, chosen = results.conclude(settings, inputs, pool, found)
   provenance = {
     "created_by": "merge_jax recycle",
     "method": "task_arithmetic" if _added(chosen.method, settings) else "linear",

@@ -15,7 +15,7 @@ from merge_jax.search.loop import Evaluation, Result
 
 
 def conclude(
-  settings: Settings, inputs: Inputs, pool: Pool, found: Result, training_tokens: int | None
+  settings: Settings, inputs: Inputs, pool: Pool, found: Result
 ) -> tuple[dict[str, Any], Candidate]:
   """Scores the finalists, selects, measures on test examples once.
 
@@ -71,7 +71,7 @@ def conclude(
       "hypervolume_singles": pareto.hypervolume(points[: len(inputs.pool)], reference),
     },
     "analysis": analysis.analyse(records, fitness),
-    "cost": _cost(settings, inputs, records, training_tokens),
+    "cost": _cost(settings, inputs, records),
     "notes": inputs.notes,
   }
   return result, rows[chosen]
@@ -159,14 +159,12 @@ def _sizes(inputs: Inputs, name: str) -> dict[str, int] | None:
   }  # fmt: skip
 
 
-def _cost(
-  settings: Settings, inputs: Inputs, records: list[Record], training_tokens: int | None
-) -> dict[str, Any]:
+def _cost(settings: Settings, inputs: Inputs, records: list[Record]) -> dict[str, Any]:
   """Evaluations, seconds and FLOPs: 2 per parameter and token to evaluate, 6 to train."""
   parameters = inputs.pool[0].parameters
   merging = 2 * parameters * len(inputs.pool) * len(records)
   evaluating = 2 * parameters * inputs.tokens * len(records)
-  tokens = training_tokens if training_tokens is not None else read_training_tokens(inputs)
+  tokens = read_training_tokens(inputs)
   training = 6 * parameters * tokens if tokens else None
   search = merging + evaluating if inputs.tokens else None
   return {

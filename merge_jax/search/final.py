@@ -56,8 +56,8 @@ def rows(
   if best is not None:
     found["search_best"] = records[best].candidate
   if mean is None:
-    points = [r for r in top([r for r in records if r.method == "search"],
-                             values[[r.index for r in records if r.method == "search"]])]  # fmt: skip
+    searched = [record for record in records if record.method == "search"]
+    points = top(searched, values[[record.index for record in searched]]) if searched else []
     if points:
       centre = np.mean([r.weights for r in points], axis=0)
       mean = tuple(float(w) for w in centre)
