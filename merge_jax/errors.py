@@ -1,7 +1,8 @@
-"""The one way to say that a name is not known."""
+"""The one way to say that a name is not known, and to show a value in a sentence."""
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 def unknown(kind: str, got: str, known: Iterable[str], where: str = "") -> str:
@@ -14,4 +15,14 @@ def unknown(kind: str, got: str, known: Iterable[str], where: str = "") -> str:
   near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
   hint = f" did you mean {near[0]!r}?" if near else ""
   prefix = f"{where}: " if where else ""
-  return f"{prefix}unknown {kind} {got!r};{hint} Known: {', '.join(names)}."
+  return f"{prefix}unknown {kind} {shown(got)};{hint} Known: {', '.join(names)}."
+
+
+def shown(value: Any, limit: int = 80) -> str:
+  """A value in a sentence: one line, not longer than `limit`.
+
+  >>> shown("a" * 100, 10)
+  "'aaaaaa..."
+  """
+  text = " ".join(repr(value).split())
+  return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -71,7 +71,7 @@ def test_a_large_vocabulary_bounds_the_positions_of_a_pass(loaded):
   rows = evals.encode(loaded, TOKENS)
   batches = evals.pack(rows, max_shapes=2, vocabulary=batching.LOGITS // 50)
   for bucket in batches.buckets:
-    _, height, asked = bucket.asked.shape
+    _, height, asked = bucket.positions.shape
     assert height == 1 or height * asked <= 50
   scorer = evals.make_scorer(MODEL.apply, loaded, batches)
   whole = evals.make_scorer(MODEL.apply, loaded, evals.pack(rows))

@@ -26,15 +26,15 @@ class Bucket(NamedTuple):
 
   Attributes:
     tokens: int32 `[C, R, T]`; the last token of a row is only predicted, never read, so it is left out.
-    asked: int32 `[C, R, A]`, the positions whose next token is a target token.
+    positions: int32 `[C, R, A]`, the positions whose next token is a target token.
     targets: int32 `[C, R, A]`, these tokens.
-    real: float32 `[C, R, A]`, 1 for target tokens, 0 for padding.
+    mask: float32 `[C, R, A]`, 1 for target tokens, 0 for padding.
   """
 
   tokens: np.ndarray
-  asked: np.ndarray
+  positions: np.ndarray
   targets: np.ndarray
-  real: np.ndarray
+  mask: np.ndarray
 
 
 class Batches(NamedTuple):
@@ -131,16 +131,16 @@ def _bucket(rows: Rows, chosen: np.ndarray, chunks: int, height: int, length: in
   tokens = np.zeros((chunks * height, length), np.int32)
   positions = np.zeros((chunks * height, asked), np.int32)
   targets = np.zeros((chunks * height, asked), np.int32)
-  real = np.zeros((chunks * height, asked), np.float32)
+  mask = np.zeros((chunks * height, asked), np.float32)
   for at, row in enumerate(chosen):
     ids, first = rows.ids[row], rows.starts[row]
     count = len(ids) - first
     tokens[at, : len(ids) - 1] = ids[:-1]
     positions[at, :count] = np.arange(first - 1, len(ids) - 1)
     targets[at, :count] = ids[first:]
-    real[at, :count] = 1.0
+    mask[at, :count] = 1.0
   shape = (chunks, height)
-  return Bucket(*(x.reshape(*shape, x.shape[-1]) for x in (tokens, positions, targets, real)))
+  return Bucket(*(x.reshape(*shape, x.shape[-1]) for x in (tokens, positions, targets, mask)))
 
 
 def _cuts(lengths: np.ndarray, max_shapes: int) -> list[int]:

@@ -98,17 +98,17 @@ def make_scorer(
 
     def chunk(one: Bucket) -> tuple[Array, Array, Array]:
       if selects:
-        logits = call(params, one.tokens, one.asked)
+        logits = call(params, one.tokens, one.positions)
       else:
-        logits = jnp.take_along_axis(call(params, one.tokens), one.asked[:, :, None], axis=1)
+        logits = jnp.take_along_axis(call(params, one.tokens), one.positions[:, :, None], axis=1)
       logits = logits.astype(jnp.float32)
       at_target = jnp.take_along_axis(logits, one.targets[:, :, None], axis=-1)[..., 0]
       losses = jax.nn.logsumexp(logits, axis=-1) - at_target
-      wrong = (jnp.argmax(logits, axis=-1) != one.targets) & (one.real > 0)
+      wrong = (jnp.argmax(logits, axis=-1) != one.targets) & (one.mask > 0)
       # A NaN must not vanish behind a mask: scores of a broken model are NaN.
-      broken = jnp.where(one.real > 0, losses, 0.0)
+      broken = jnp.where(one.mask > 0, losses, 0.0)
       exact = jnp.where(jnp.isnan(broken.sum(1)), jnp.nan, (~wrong.any(1)).astype(jnp.float32))
-      return broken.sum(1), jnp.sum(one.real, axis=1), exact
+      return broken.sum(1), jnp.sum(one.mask, axis=1), exact
 
     if bucket.tokens.shape[0] == 1:
       return chunk(jax.tree.map(lambda x: x[0], bucket))

@@ -144,9 +144,9 @@ def _shares(mixture: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
 
 def _compiled(apply: Callable[..., Array], optimizer: Any, batch_size: int) -> Callable[..., Any]:
   def loss_of(params: Params, batch: Bucket) -> Array:
-    logits = apply(params, batch.tokens, batch.asked)
+    logits = apply(params, batch.tokens, batch.positions)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
-    return jnp.sum(losses * batch.real) / jnp.sum(batch.real)
+    return jnp.sum(losses * batch.mask) / jnp.sum(batch.mask)
 
   @jax.jit
   def steps(

@@ -1,0 +1,117 @@
+"""Typed reading of JSON and settings: msgspec, with errors in one sentence.
+
+What is read is declared as a `msgspec.Struct`; ranges are part of its types, as in
+`Annotated[int, Meta(ge=1)]`.
+"""
+
+import math
+import re
+import typing
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import msgspec
+
+from merge_jax.errors import shown, unknown
+
+T = TypeVar("T")
+
+_WORDS = {
+  "int": "a whole number", "float": "a number", "str": "a string", "bool": "true or false", "array": "a list",
+  "object": "an object", "null": "null",
+}  # fmt: skip
+
+
+def decode(text: bytes, kind: type[T], where: str) -> T:
+  """Reads JSON as `kind`.
+
+  Args:
+    text: UTF-8, a byte-order mark allowed.
+    kind: what `msgspec` can decode: a Struct, `dict[str, float]`, ….
+    where: file, or file and line, for errors.
+
+  Raises:
+    ValueError: not JSON, or not of this kind; one sentence that names the place.
+
+  >>> decode(b'{"a": 1}', dict[str, int], "x.json")
+  {'a': 1}
+  >>> decode(b'{"a": ', dict[str, int], "x.json")
+  Traceback (most recent call last):
+  ValueError: x.json: not valid JSON (Input data was truncated).
+  """
+  text = text.removeprefix(b"\xef\xbb\xbf")
+  try:
+    try:
+      return msgspec.json.decode(text, type=kind)
+    except msgspec.ValidationError as error:
+      raise ValueError(_sentence(error, msgspec.json.decode(text), kind, where)) from None
+  except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(" - at")[0]
+    raise ValueError(f"{where}: not valid JSON ({reason}).") from None
+
+
+def convert(value: Any, kind: type[T], where: str) -> T:
+  """Plain data (nested dicts, lists, numbers) as `kind`; numbers must be finite.
+
+  Raises:
+    ValueError: an unknown field, with the nearest valid name, or a value that is not of its type or range.
+  """
+  try:
+    result = msgspec.convert(value, kind)
+  except msgspec.ValidationError as error:
+    raise ValueError(_sentence(error, value, kind, where)) from None
+  for path, number in _floats(value):
+    if not math.isfinite(number):
+      raise ValueError(f"{where}: {path} is {number}; expected a finite number.")
+  return result
+
+
+def _sentence(error: Exception, raw: Any, kind: Any, where: str) -> str:
+  what, _, at = str(error).partition(" - at `")
+  path = at.removesuffix("`").removeprefix("$").removeprefix(".")
+  parts = re.findall(r"[^.\[\]]+", path)
+  field = re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL)
+  if field:
+    inside = f" in {path}" if path else ""
+    return unknown(f"field{inside}", field[1], _fields(kind, parts), where)
+  missing = re.fullmatch(r"Object missing required field `(.*)`", what)
+  if missing:
+    inside = f" of {path}" if path else ""
+    return f"{where}: the field {missing[1]!r}{inside} is missing."
+  expected = re.sub(r", got .*", "", what.removeprefix("Expected "), flags=re.DOTALL)
+  expected = re.sub(r"`(.*?)`", lambda m: " or ".join(_WORDS.get(w, w) for w in m[1].split(" | ")), expected)
+  value = _value(raw, parts)
+  name = path or "the content"
+  if not what.startswith("Expected"):
+    return f"{where}: {name} is {shown(value)}; {what[:1].lower()}{what[1:]}."
+  return f"{where}: {name} is {shown(value)}; expected {expected}."
+
+
+def _value(raw: Any, parts: list[str]) -> Any:
+  for part in parts:
+    try:
+      raw = raw[int(part)] if isinstance(raw, list | tuple) else raw[part]
+    except (KeyError, IndexError, ValueError, TypeError):
+      return raw  # "[...]": some value of a mapping
+  return raw
+
+
+def _fields(kind: Any, parts: list[str]) -> list[str]:
+  """Names of the fields of the Struct at a path of types."""
+  for part in parts:
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+      kind = typing.get_type_hints(kind).get(part)
+  if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+    return list(kind.__struct_encode_fields__)
+  return []
+
+
+def _floats(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+  if isinstance(value, float):
+    yield path, value
+  elif isinstance(value, dict):
+    for key, item in value.items():
+      yield from _floats(item, f"{path}.{key}" if path else str(key))
+  elif isinstance(value, list | tuple):
+    for i, item in enumerate(value):
+      yield from _floats(item, f"{path}[{i}]")
