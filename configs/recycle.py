@@ -43,10 +43,12 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c.scorer.nan = "fail"  # or worst
 
   c.search = config_dict.ConfigDict()
+  c.search.method = "task_arithmetic"  # linear
   c.search.proposer = "cma_es"  # line_search, random
   c.search.space = "free"  # simplex, softmax
-  c.search.budget = 200
+  c.search.budget = 200  # may grow: the same command goes on
   c.search.seconds = 0.0
+  c.search.batch = 1  # candidates that are evaluated side by side
   c.search.seed = 0
   c.search.sigma = 0.0  # 0: the space's
   c.search.population = 0  # 0: 4 + 3 ln(checkpoints)
@@ -55,5 +57,6 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c.search.fitness_source = "metric"  # loss, auto
   c.search.task_weights = ""  # of the fitness: code=2,math=1
   if mode == "paper":
-    c.search.space, c.search.start, c.search.sigma, c.search.budget = "simplex", "uniform", 0.3, 50
+    c.search.method, c.search.space, c.search.start = "linear", "simplex", "uniform"
+    c.search.sigma, c.search.budget = 0.3, 50
   return c

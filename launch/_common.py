@@ -18,7 +18,7 @@ if TYPE_CHECKING:
   from merge_jax.recycle import Settings
   from merge_jax.search import Record
 
-STOPPED = 75  # exit status after SIGTERM: temporary, the same command continues
+STOPPED = 75  # exit status after SIGTERM or Ctrl-C: temporary, the same command continues
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -36,6 +36,9 @@ def run(main: Callable[[], int | None]) -> None:
         raise
       print(f"error: {error}", file=sys.stderr)
       status = STOPPED if type(error).__name__ == "Stopped" else 1
+    except KeyboardInterrupt:
+      print("error: interrupted; the same command continues.", file=sys.stderr)
+      status = STOPPED
     sys.exit(status or 0)
 
   app.run(guarded, flags_parser=_parse)
@@ -43,7 +46,12 @@ def run(main: Callable[[], int | None]) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
   with _one_sentence():
-    return app.parse_flags_with_usage(argv)
+    try:
+      return flags.FLAGS(argv)
+    except flags.Error as error:  # of a config file it is a whole traceback, its end what was raised
+      lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+      print(f"error: {lines[0]}", *lines[-1:] if len(lines) > 1 else (), file=sys.stderr)
+      sys.exit(1)
 
 
 def define_config(name: str) -> Any:
@@ -52,14 +60,26 @@ def define_config(name: str) -> Any:
     return config_flags.DEFINE_config_file("config", str(CONFIGS / f"{name}.py"), "Settings; or a file.")
 
 
+def config_values(holder: Any) -> dict[str, Any]:
+  """The content of a config flag as plain data; ValueError if the file made something else."""
+  try:
+    return holder.value.to_dict()
+  except AttributeError:
+    kind = type(holder.value).__name__
+    raise ValueError(f"--config: get_config returned a {kind}; expected a ConfigDict.") from None
+  except OSError as error:  # of a file that is not there, kept by the flag until now
+    raise ValueError(f"--config: {' '.join(str(error).split())}") from None
+
+
 @contextlib.contextmanager
 def _one_sentence() -> Iterator[None]:
   """A wrong key or file of a config is one sentence and status 1, not a traceback."""
   try:
     yield
-  except (AttributeError, TypeError, ValueError, OSError) as error:
+  except Exception as error:  # a config file is somebody's program: it may raise anything
+    kind = "" if isinstance(error, AttributeError | ValueError | OSError) else f"{type(error).__name__}: "
     words = " ".join(str(error).replace("\\n", " ").replace("\\", "").replace("'", "").split())
-    print(f"error: --config: {words}", file=sys.stderr)
+    print(f"error: --config: {kind}{words}", file=sys.stderr)
     sys.exit(1)
 
 
@@ -67,13 +87,19 @@ flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
 
 
 class StopFlag:
-  """True once SIGTERM has come; the job then finishes its record and exits with status 75."""
+  """True once SIGTERM or Ctrl-C has come; the job then finishes its record and exits with status 75.
+
+  A second Ctrl-C does not wait for the record.
+  """
 
   def __init__(self) -> None:
     self._stop = False
     signal.signal(signal.SIGTERM, self._set)
+    signal.signal(signal.SIGINT, self._set)
 
   def _set(self, *_: Any) -> None:
+    if self._stop:
+      raise KeyboardInterrupt
     self._stop = True
 
   def __call__(self) -> bool:
@@ -81,9 +107,9 @@ class StopFlag:
 
 
 class Progress:
-  """A bar on a terminal, elsewhere a plain line every few seconds."""
+  """A bar on a terminal, elsewhere a plain line every few seconds; without a total, a count."""
 
-  def __init__(self, total: int, unit: str, every: float = 10.0):
+  def __init__(self, total: int | None, unit: str, every: float = 10.0):
     self._bar = tqdm(total=total, unit=f" {unit}", dynamic_ncols=True, disable=not sys.stderr.isatty())
     self._total, self._unit, self._every = total, unit, every
     self._start = self._said = time.monotonic()
@@ -97,11 +123,10 @@ class Progress:
     if self._bar.disable and (now - self._said > self._every or done == self._total):
       self._said = now
       rate = done / max(now - self._start, 1e-9)
-      left = (self._total - done) / max(rate, 1e-9)
-      print(
-        f"{done}/{self._total} {self._unit}, {rate:.1f} a second, {left:.0f} s left {note}",
-        flush=True,
-      )
+      of = left = ""
+      if self._total is not None:
+        of, left = f"/{self._total}", f", {(self._total - done) / max(rate, 1e-9):.0f} s left"
+      print(f"{done}{of} {self._unit}, {rate:.1f} a second{left} {note}".rstrip(), flush=True)
 
   def close(self) -> None:
     """Ends the bar."""
@@ -112,11 +137,15 @@ def recycle_and_show(job: Settings, overwrite: bool) -> dict[str, Any]:
   """Runs a recycle job with a progress bar, then prints the table, the sentence and the paths."""
   from merge_jax import recycle, reports
 
-  bar, best = Progress(job.search.budget, "evaluations"), [float("-inf")]
+  bars = {True: Progress(job.search.budget, "evaluations"), False: Progress(None, "scores of finalists")}
+  done, best = {True: 0, False: 0}, float("-inf")
 
   def progress(record: Record) -> None:
-    best[0] = max(best[0], record.fitness if record.fitness is not None else best[0])
-    bar(record.index + 1, f"best fitness {best[0]:.4f}")
+    nonlocal best
+    searching = record.fitness is not None or record.split == "search"
+    done[searching] += 1
+    best = max(best, record.fitness if record.fitness is not None else best)
+    bars[searching](done[searching], f"best fitness {best:.4f}" if searching else f"on {record.split}")
 
   def say(line: str) -> None:
     print(line, flush=True)
@@ -124,7 +153,8 @@ def recycle_and_show(job: Settings, overwrite: bool) -> dict[str, Any]:
   try:
     result = recycle.recycle(job, overwrite=overwrite, progress=progress, stop=StopFlag(), say=say)
   finally:
-    bar.close()
+    for bar in bars.values():
+      bar.close()
   print(f"\n{reports.console(result)}\n\n{reports.headline(result)}")
-  print(f"report: {job.output_dir}/report.html\nmerged: {job.output_dir}/merged")
+  print(f"report: {job.folder}/report.html\nmerged: {job.folder}/merged")
   return result

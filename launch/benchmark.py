@@ -20,8 +20,7 @@ from absl import flags
 
 import merge_jax as mj
 from merge_jax import evals, models
-from merge_jax.search import Budget, Fitness, Journal, proposers, search, space
-from merge_jax.search.loop import Evaluation
+from merge_jax.search import Budget, Fitness, Journal, Options, proposer, search, space
 from merge_jax.training import puzzles
 
 from . import _common
@@ -102,15 +101,18 @@ def search_suite() -> dict[str, Any]:
 
 def overhead(count: int, evaluations: int = 150) -> float:
   """Seconds a candidate of a whole search with free evaluations and a journal in memory."""
-  names = tuple("abcdef")
-  fitness = Fitness(names, (1.0,) * 6, source="metric")
-  setting = proposers.Setting(space("free"), fitness, count)
+  fitness = Fitness(tuple("abcdef"), (1.0,) * 6, source="metric")
+  options = Options("task_arithmetic", space("free", count), fitness, count)
 
-  def evaluate(candidate: Any) -> Evaluation:
-    return Evaluation(dict.fromkeys(names, -float(np.square(candidate.weights).sum())))
+  class Free:
+    batch = 1
+
+    def evaluate(self, candidates: Any, split: str) -> list[evals.Evaluation]:
+      value = -float(np.square(candidates[0].point.array).sum())
+      return [evals.Evaluation(dict.fromkeys(fitness.tasks, value))]
 
   start = time.perf_counter()
-  search(proposers.proposer("cma_es", setting), evaluate, Journal(), fitness, Budget(evaluations))
+  search(proposer("cma_es", options), Free(), Journal(), fitness, Budget(evaluations))
   return (time.perf_counter() - start) / evaluations
 
 

@@ -13,16 +13,21 @@ from . import _common
 
 _INPUT = flags.DEFINE_string("input", None, "Folder to read.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write; must not exist.", required=True)
-_FORMAT = flags.DEFINE_enum("format", None, checkpoints.FORMATS, "Format to write.", required=True)
+_FORMAT = flags.DEFINE_enum("format", None, list(checkpoints.FORMATS), "Format to write.", required=True)
 
 
 def main() -> None:
   """Reads, writes, says what."""
-  source, target = checkpoints.open(_INPUT.value), Path(_OUTPUT.value)
+  source, target = checkpoints.open(_INPUT.value), Path(_OUTPUT.value).expanduser()
+  storage.refuse_inside(target, [source.path])
   storage.refuse_filled(target)
   preflight.require_disk(target, source.nbytes)
-  with storage.new_folder(target) as partial:
-    checkpoints.write(partial, source.reader(source.specs), like=source, format=_FORMAT.value)
+  with (
+    storage.new_folder(target) as partial,
+    checkpoints.writer(partial, source.specs, like=source, format=_FORMAT.value) as out,
+  ):
+    for name in source.specs:
+      out.write(name, source.read(name))
   print(f"{len(source.specs)} tensors, {preflight.gib(source.nbytes)}: {target} ({_FORMAT.value})")
 
 

@@ -5,15 +5,19 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from absl import flags
+from msgspec import Meta
 
-from merge_jax import evals, storage
+from merge_jax import decoding, evals, storage
+from merge_jax.errors import unknown
 from merge_jax.evals import tasks as task_files
 from merge_jax.recycle import settings
-from merge_jax.training import Recipe, corpus, pool, puzzles
+from merge_jax.training import Recipe, corpus, pool, puzzles, read_recipe
 
 from . import _common
 
@@ -25,15 +29,34 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove what an earlier quick
 RUN, TASK, HELD_BACK = 10**8, 10**7, 5 * 10**6
 
 
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+  """What `configs/quickstart.py` holds."""
+
+  seed: Annotated[int, Meta(ge=0)]
+  tasks: list[str]
+  train_examples: Annotated[int, Meta(ge=1)]
+  task_examples: Annotated[int, Meta(ge=1)]
+  model: dict[str, Any]
+  base: dict[str, dict[str, Any]]
+  experts: dict[str, dict[str, Any]]
+  recycle: dict[str, Any]
+
+
 def main() -> None:
   """Data, pool, search, report."""
-  config, folder = _CONFIG.value.to_dict(), Path(_OUTPUT.value)
-  with storage.locked(folder / "pool"):
-    claim(folder, config)
+  values, folder = _common.config_values(_CONFIG), Path(_OUTPUT.value).expanduser()
+  plain = json.loads(json.dumps(values))
+  config = decoding.convert(plain, Config, "config")
+  for name in config.tasks:
+    if name not in puzzles.PUZZLES:
+      raise ValueError(unknown("task", name, puzzles.PUZZLES, "config.tasks"))
+  base, experts = recipes(config)
+  with storage.locked(folder / "tasks"):
+    claim(folder, plain, config)
     task_paths, train_paths = make_data(folder, config)
-    checkpoint_paths = make_pool(folder, config, train_paths)
+    checkpoint_paths = make_pool(folder, config, train_paths, base, experts)
   job = settings.from_mapping(
-    config["recycle"]
+    values["recycle"]
     | {
       "checkpoints": tuple(map(str, checkpoint_paths)),
       "base": str(folder / "pool" / "base"),
@@ -41,18 +64,34 @@ def main() -> None:
       "output_dir": str(folder),
     }
   )
-  _common.recycle_and_show(job, overwrite=False)
+  _common.recycle_and_show(job, overwrite=_OVERWRITE.value)
 
 
-def claim(folder: Path, config: dict[str, Any]) -> None:
-  """Refuses a folder of another quickstart; `--overwrite` empties it."""
-  path, plain = folder / "pool" / "quickstart.json", json.loads(json.dumps(config))
+def recipes(config: Config) -> tuple[list[Recipe], dict[str, Recipe]]:
+  """Of the base's stages, and of the experts by name; each has a seed of its own."""
+  stages = {f"base.{name}": recipe for name, recipe in config.base.items()}
+  further = {f"experts.{name}": recipe for name, recipe in config.experts.items()}
+  read = [
+    read_recipe(recipe | {"seed": 1000 * config.seed + i}, f"config.{where}")
+    for i, (where, recipe) in enumerate((stages | further).items())
+  ]
+  return read[: len(stages)], dict(zip(config.experts, read[len(stages) :], strict=True))
+
+
+def claim(folder: Path, plain: dict[str, Any], config: Config) -> None:
+  """Refuses a folder of another quickstart; `--overwrite` removes what that one wrote."""
+  path = folder / "tasks" / "quickstart.json"
   if path.is_file() and _OVERWRITE.value:
-    for entry in [e for e in folder.iterdir() if e.name != "pool"]:
-      shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    for entry in [e for e in (folder / "pool").iterdir() if e.name != ".lock"]:
-      shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    earlier = decoding.convert(json.loads(path.read_text()), Config, str(path))
+    for entry in outputs(folder, earlier):
+      if entry.is_dir():
+        shutil.rmtree(entry)
+      else:
+        entry.unlink(missing_ok=True)
+    path.unlink()  # last: until then the same command removes the rest
   if not path.is_file():
+    for entry in outputs(folder, config):
+      storage.refuse_filled(entry)
     storage.write_json(path, plain)
   elif json.loads(path.read_text()) != plain:
     raise ValueError(
@@ -60,43 +99,49 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
     )
 
 
-def make_data(folder: Path, config: dict[str, Any]) -> tuple[list[Path], list[Path]]:
+def outputs(folder: Path, config: Config) -> Iterator[Path]:
+  """Files and folders that a quickstart of this config writes before it searches."""
+  for name in config.tasks:
+    yield folder / "tasks" / "train" / f"{name}.jsonl"
+    yield folder / "tasks" / f"{name}.jsonl"
+  for name in ("base", *config.experts):
+    yield folder / "pool" / name
+
+
+def make_data(folder: Path, config: Config) -> tuple[list[Path], list[Path]]:
   """Writes task and training examples, without a prompt in both."""
   task_paths, train_paths = [], []
-  for i, name in enumerate(config["tasks"]):
-    seed = config["seed"] * RUN + i * TASK
+  for i, name in enumerate(config.tasks):
+    seed = config.seed * RUN + i * TASK
     train_path, task_path = (
-      folder / "pool" / "train" / f"{name}.jsonl",
+      folder / "tasks" / "train" / f"{name}.jsonl",
       folder / "tasks" / f"{name}.jsonl",
     )
     if not task_path.is_file() or not train_path.is_file():
-      train = puzzles.generate(name, config["train_examples"], seed)
+      train = puzzles.generate(name, config.train_examples, seed)
       seen = {record["prompt"] for record in train}
-      more = puzzles.generate(name, 2 * config["task_examples"], seed + HELD_BACK)
+      more = puzzles.generate(name, 2 * config.task_examples, seed + HELD_BACK)
       held_back = [record for record in more if record["prompt"] not in seen]
       puzzles.write_jsonl(train_path, train)
-      puzzles.write_jsonl(task_path, held_back[: config["task_examples"]])
+      puzzles.write_jsonl(task_path, held_back[: config.task_examples])
     task_paths.append(task_path)
     train_paths.append(train_path)
-  print(f"tasks: {', '.join(config['tasks'])}", flush=True)
+  print(f"tasks: {', '.join(config.tasks)}", flush=True)
   return task_paths, train_paths
 
 
-def make_pool(folder: Path, config: dict[str, Any], train_paths: list[Path]) -> list[Path]:
+def make_pool(
+  folder: Path, config: Config, train_paths: list[Path], base: list[Recipe], experts: dict[str, Recipe]
+) -> list[Path]:
   """Trains the base and the checkpoints that are not there yet."""
-  tokenizer, seed = puzzles.tokenizer(), config["seed"]
-  tokens = evals.Tokens(tokenizer, config["model"]["eos_token_id"])
+  tokenizer = puzzles.tokenizer()
+  tokens = evals.Tokens(tokenizer, config.model["eos_token_id"])
   data = corpus([task_files.load(str(path)) for path in train_paths], tokens)
-  base = [Recipe(**recipe, seed=1000 * seed + i) for i, recipe in enumerate(config["base"].values())]
-  experts = {
-    name: Recipe(**recipe, seed=1000 * seed + i)
-    for i, (name, recipe) in enumerate(config["experts"].items(), len(base))
-  }
 
   def say(line: str) -> None:
     print(line, flush=True)
 
-  return pool.make(folder / "pool", config["model"], tokenizer.to_str(), data, base, experts, say=say)
+  return pool.make(folder / "pool", config.model, tokenizer.to_str(), data, base, experts, say=say)
 
 
 if __name__ == "__main__":

@@ -24,17 +24,17 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove an earlier run in the
 
 def main() -> None:
   """Parses flags, runs the job, prints where the result lies."""
-  values = _CONFIG.value.to_dict()
+  values = _common.config_values(_CONFIG)
   given = {"checkpoints": tuple(_CHECKPOINTS.value), "base": _BASE.value, "tasks": tuple(_TASKS.value),
            "heldout_tasks": tuple(_HELDOUT.value), "output_dir": _OUTPUT.value}  # fmt: skip
   values |= {name: value for name, value in given.items() if value}
   if _SCORER.value:
-    values["scorer"]["command"] = _SCORER.value
+    values["scorer"] = dict(values.get("scorer", {})) | {"command": _SCORER.value}
   if _BUDGET.value:
-    values["search"]["budget"] = _BUDGET.value
+    values["search"] = dict(values.get("search", {})) | {"budget": _BUDGET.value}
   job = settings.from_mapping(values)
   if _DRY.value:
-    print(recycle.plan(job))
+    print(recycle.describe(recycle.build(job)))
     return
   _common.recycle_and_show(job, _OVERWRITE.value)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
-from merge_jax import reports, storage
+from merge_jax import recycle, reports, storage
 
 from . import _common
 
@@ -18,11 +18,14 @@ _RUN = flags.DEFINE_string("run", None, "Output folder of launch.recycle.", requ
 def main() -> None:
   """Reads result and journal, writes the page."""
   folder = Path(_RUN.value)
-  if not (folder / "result.json").is_file():
-    raise ValueError(f"{folder} has no result.json: not a finished run.")
+  run = recycle.RunFolder(folder)
+  if not run.known or not (folder / "result.json").is_file():
+    raise ValueError(
+      f"{folder}: has no result.json of a recycle run; expected the output folder of a finished one."
+    )
   result = json.loads((folder / "result.json").read_text())
   with storage.locked(folder):
-    reports.write(folder, result, storage.read_lines(folder / "journal.jsonl"))
+    recycle.write_report(run, result)
   print(f"{reports.console(result)}\n\n{reports.headline(result)}\nreport: {folder}/report.html")
 
 

@@ -3,16 +3,21 @@
 python -m launch.train --tasks=code.jsonl,math.jsonl --init=base --output_dir=expert
 """
 
+import functools
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import msgspec
 from absl import flags
+from jax import Array
 
-from merge_jax import checkpoints, evals, models, storage
+from merge_jax import checkpoints, decoding, evals, models, storage
 from merge_jax.evals import tasks as task_files
-from merge_jax.training import Recipe, corpus, pool, puzzles, train
+from merge_jax.training import State, continued, corpus, pool, puzzles, read_recipe, refuse_written, states
 
 from . import _common
 
@@ -22,38 +27,81 @@ _INIT = flags.DEFINE_string("init", "", "Checkpoint to start from; none: random 
 _OUTPUT = flags.DEFINE_string("output_dir", None, "Folder to write; must not exist.", required=True)
 
 
+class Saving(msgspec.Struct, frozen=True):
+  """When states are written; see `configs/train.py`."""
+
+  save_every: Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Start(NamedTuple):
+  """What training starts from, and how its result is written: `write(folder, params, about=…)`."""
+
+  model: models.Model
+  tokens: evals.Tokens
+  params: dict[str, Array]
+  write: Callable[..., None]
+
+
 def main() -> None:
   """Loads, trains, writes a Hugging Face folder."""
-  target, config = Path(_OUTPUT.value), _CONFIG.value.to_dict()
-  storage.refuse_filled(target)
+  target, config = Path(_OUTPUT.value).expanduser(), _common.config_values(_CONFIG)
+  inputs = [*map(task_files.path_of, _TASKS.value), *([Path(_INIT.value)] if _INIT.value else [])]
+  storage.refuse_inside(target, inputs, "--output_dir")
+  refuse_written(target)
   if not _TASKS.value:
     raise ValueError("There is nothing to train on; give --tasks=a.jsonl,b.jsonl.")
   tasks = task_files.load_all(_TASKS.value)
-  model_config, tokenizer, params = start(config.pop("model"), config["seed"])
-  config["mixture"] = task_files.shares(config["mixture"]) or {task.name: 1.0 for task in tasks}
-  config["schedule_steps"] = config["schedule_steps"] or None
-  recipe = Recipe(**config)
-  tokens = evals.Tokens(puzzles.Tokenizer.from_str(tokenizer), model_config.get("eos_token_id"))
-  model, bar = models.build(model_config), _common.Progress(recipe.steps, "steps")
-  trained = train(
-    model.apply, params, corpus(tasks, tokens), recipe,
-    progress=lambda done, _, loss: bar(done, f"loss {loss:.3f}"),
-  )  # fmt: skip
-  bar.close()
-  pool.save(target, trained.params, model_config, tokenizer, pool.describe(recipe, trained))
-  print(f"loss {trained.losses[-1]:.4f} after {trained.steps} steps, {trained.tokens:,} tokens: {target}")
+  saving = decoding.convert({"save_every": config.pop("save_every")}, Saving, "config")
+  model_config, shares = config.pop("model"), task_files.shares(config["mixture"], "config: mixture")
+  config["mixture"] = shares or {task.name: 1.0 for task in tasks}
+  recipe = read_recipe(config, "config")
+  start = trained_on(Path(_INIT.value).expanduser()) if _INIT.value else fresh(model_config, recipe.seed)
+  shape = start.model.config
+  data = corpus(tasks, start.tokens, max_length=shape.max_positions, vocabulary=shape.vocab_size)
+  bar = _common.Progress(recipe.steps, "steps")
+  with states(target) as folder:
+    trained = continued(
+      start.model.apply, start.params, data, recipe, folder,
+      save_every=saving.save_every, stop=_common.StopFlag(), progress=shown_on(bar),
+    )  # fmt: skip
+    bar.close()
+    start.write(target, trained.params, about=pool.describe(recipe, trained))
+  print(f"loss {trained.final_loss:.4f} after {trained.step} steps, {trained.tokens:,} tokens: {target}")
 
 
-def start(model_config: dict[str, Any], seed: int) -> tuple[dict[str, Any], str, dict[str, jax.Array]]:
-  """Config, tokenizer and first parameters: of `--init`, or of a fresh model."""
-  if not _INIT.value:
-    return model_config, puzzles.tokenizer().to_str(), models.build(model_config).init(jax.random.key(seed))
-  first = checkpoints.open(_INIT.value)
-  if first.config is None or not (first.path / "tokenizer.json").is_file():
-    raise ValueError(f"{first.path} needs a config.json and a tokenizer.json to train from.")
+def fresh(config: Mapping[str, Any], seed: int) -> Start:
+  """A random model with a character tokenizer."""
+  tokenizer, model = puzzles.tokenizer(), models.build(config, "config.model")
+  write = functools.partial(pool.save, config=config, tokenizer=tokenizer.to_str())
+  tokens = evals.Tokens(tokenizer, config.get("eos_token_id"))
+  return Start(model, tokens, model.init(jax.random.key(seed)), write)
+
+
+def trained_on(folder: Path) -> Start:
+  """A checkpoint, with its own tokenizer and end-of-text token."""
+  first, tokens = checkpoints.open(folder), evals.Tokens.from_folder(folder)
+  if first.config is None:
+    raise ValueError(f"--init: {folder} has no config.json; it is needed to build the model.")
+  where = str(folder / "config.json")
+  models.check(first.config, first.specs, where)
+  model = models.build(first.config, where)
   # A step of Adam is smaller than bfloat16 can hold.
-  params = {name: value.astype(jnp.float32) for name, value in first.load().items()}
-  return dict(first.config), (first.path / "tokenizer.json").read_text(), params
+  params = {name: value.astype(jnp.float32) for name, value in first.load().items() if name in model.specs}
+  return Start(model, tokens, params, functools.partial(pool.save_like, like=first))
+
+
+def shown_on(bar: _common.Progress) -> Callable[[State], None]:
+  """Shows steps, loss, and the real tokens a second since it began."""
+  begun: tuple[float, int] | None = None
+
+  def progress(state: State) -> None:
+    nonlocal begun
+    now = time.monotonic()
+    began, before = begun = begun or (now, state.tokens)
+    rate = (state.tokens - before) / max(now - began, 1e-9)
+    bar(state.step, f"loss {state.final_loss:.3f}, {rate:,.0f} tokens a second" if state.losses else "")
+
+  return progress
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ def convert(value: Any, kind: type[T], where: str) -> T:
     result = msgspec.convert(value, kind)
   except msgspec.ValidationError as error:
     raise ValueError(_sentence(error, value, kind, where)) from None
+  except UnicodeEncodeError as error:
+    raise ValueError(f"{where}: the text {shown(error.object)} is not valid Unicode.") from None
   for path, number in _floats(value):
     if not math.isfinite(number):
       raise ValueError(f"{where}: {path} is {number}; expected a finite number.")
@@ -73,11 +75,13 @@ def _sentence(error: Exception, raw: Any, kind: Any, where: str) -> str:
   field = re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL)
   if field:
     inside = f" in {path}" if path else ""
-    return unknown(f"field{inside}", field[1], _fields(kind, parts), where)
+    return unknown(f"field{inside}", field[1], _names(kind, parts), where)
   missing = re.fullmatch(r"Object missing required field `(.*)`", what)
   if missing:
     inside = f" of {path}" if path else ""
     return f"{where}: the field {missing[1]!r}{inside} is missing."
+  if what.startswith("Invalid enum value"):
+    return unknown(path, _value(raw, parts), _names(kind, parts), where)
   expected = re.sub(r", got .*", "", what.removeprefix("Expected "), flags=re.DOTALL)
   expected = re.sub(r"`(.*?)`", lambda m: " or ".join(_WORDS.get(w, w) for w in m[1].split(" | ")), expected)
   value = _value(raw, parts)
@@ -96,14 +100,14 @@ def _value(raw: Any, parts: list[str]) -> Any:
   return raw
 
 
-def _fields(kind: Any, parts: list[str]) -> list[str]:
-  """Names of the fields of the Struct at a path of types."""
+def _names(kind: Any, parts: list[str]) -> list[str]:
+  """Names of the fields of the Struct, or of the choices, at a path of types."""
   for part in parts:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
       kind = typing.get_type_hints(kind).get(part)
   if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
     return list(kind.__struct_encode_fields__)
-  return []
+  return list(typing.get_args(kind)) if typing.get_origin(kind) is typing.Literal else []
 
 
 def _floats(value: Any, path: str = "") -> Iterator[tuple[str, float]]:

@@ -1,12 +1,13 @@
 """Meshes and sharding rules: the only file that knows them. Operators follow what arrays have."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from merge_jax.operators import naming
 
 Rules = Sequence[tuple[str, P | str]]
 """Pairs of a regular expression and what matching tensors get; the first full match wins.
@@ -51,9 +52,11 @@ def shardings(
 
 
 def _one(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> NamedSharding:
-  rule = next((rule for pattern, rule in rules if re.fullmatch(pattern, name)), None)
-  if rule is None:
-    raise ValueError(f"{name}: no sharding rule matches; have {[p for p, _ in rules]}.")
+  patterns = [pattern for pattern, _ in rules]
+  index = naming.first_match(name, patterns)
+  if index is None:
+    raise ValueError(f"{name}: no sharding rule matches; have {patterns}.")
+  rule = rules[index][1]
   if isinstance(rule, str):
     if rule != "fsdp":
       raise ValueError(f"{name}: sharding rule {rule!r} is not known; expected 'fsdp'.")

@@ -1,9 +1,8 @@
-"""An emulated mesh of eight devices, strict promotion, absl flags readable."""
+"""An emulated mesh of eight devices, strict promotion, absl flags readable, programs compiled once."""
 
 import os
 
 os.environ.setdefault("MPLBACKEND", "agg")
-
 import jax
 import pytest
 from absl import flags
@@ -14,4 +13,14 @@ def pytest_configure(config: pytest.Config) -> None:
   jax.config.update("jax_num_cpu_devices", 8)
   jax.config.update("jax_numpy_dtype_promotion", "strict")
   jax.config.update("jax_numpy_rank_promotion", "raise")
+  # Tests and the jobs that they start compile the same programs; JAX's writes race between workers.
+  worker = os.environ.get("PYTEST_XDIST_WORKER", "alone")
+  compiled = config.rootpath / ".pytest_cache" / f"jax-{worker}"
+  for name, value in (
+    ("jax_compilation_cache_dir", str(compiled)),
+    ("jax_persistent_cache_min_compile_time_secs", 0),
+    ("jax_persistent_cache_min_entry_size_bytes", -1),
+  ):
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)
   flags.FLAGS.mark_as_parsed()

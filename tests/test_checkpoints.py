@@ -1,6 +1,10 @@
 """Both formats read back what was written; damage is named."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +16,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1 as ocp
 
-from merge_jax import checkpoints, preflight, sharding
+from merge_jax import checkpoints, preflight, sharding, storage
 from merge_jax.checkpoints import huggingface
 from tests import pools
 
@@ -20,8 +24,12 @@ TENSORS = {
   "model.embed_tokens.weight": np.arange(32, dtype=np.float32).reshape(8, 4),
   "model.norm.weight": np.ones(4, ml_dtypes.bfloat16),
   "steps": np.array(3, np.int32),
-  "empty": np.zeros((0, 3), np.float16),
+  "long": np.array([2**40 + 3, -(2**62)]),
+  "unsigned": np.array([2**64 - 1], np.uint64),
+  "double": np.array([1 + 2.0**-50]),
+  "complex": np.array([1 + 2j], np.complex64),
 }
+FORMATS = pytest.mark.parametrize("format", checkpoints.FORMATS)
 
 
 def same(a, b):
@@ -31,23 +39,93 @@ def same(a, b):
     np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-@pytest.mark.parametrize("format", checkpoints.FORMATS)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@FORMATS
 def test_round_trip(tmp_path, format):
-  tensors = dict(TENSORS)
-  if format == "orbax":
-    del tensors["empty"]  # Orbax refuses arrays without elements
-  checkpoints.write(tmp_path, tensors, format=format)
+  checkpoints.write(tmp_path, TENSORS, format=format)
   opened = checkpoints.open(tmp_path)
   assert opened.format == format
-  same({name: opened.read(name) for name in tensors}, tensors)
-  same(opened.reader(tensors), tensors)
-  assert set(opened.specs) == set(tensors)
+  assert {n: (s.shape, s.dtype) for n, s in opened.specs.items()} == {
+    n: (v.shape, v.dtype) for n, v in TENSORS.items()
+  }
+  same({name: opened.read(name) for name in TENSORS}, TENSORS)
+  loaded = opened.load()
+  same(loaded, TENSORS)
+  assert {n for n, v in loaded.items() if not isinstance(v, jax.Array)} == {"long", "unsigned", "double"}
+  with pytest.raises(ValueError, match=r"unknown tensor 'model.norm'; did you mean 'model.norm.weight'"):
+    opened.read("model.norm")
+
+
+@FORMATS
+def test_a_slice_is_read_alone(tmp_path, format):
+  w = np.arange(24, dtype=np.int64).reshape(4, 6)
+  checkpoints.write(tmp_path, {"w": w, "s": np.float32(2)}, format=format)
+  opened = checkpoints.open(tmp_path)
+  for index in ((slice(1, 3), slice(None)), (slice(0, 4), slice(2, 6)), (slice(2, 2),), ()):
+    np.testing.assert_array_equal(opened.read("w", index), w[index])
+  assert opened.read("s", ()) == 2
+
+
+def test_a_slice_is_a_view_of_the_mapped_file(tmp_path):
+  checkpoints.write(tmp_path, {"w": np.ones((1 << 10, 1 << 10), np.float32)})
+  part = checkpoints.open(tmp_path).read("w", (slice(5, 6), slice(None)))
+  assert not part.flags.owndata and not part.flags.writeable
+
+
+@FORMATS
+def test_a_writer_takes_tensors_in_any_order_once_each(tmp_path, format):
+  with checkpoints.writer(tmp_path, TENSORS, format=format) as writer:
+    for name in reversed(TENSORS):
+      value = TENSORS[name].copy()
+      writer.write(name, value)
+      value[...] = 0  # a buffer that is used again
+    for name, value, message in (
+      ("steps", np.array(3, np.int32), "'steps' was written before"),
+      ("step", np.ones(2), "unknown tensor 'step'"),
+    ):  # fmt: skip
+      with pytest.raises(ValueError, match=message):
+        writer.write(name, value)
+  same({name: checkpoints.open(tmp_path).read(name) for name in TENSORS}, TENSORS)
+
+
+@FORMATS
+def test_an_unfinished_checkpoint_is_none(tmp_path, format):
+  writer = checkpoints.writer(tmp_path, TENSORS, format=format)
+  for value in (np.ones(4, np.float32), np.ones(5, ml_dtypes.bfloat16)):
+    with pytest.raises(ValueError, match=r"'model.norm.weight' is .*; expected bfloat16\[4\]"):
+      writer.write("model.norm.weight", value)
+  for name in list(TENSORS)[:-1]:
+    writer.write(name, TENSORS[name])
+  with pytest.raises(ValueError, match="tensor 'complex' and 0 more were never written"):
+    writer.finish()
+  with pytest.raises(ValueError):
+    checkpoints.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("format", "tensors", "message"),
+  [
+    ("orbax", {"e": np.zeros((0, 3), np.float32)}, "tensor 'e' has no elements, which Orbax does not hold"),
+    (
+      "safetensors",
+      {"e": np.zeros(2, np.complex128)},
+      "'e' has dtype complex128, which safetensors does not",
+    ),
+    ("safetensors", {"__metadata__": np.zeros(2)}, "'__metadata__' has a reserved name"),
+    ("gguf", {"e": np.zeros(2)}, "unknown checkpoint format 'gguf'"),
+  ],
+)
+def test_what_a_format_cannot_hold_is_named(tmp_path, format, tensors, message):
+  with pytest.raises(ValueError, match=message):
+    checkpoints.write(tmp_path, tensors, format=format)
 
 
 @pytest.mark.parametrize("limit", [5_000_000_000, 100])
 def test_the_safetensors_library_reads_ours(tmp_path, limit):
-  huggingface.write_folder(tmp_path, TENSORS, max_shard_bytes=limit)
+  tensors = {n: v for n, v in TENSORS.items() if v.dtype != ml_dtypes.bfloat16}
+  tensors["empty"] = np.zeros((0, 3), np.float16)
+  with huggingface.FolderWriter(tmp_path, tensors, max_shard_bytes=limit) as writer:
+    for name, value in tensors.items():
+      writer.write(name, value)
   files = sorted(tmp_path.glob("*.safetensors"))
   assert len(files) == (1 if limit > 100 else 2)
   read = {}
@@ -55,8 +133,8 @@ def test_the_safetensors_library_reads_ours(tmp_path, limit):
     read |= safetensors.numpy.load_file(file)
     header = int.from_bytes(file.read_bytes()[:8], "little")
     assert (8 + header) % 64 == 0  # so that XLA uses mapped memory in place
-  same({name: read[name] for name in TENSORS}, TENSORS)
-  same({name: checkpoints.open(tmp_path).read(name) for name in TENSORS}, TENSORS)
+  same({name: read[name] for name in tensors}, tensors)
+  same({name: checkpoints.open(tmp_path).read(name) for name in tensors}, tensors)
 
 
 def test_reads_what_the_safetensors_library_writes(tmp_path):
@@ -82,29 +160,77 @@ def test_nnx_states_and_plain_trees_have_the_same_names(tmp_path):
     checkpoints.write(tmp_path / f"{name}2", opened.load(), like=opened)  # the same structure again
     a, b = (ocp.metadata(tmp_path / x).metadata for x in (name, f"{name}2"))
     assert jax.tree.structure(a) == jax.tree.structure(b)
+  with pytest.raises(ValueError, match=r"'dense.bias' is not in both the result and the tree"):
+    opened.writer(tmp_path / "x", {n: s for n, s in opened.specs.items() if n != "dense.bias"})
 
 
-def test_ties_are_resolved_and_checked(tmp_path):
-  config = {"tie_word_embeddings": True}
+@FORMATS
+def test_ties_are_resolved_and_checked(tmp_path, format):
+  config, tensors = {"tie_word_embeddings": True}, dict(list(TENSORS.items())[:3])
   for folder, head in (("equal", TENSORS["model.embed_tokens.weight"]), ("other", np.zeros((8, 4), "f"))):
-    (tmp_path / folder).mkdir()
-    huggingface.write_folder(tmp_path / folder, TENSORS | {"lm_head.weight": head})
+    checkpoints.write(tmp_path / folder, tensors | {"lm_head.weight": head}, format=format)
     (tmp_path / folder / "config.json").write_text(json.dumps(config))
   equal, other = (checkpoints.open(tmp_path / name) for name in ("equal", "other"))
   assert "lm_head.weight" not in equal.specs
   assert equal.aliases == {"lm_head.weight": "model.embed_tokens.weight"}
+  np.testing.assert_array_equal(equal.read("lm_head.weight"), equal.read("model.embed_tokens.weight"))
+  assert other.read_alias("lm_head.weight").sum() == 0
   assert all(f.level != "error" for f in preflight.check([equal]))
   assert any("ties lm_head.weight" in f.detail for f in preflight.check([other]))
+  tied = {name: value + value for name, value in equal.load().items()}
+  checkpoints.write(tmp_path / "again", tied, like=equal)
+  again = checkpoints.open(tmp_path / "again")
+  same({name: again.read(name) for name in again.specs}, {name: np.asarray(v) for name, v in tied.items()})
 
 
-def test_sharded_placement_reads_parts(tmp_path):
-  huggingface.write_folder(tmp_path, {"w": np.arange(64, dtype=np.float32).reshape(8, 8)})
+@FORMATS
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Orbax, of a sharding beside it
+def test_sharded_placement_reads_parts(tmp_path, format):
+  w = np.arange(64, dtype=np.float32).reshape(8, 8)
+  checkpoints.write(tmp_path, {"w": w, "long": np.array([[2**40]])}, format=format)
   opened = checkpoints.open(tmp_path)
   mesh = sharding.make_mesh({"fsdp": 4, "tp": 2})
   for rules in (((r".*", P("fsdp", "tp")),), sharding.DEFAULT):
-    placed = opened.load(sharding.shardings(opened.specs, mesh, rules))
-    np.testing.assert_array_equal(placed["w"], opened.read("w"))
+    specs = {"w": opened.specs["w"]}
+    shardings = sharding.shardings(specs, mesh, rules) | {"long": None}
+    placed = opened.load(shardings)
+    np.testing.assert_array_equal(placed["w"], w)
+    assert placed["w"].sharding == shardings["w"]
     assert placed["w"].addressable_shards[0].data.size == 8
+    assert placed["long"] == 2**40 and placed["long"].dtype == np.int64
+
+
+@FORMATS
+def test_files_are_those_that_are_read(tmp_path, format):
+  checkpoints.write(tmp_path, TENSORS, format=format)
+  (tmp_path / "config.json").write_text("{}")
+  (tmp_path / "tokenizer.json").write_text("{}")
+  opened = checkpoints.open(tmp_path)
+  every = {path for path in opened.path.rglob("*") if path.is_file()}
+  assert set(opened.files()) == every and len(opened.files()) == len(every)
+  before = storage.digest(opened.files(), opened.path), storage.fingerprint(opened.files())
+  (tmp_path / "train.log").write_text("step 1")
+  (tmp_path / "events").mkdir()
+  (tmp_path / "events" / "0").write_text("x")
+  assert set(checkpoints.open(tmp_path).files()) == every
+  assert before == (storage.digest(opened.files(), opened.path), storage.fingerprint(opened.files()))
+  (tmp_path / "tokenizer.json").write_text("[]")
+  assert before[0] != storage.digest(opened.files(), opened.path)
+
+
+@FORMATS
+def test_side_files_are_carried_over_into_either_format(tmp_path, format):
+  config = {"torch_dtype": "bfloat16", "limit": float("inf")}
+  checkpoints.write(tmp_path / "a", {"w": np.ones(2, ml_dtypes.bfloat16)}, format="orbax")
+  (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+  (tmp_path / "a" / "merges.txt").write_text("a b")
+  (tmp_path / "b").mkdir()
+  checkpoints.write(
+    tmp_path / "b", {"w": np.ones(2, np.float32)}, like=checkpoints.open(tmp_path / "a"), format=format
+  )
+  written = checkpoints.open(tmp_path / "b")
+  assert written.format == format and written.config == config | {"torch_dtype": "float32"}
+  assert (tmp_path / "b" / "merges.txt").read_text() == "a b"
 
 
 def test_sharding_rules_that_do_not_fit():
@@ -119,30 +245,69 @@ def test_sharding_rules_that_do_not_fit():
       sharding.shardings(specs, mesh, rules)
 
 
-def damage(path, how):
-  content = path.read_bytes()
-  path.write_bytes(how(content))
-
-
 @pytest.mark.parametrize(
-  ("how", "message"),
+  ("content", "message"),
   [
-    (lambda c: c[:-10], "truncated: "),
-    (lambda c: c[:5], "truncated or not safetensors"),
-    (lambda c: b"\xff" * 8 + c[8:], "truncated or not safetensors"),
-    (lambda c: c[:8] + b"x" + c[9:], "header is damaged"),
-    (lambda c: c.replace(b'"F32"', b'"F99"'), "dtype F99"),
-    (lambda c: c.replace(b"[8,4]", b"[9,4]"), "bytes, not what"),
+    (b"{", "not valid JSON"), (b"\xff\xfe", "not valid JSON"), (b"", "not valid JSON"),
+    (b"[" * 100_000, "not valid JSON .nested too deeply"),
+    (b"[1]", r"the content is \[1\]; expected an object"), (b"null", "the content is None"),
+    (b'{"tie_word_embeddings": "yes"}', "tie_word_embeddings is 'yes'; expected true or false"),
+    (b'{"tie_word_embeddings": null}', "tie_word_embeddings is None; expected true or false"),
+    (b'{"a": ' + b"1" * 5000 + b"}", "not valid JSON"),
   ],
-)
-def test_damaged_files_are_named(tmp_path, how, message):
-  huggingface.write_folder(tmp_path, TENSORS)
-  damage(tmp_path / "model.safetensors", how)
-  with pytest.raises(ValueError, match=message):
+)  # fmt: skip
+@FORMATS
+def test_a_damaged_config_is_named(tmp_path, format, content, message):
+  checkpoints.write(tmp_path, {"w": np.ones(2, np.float32)}, format=format)
+  (tmp_path / "config.json").write_bytes(content)
+  with pytest.raises(ValueError, match=f"config.json: {message}"):
     checkpoints.open(tmp_path)
 
 
-def test_folders_that_are_no_checkpoints(tmp_path):
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # Orbax leaves its thread behind when it raises
+@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA"])
+@pytest.mark.parametrize("content", [b"", b"\xff{", b"[]", b"null"])
+def test_a_damaged_orbax_directory_is_one_sentence(tmp_path, name, content):
+  checkpoints.write(tmp_path, {"w": np.ones(2, np.float32)}, format="orbax")
+  for path in tmp_path.rglob(name):
+    path.write_bytes(content)
+  try:
+    value = checkpoints.open(tmp_path).read("w")
+  except ValueError as error:
+    assert str(tmp_path) in str(error) and "\n" not in str(error) and len(str(error)) < 600
+  else:
+    np.testing.assert_array_equal(value, np.ones(2, np.float32))
+
+
+@pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA", "config.json"])
+def test_a_fifo_in_an_orbax_directory_is_refused_and_not_opened(tmp_path, name):
+  checkpoints.write(tmp_path, {"w": np.ones(2, np.float32)}, format="orbax")
+  for path in [*tmp_path.rglob(name)] or [tmp_path / name]:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+  with pytest.raises(ValueError, match=f"{name}: is a fifo; expected a regular file"):
+    checkpoints.open(tmp_path)
+
+
+@pytest.mark.parametrize("output", ["model", "model/sub", "link/sub"])
+def test_convert_never_writes_into_its_input(tmp_path, output):
+  checkpoints.write(tmp_path / "model", {"w": np.ones(2, np.float32)})
+  (tmp_path / "link").symlink_to(tmp_path / "model")
+  before = sorted(tmp_path.rglob("*"))
+  done = subprocess.run(
+    [sys.executable, "-m", "launch.convert", f"--input={tmp_path}/model", f"--output={tmp_path}/{output}",
+     "--format=safetensors"], capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 1 and re.fullmatch(
+    r"error: --output: .* (is|lies in) the input .*; choose another place\.\n", done.stderr
+  )
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_folders_that_are_no_checkpoints(tmp_path, monkeypatch):
+  for path, message in (("", "is empty"), ("~nobody-of-this-name/m", "no such user")):
+    with pytest.raises(ValueError, match=message):
+      checkpoints.open(path)
   with pytest.raises(FileNotFoundError, match="no such folder"):
     checkpoints.open(tmp_path / "none")
   with pytest.raises(ValueError, match="remote paths are not supported yet"):
@@ -150,10 +315,10 @@ def test_folders_that_are_no_checkpoints(tmp_path):
   (tmp_path / "pytorch_model.bin").write_bytes(b"")
   with pytest.raises(ValueError, match="no pickle is ever loaded"):
     checkpoints.open(tmp_path)
-  index = {"weight_map": {"w": "model-00001-of-00002.safetensors"}}
-  (tmp_path / huggingface.INDEX).write_text(json.dumps(index))
-  with pytest.raises(ValueError, match="which is not there"):
-    checkpoints.open(tmp_path)
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "m").mkdir()
+  checkpoints.write(tmp_path / "m", {"w": np.ones(2, np.float32)})
+  assert checkpoints.open("~/m").path == tmp_path / "m"
 
 
 @pytest.fixture
@@ -168,9 +333,9 @@ def errors(paths, base=None):
 
 def rewrite(path, change):
   opened = checkpoints.open(path)
-  tensors = {name: np.array(value) for name, value in opened.reader(opened.specs).items()}
+  tensors = {name: np.array(opened.read(name)) for name in opened.specs}
   change(tensors)
-  huggingface.write_folder(path, tensors)
+  checkpoints.write(path, tensors)
 
 
 def test_preflight_accepts_a_family(pool, tmp_path):

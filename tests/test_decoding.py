@@ -1,6 +1,6 @@
 """What is read is of its type, or one sentence says where it is not."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import pytest
@@ -13,6 +13,7 @@ class Inner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   budget: Annotated[int, Meta(ge=1)] = 200
   sigma: Annotated[float, Meta(ge=0)] = 0.0
   fractions: tuple[float, float] = (0.5, 0.5)
+  dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 class Outer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,6 +43,10 @@ class Outer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     (
       {"name": "x", "search": {"sigma": float("inf")}},
       r"^f: search.sigma is inf; expected a finite number\.$",
+    ),
+    (
+      {"name": "x", "search": {"dtype": "float"}},
+      r"^f: unknown search.dtype 'float'; did you mean 'float32'\?",
     ),
     (
       {"name": "x", "search": {"fractions": [1]}},

@@ -1,20 +1,20 @@
-"""Tasks, splits, packing and scores, against plain one-by-one references."""
+"""Packing, scores and their errors, against plain one-by-one references."""
 
+import functools
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tokenizers import processors
 
 from merge_jax import evals, models
-from merge_jax.evals import batching, tasks, uncertainty
-from merge_jax.evals.external import Command, ScorerError
+from merge_jax.evals import batching, metrics, uncertainty
 from merge_jax.training import puzzles
 from tests import pools
 
 MODEL = models.build(pools.CONFIG)
+APPLY = jax.jit(MODEL.apply)
 PARAMS = jax.tree.map(lambda x: 8 * x, MODEL.init(jax.random.key(3)))
 TOKENS = evals.Tokens(puzzles.tokenizer(), 1)
 
@@ -24,10 +24,11 @@ def loaded(tmp_path):
   return [evals.load(str(path)) for path in pools.make_tasks(tmp_path)]
 
 
+@functools.cache
 def nll(prompt, target, append_eos=True):
   """Sum of negative log-likelihoods, tokens and greedy match of one target, without any padding."""
   (first,), (second,) = TOKENS.prompts([prompt]), TOKENS.targets([target], append_eos)
-  logits = MODEL.apply(PARAMS, jnp.array([first + second]))[0]
+  logits = APPLY(PARAMS, jnp.array([first + second]))[0]
   rows = np.asarray(jax.nn.log_softmax(logits))[len(first) - 1 : -1]
   picked = rows[np.arange(len(second)), second]
   return -picked.sum(), len(second), bool((rows.argmax(-1) == second).all())
@@ -84,13 +85,13 @@ def test_exact_match_is_greedy_decoding(loaded):
   (prompt,) = TOKENS.prompts(["copy abc="])
   ids = list(prompt)
   for _ in range(4):
-    ids.append(int(MODEL.apply(PARAMS, jnp.array([ids]))[0, -1].argmax()))
+    ids.append(int(APPLY(PARAMS, jnp.array([ids]))[0, -1].argmax()))
   continuation = TOKENS.tokenizer.decode(ids[len(prompt) :])
   examples = (evals.Example("copy abc=", (continuation,)), evals.Example("copy abc=", (continuation + "#",)))
   task = evals.Task("greedy", "exact_match", examples)
   scorer = evals.make_scorer(MODEL.apply, [task], evals.pack(evals.encode([task], TOKENS, append_eos=False)))
   values = scorer.read(jax.jit(scorer.function)(PARAMS, scorer.batches)).of(0)[0]
-  after = int(MODEL.apply(PARAMS, jnp.array([ids]))[0, -1].argmax())
+  after = int(APPLY(PARAMS, jnp.array([ids]))[0, -1].argmax())
   assert values.tolist() == [1.0, float(after == TOKENS.tokenizer.token_to_id("#"))]
 
 
@@ -99,17 +100,6 @@ def test_a_broken_model_scores_nan(loaded):
   scorer = evals.make_scorer(MODEL.apply, loaded, evals.pack(evals.encode(loaded, TOKENS)))
   examples = scorer.read(jax.jit(scorer.function)(broken, scorer.batches))
   assert all(np.isnan(v) for v in (*examples.scores().values(), *examples.scores(True).values()))
-
-
-def test_special_tokens_go_on_the_prompt():
-  tokenizer = puzzles.tokenizer()
-  tokenizer.post_processor = processors.TemplateProcessing(
-    single="<|pad|> $A", special_tokens=[("<|pad|>", 0)]
-  )
-  tokens = evals.Tokens(tokenizer, 1)
-  assert tokens.prompts(["a"])[0][0] == 0
-  assert tokens.targets(["a"]) == [[tokenizer.token_to_id("a"), 1]]
-  assert tokens.targets(["a"], append_eos=False) == [[tokenizer.token_to_id("a")]]
 
 
 def test_packing_is_optimal_and_tight():
@@ -126,85 +116,12 @@ def test_packing_is_optimal_and_tight():
       assert ends[-1] == 9 and len(ends) <= shapes and cost == best
 
 
-@pytest.mark.parametrize(
-  ("line", "message"),
-  [
-    ("", r":2: the line is empty"),
-    ("{", r":2: not valid JSON"),
-    ("[1]", r":2: expected a JSON object, got list"),
-    ('{"prompt": "a"}', r":2: expected either 'target'"),
-    ('{"prompt": "a", "target": ""}', r":2: 'target' is ''"),
-    ('{"prompt": 1, "target": "b"}', r":2: 'prompt' is 1"),
-    ('{"promt": "a", "target": "b"}', r":2: unknown field 'promt'; did you mean 'prompt'"),
-    ('{"prompt": "a", "choices": ["b"], "answer": 0}', r":2: 'choices' is"),
-    ('{"prompt": "a", "choices": ["b", "c"], "answer": 2}', r":2: 'answer' is 2"),
-    ('{"prompt": "a", "choices": ["b", "c"], "answer": 1}', r":2: a task has either choices or"),
-  ],
-)
-def test_bad_lines_are_named(tmp_path, line, message):
-  path = tmp_path / "t.jsonl"
-  path.write_text('{"prompt": "x", "target": "y"}\n' + line + "\n")
-  with pytest.raises(ValueError, match=message):
-    evals.load(str(path))
-
-
-def test_metrics_are_chosen_by_name(tmp_path):
-  copy, choose = pools.make_tasks(tmp_path)
-  assert evals.load(str(copy)).metric == "exact_match"
-  assert evals.load(str(choose)).metric == "choice_accuracy"
-  assert evals.load(f"{copy}:loss").metric == "loss"
-  for spec, message in (
-    (f"{copy}:los", "did you mean 'loss'"), (f"{copy}:choice_accuracy", "needs choices"),
-    (f"{choose}:exact_match", "needs targets"),
-  ):  # fmt: skip
-    with pytest.raises(ValueError, match=message):
-      evals.load(spec)
-  with pytest.raises(FileNotFoundError, match="does not exist"):
-    evals.load(str(tmp_path / "none.jsonl"))
-  (tmp_path / "empty.jsonl").write_text("")
-  with pytest.raises(ValueError, match="no examples"):
-    evals.load(str(tmp_path / "empty.jsonl"))
-  with pytest.raises(ValueError, match="Two task files"):
-    tasks.load_all([str(copy), f"{copy}:loss"])
-
-
-def test_splits_are_disjoint_whatever_the_task_or_order():
-  examples = tuple(evals.Example(f"q{i}", (str(i),)) for i in range(400))
-  a = evals.Task("a", "exact_match", examples)
-  b = evals.Task("b", "exact_match", (*examples[::-1][:200], examples[0], examples[0]))
-  made = evals.split([a, b], (0.5, 0.2, 0.3))
-  where = {}
-  for name in evals.SPLITS:
-    for task in made.tasks[name]:
-      for example in task.examples:
-        assert where.setdefault(example.prompt, name) == name
-  assert len(where) == 400 and made.duplicates == 1 and made.shared == 201
-  sizes = [len(made.tasks[name][0].examples) for name in evals.SPLITS]
-  assert sum(sizes) == 400 and 160 < sizes[0] < 240
-  limited = evals.split([a], (0.5, 0.2, 0.3), limits=(10, 5, None))
-  assert [len(limited.tasks[n][0].examples) for n in evals.SPLITS] == [10, 5, sizes[2]]
-  assert set(limited.tasks["search"][0].examples) <= set(made.tasks["search"][0].examples)
-  with pytest.raises(ValueError, match="none of its 1"):
-    evals.split([evals.Task("c", "exact_match", examples[:1])])
-  with pytest.raises(ValueError, match="fractions"):
-    evals.split([a], (0.5, 0.5, 0.5))
-
-
-def test_rows_that_cannot_be_scored():
-  task = evals.Task("t", "exact_match", (evals.Example("", ("a",)),))
-  with pytest.raises(ValueError, match="prompt without tokens"):
-    evals.encode([task], TOKENS)
-  long = evals.Task("t", "exact_match", (evals.Example("a" * 70, ("a",)),))
-  with pytest.raises(ValueError, match="72 tokens, the model takes 64"):
-    evals.encode([long], TOKENS, max_length=64)
-
-
 def test_bootstrap_errors_are_those_of_the_mean():
   generator = np.random.default_rng(0)
   hits = (generator.random((2, 500)) < np.array([[0.3], [0.8]])).astype(float)
   ones = np.ones(500)
   values = np.stack([hits.reshape(-1), np.ones(1000), np.zeros(1000), np.ones(1000)])
-  examples = evals.Examples(("a", "b"), ("exact_match", "exact_match"), (500, 500), values)
+  examples = evals.Examples(("a", "b"), (1.0, 1.0), (500, 500), values)
   errors = uncertainty.standard_errors(examples)
   exact = [np.sqrt(h.var() / 500) for h in hits]
   np.testing.assert_allclose([errors["a"], errors["b"]], exact, rtol=0.1)
@@ -213,7 +130,7 @@ def test_bootstrap_errors_are_those_of_the_mean():
   assert gain == 0.0 and error == 0.0
   worse = values.copy()
   worse[0, :500] = ones * 0
-  other = evals.Examples(examples.tasks, examples.metrics, examples.counts, worse)
+  other = evals.Examples(examples.tasks, examples.signs, examples.counts, worse)
   gain, error = uncertainty.paired_difference(examples, other)
   np.testing.assert_allclose(gain, hits[0].mean() / 2)
   np.testing.assert_allclose(error, exact[0] / 2, rtol=0.1)
@@ -221,74 +138,110 @@ def test_bootstrap_errors_are_those_of_the_mean():
 
 def test_losses_count_less_as_better():
   values = np.array([[2.0, 4.0], [1.0, 1.0], [2.0, 4.0], [1.0, 1.0]])
-  low = evals.Examples(("a",), ("loss",), (2,), values)
-  high = evals.Examples(("a",), ("loss",), (2,), values * 2)
+  low = evals.Examples(("a",), (-1.0,), (2,), values)
+  high = evals.Examples(("a",), (-1.0,), (2,), values * 2)
   assert uncertainty.paired_difference(low, high)[0] == 0.0  # a ratio of sums
-  high = evals.Examples(("a",), ("loss",), (2,), values * np.array([[2.0], [1], [2], [1]]))
+  high = evals.Examples(("a",), (-1.0,), (2,), values * np.array([[2.0], [1], [2], [1]]))
   assert uncertainty.paired_difference(low, high)[0] == 3.0
 
 
-SCORER = "{python} {script} {{model_dir}} {{scores_json}} {{split}}"
+@pytest.mark.parametrize(("draws", "count"), [(0, 5), (1, 5), (100, 1), (100, 0), (1000, 5)])
+@pytest.mark.parametrize("scale", [1.0, 0.0, np.nan, np.inf])
+def test_what_is_undefined_is_nan_without_a_warning(draws, count, scale):
+  values = np.ones((4, count))
+  values[0] = scale * np.arange(1, count + 1)
+  values[1] = scale != 0.0
+  examples = evals.Examples(("a",), (1.0,), (count,), values)
+  (score,) = examples.scores().values()
+  errors = uncertainty.standard_errors(examples, draws)
+  gain, error = uncertainty.paired_difference(examples, examples, draws)
+  defined = scale == 1.0 and count > 0
+  assert np.isfinite([score, gain]).tolist() == [defined] * 2
+  known = defined and count > 1 and draws > 1
+  assert np.isfinite([errors["a"], errors["average"], error]).tolist() == [known] * 3
 
 
-def command(tmp_path, body, **options):
-  script = tmp_path / "score.py"
-  script.write_text("import json, sys, pathlib, time\nmodel, out, split = sys.argv[1:]\n" + body)
-  import sys
-
-  return Command(SCORER.format(python=sys.executable, script=script), ("a", "b"), **options)
-
-
-def test_external_scores(tmp_path):
-  body = "pathlib.Path(out).write_text(json.dumps({'a': len(split), 'b': None, 'c': 'extra'}))"
-  scores = command(tmp_path, body)(tmp_path, "search")
-  assert scores["a"] == 6.0 and np.isnan(scores["b"])
+def test_errors_are_the_same_from_a_journal():
+  generator = np.random.default_rng(0)
+  values = generator.random((2, 4, 30))
+  values[0, 0, 3] = np.nan
+  signs = {"b": -1.0, "a": 1.0, "c": 1.0}
+  live = [evals.Examples(tuple(signs), tuple(signs.values()), (10, 12, 8), v) for v in values]
+  stored = [json.loads(json.dumps(e.to_plain(), allow_nan=False, sort_keys=True)) for e in live]
+  read = [evals.Examples.from_plain(plain, signs) for plain in stored]
+  np.testing.assert_equal([e.scores() for e in read], [e.scores() for e in live])
+  np.testing.assert_equal(*[[uncertainty.standard_errors(e) for e in x] for x in (read, live)])
+  np.testing.assert_equal(uncertainty.paired_difference(*read), uncertainty.paired_difference(*live))
+  assert np.isnan(list(read[0].scores(loss=True).values())).all()
 
 
 @pytest.mark.parametrize(
-  ("body", "message"),
+  ("plain", "message"),
   [
-    ("sys.exit('no such model')", "status 1: no such model"),
-    ("pass", "wrote no scores.json"),
-    ("pathlib.Path(out).write_text('{')", "not valid JSON"),
-    ("pathlib.Path(out).write_text('{\"a\": 1}')", "'b' is 'missing'"),
-    ("time.sleep(30)", "longer than 1 seconds"),
+    ([], "^j:3: the content is"),
+    ({}, r"^j:3: examples of the tasks \[\]; expected \['a'\]"),
+    ({"a": {"sums": [1.0], "counts": []}}, "^j:3: task 'a' has 1 sums and 0 counts"),
+    ({"a": {"sums": ["x"], "counts": [1]}}, "^j:3: .* is .*'x'"),
   ],
 )
-def test_external_failures(tmp_path, body, message):
-  with pytest.raises(ScorerError, match=message):
-    command(tmp_path, body, timeout=1.0, retries=0)(tmp_path, "search")
-  scores = command(tmp_path, body, timeout=1.0, retries=0, nan="worst")(tmp_path, "search")
-  assert all(np.isnan(value) for value in scores.values())
+def test_stored_examples_are_typed(plain, message):
+  with pytest.raises(ValueError, match=message):
+    evals.Examples.from_plain(plain, {"a": 1.0}, "j:3")
 
 
-def test_external_retries(tmp_path):
-  body = (
-    "flag = pathlib.Path(model) / 'tried'\n"
-    "if not flag.exists():\n  flag.touch(); sys.exit('flaky')\n"
-    "pathlib.Path(out).write_text(json.dumps({'a': 1, 'b': 2}))"
-  )
-  assert command(tmp_path, body, retries=1)(tmp_path, "search") == {"a": 1.0, "b": 2.0}
+@pytest.mark.parametrize("metric", evals.METRICS.values(), ids=lambda metric: metric.name)
+def test_every_metric_is_a_whole_row(metric):
+  """Two examples of one model that is right in the first and broken in the second."""
+  given = metrics.Likelihoods(
+    losses=jnp.array([[2.0, 3.0], [jnp.nan, 1.0]]), tokens=jnp.array([[1.0, 1.0], [1.0, 1.0]]),
+    exact=jnp.array([[1.0, 0.0], [jnp.nan, 0.0]]), exists=jnp.array([[True, True], [True, False]]),
+    right=jnp.array([[0], [0]]),
+  )  # fmt: skip
+  top, bottom = jax.jit(metric.compute)(given)
+  assert top.shape == bottom.shape == (2,) and top.dtype == jnp.float32
+  assert np.isfinite(top[0]) and np.isnan(top[1]) and (bottom == 1).all()
+  assert metric.sign in (1.0, -1.0) and metric.needs in ("targets", "choices", "either")
+  assert float(format(0.25, metric.format)) == 0.25 and "\n" not in metric.description
+  assert evals.METRICS[metric.name] is metrics.named(metric.name) is metric
+
+
+def test_a_metric_is_added_by_one_row(monkeypatch, loaded):
+  def compute(given):
+    tokens = given.of_right(given.tokens)
+    return tokens, jnp.ones_like(tokens)
+
+  def even(params, tokens, asked):
+    return jnp.zeros((*asked.shape, 97))
+
+  row = evals.Metric("length", "tokens of the target", -1.0, "either", ".1f", compute)
+  monkeypatch.setitem(metrics.METRICS, "length", row)
+  task = evals.Task("lengths", "length", loaded[1].examples)
+  scorer = evals.make_scorer(even, [task], evals.pack(evals.encode([task], TOKENS)))
+  examples = scorer.read(jax.jit(scorer.function)(None, scorer.batches))
+  assert examples.signs == (-1.0,)
+  expected = np.mean([len(e.targets[e.answer]) + 1 for e in task.examples])
+  assert examples.scores()["lengths"] == expected
 
 
 @pytest.mark.parametrize(
-  ("template", "message"),
-  [("eval {scores_json}", "no {model_dir}"), ("eval {model_dir} {scores_json} {x}", "cannot be filled")],
+  ("options", "message"),
+  [
+    ({"max_shapes": 0}, "^max_shapes is 0; expected 1 or more"),
+    ({"batch_tokens": -5}, "^batch_tokens is -5; expected 1 or more"),
+    ({"vocabulary": 0}, "^vocabulary is 0; expected 1 or more"),
+  ],
 )
-def test_external_templates_are_checked(template, message):
+def test_shapes_are_positive(loaded, options, message):
+  rows = evals.encode(loaded, TOKENS)
   with pytest.raises(ValueError, match=message):
-    Command(template, ("a",)).check()
+    evals.pack(rows, **options)
+  with pytest.raises(ValueError, match="no examples"):
+    evals.pack(evals.encode([], TOKENS))
 
 
-def test_tokenizers_are_found_beside_the_model(tmp_path):
-  with pytest.raises(FileNotFoundError, match=r"no tokenizer.json"):
-    evals.Tokens.from_folder(tmp_path)
-  (tmp_path / "tokenizer.json").write_text("{}")
-  with pytest.raises(ValueError, match="is not a tokenizer"):
-    evals.Tokens.from_folder(tmp_path)
-  (tmp_path / "tokenizer.json").write_text(puzzles.tokenizer().to_str())
-  assert evals.Tokens.from_folder(tmp_path).eos is None
-  (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|end|>"}}))
-  assert evals.Tokens.from_folder(tmp_path).eos == 1
-  (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [5, 6]}))
-  assert evals.Tokens.from_folder(tmp_path).eos == 5
+def test_an_unknown_metric_is_named(loaded):
+  task = evals.Task("copy", "exact_mach", loaded[0].examples)
+  with pytest.raises(
+    ValueError, match="Task 'copy': unknown metric 'exact_mach'; did you mean 'exact_match'"
+  ):
+    evals.make_scorer(MODEL.apply, [task], evals.pack(evals.encode([task], TOKENS)))

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,7 +46,8 @@ def flags_of(world, output, *more):
   folder, paths, tasks = world
   return (
     f"--checkpoints={','.join(map(str, paths))}", f"--base={folder / 'pool' / 'base'}",
-    f"--tasks={tasks[0]}:loss,{tasks[1]}", f"--output_dir={output}", "--budget=12", *more,
+    f"--tasks={tasks[0]}:loss,{tasks[1]}", f"--output_dir={output}", "--budget=12",
+    "--config.evals.max_shapes=1", *more,
   )  # fmt: skip
 
 
@@ -72,16 +74,17 @@ def test_dry_run_writes_nothing(world, tmp_path):
   assert "12 candidates" in out and not (tmp_path / "x").exists()
 
 
-def test_sigterm_finishes_the_record_and_exits_with_its_own_status(world, tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_finishes_the_record_and_has_its_own_status(world, tmp_path, sent):
   output = tmp_path / "run"
   process = start("recycle", *flags_of(world, output, "--config.search.budget=100000", "--budget=0"))
   journal, deadline = output / "journal.jsonl", time.monotonic() + 120
   while not (journal.exists() and journal.read_bytes().count(b"\n") > 4):
     assert process.poll() is None and time.monotonic() < deadline, process.communicate()
     time.sleep(0.05)
-  process.send_signal(signal.SIGTERM)
+  process.send_signal(sent)
   _, errors = process.communicate(timeout=60)
-  assert process.returncode == 75 and "the same command continues" in errors
+  assert process.returncode == 75 and "the same command continues" in errors and "Traceback" not in errors
   lines = journal.read_bytes().split(b"\n")
   assert lines[-1] == b"" and all(json.loads(line) for line in lines[:-1])
 
@@ -95,6 +98,15 @@ def test_sigterm_finishes_the_record_and_exits_with_its_own_status(world, tmp_pa
     ("recycle", ["--config=nowhere.py"], "nowhere.py"),
     ("recycle", ["a", "b"], "Unexpected words: a b"),
     ("recycle", ["--tasks=a.jsonl", "--output_dir=x"], "There is no checkpoint"),
+    ("recycle", ["--checkpoints=a,,b", "--tasks=a.jsonl", "--output_dir=x"], "entry 2 of 3 is empty"),
+    (
+      "recycle",
+      ["--checkpoints=a,b", "--tasks=a.jsonl", "--output_dir=x", "--budget=-1"],
+      "search.budget is -1",
+    ),
+    ("recycle", ["--config=configs/recycle.py:cold"], "has no mode 'cold'"),
+    ("evaluate", ["--checkpoints=a", "--tasks=b", "--output=c", "--batch_tokens=0"], "batch_tokens"),
+    ("check", [], "There is no checkpoint"),
     (
       "recycle",
       ["--checkpoints=gs://x/y,gs://x/z", "--tasks=a.jsonl", "--output_dir=x"],
@@ -108,6 +120,21 @@ def test_bad_input_is_one_sentence(name, arguments, message):
   code, _, errors = launch(name, *arguments)
   assert code == 1 and message in errors
   assert "Traceback" not in errors or (name == "recycle" and "--config." in arguments[0])
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("def get_config(:", "SyntaxError"), ("raise KeyError(3)", "KeyError"), ("x = 1", "get_config"),
+    ("def get_config():\n  return {'a': 1}", "returned a dict"),
+    ("def get_config():\n  return 1 / 0", "Zero"),
+  ],
+)  # fmt: skip
+def test_a_config_file_that_fails_is_one_sentence(tmp_path, text, message):
+  (tmp_path / "mine.py").write_text(text)
+  code, _, errors = launch("recycle", f"--config={tmp_path}/mine.py")
+  assert code == 1 and message in errors and "error: --config: " in errors
+  assert "Traceback" not in errors
 
 
 def test_check_has_an_exit_status(world, tmp_path):
@@ -147,6 +174,43 @@ def test_evaluate_convert_and_train(world, tmp_path):
   assert code == 1 and "is not empty" in errors
 
 
+def test_evaluate_checks_its_output_first(world, tmp_path):
+  _, paths, tasks = world
+  given = (f"--checkpoints={paths[0]}", f"--tasks={tasks[0]}")
+  before = (paths[0] / "config.json").read_bytes()
+  for output, message in (
+    (paths[0] / "config.json", "lies in the input"), (paths[0] / "scores.json", "lies in the input"),
+    (tasks[0], "is the input"), (tmp_path, "is a folder"), (tmp_path / "no" / "x.json", "there is no folder"),
+  ):  # fmt: skip
+    code, out, errors = launch("evaluate", *given, f"--output={output}")
+    assert code == 1 and message in errors and out == ""
+  assert (paths[0] / "config.json").read_bytes() == before and not (paths[0] / "scores.json").exists()
+
+
+def test_evaluate_scores_each_as_recycle_does(world, tmp_path):
+  """A broken checkpoint is null beside the scores of the others; each has its own end-of-text token."""
+  _, paths, tasks = world
+  broken, other = tmp_path / "broken", tmp_path / "other"
+  for copy in (broken, other):
+    shutil.copytree(paths[0], copy)
+  tensors = checkpoints.open(broken).load()
+  checkpoints.write(
+    broken, {name: pools.np.full_like(value, pools.np.nan) for name, value in tensors.items()}
+  )
+  for name in ("config.json", "generation_config.json"):
+    text = json.loads((other / name).read_text()) | {"eos_token_id": 5}
+    (other / name).write_text(json.dumps(text))
+  output = tmp_path / "scores.json"
+  pool = ",".join(map(str, (paths[0], broken, other)))
+  code, _, errors = launch(
+    "evaluate", f"--checkpoints={pool}", f"--tasks={tasks[0]}:loss", f"--output={output}"
+  )
+  assert code == 0, errors
+  scores = json.loads(output.read_text())
+  assert scores[str(broken)] == {"copy": None}
+  assert scores[str(other)] != scores[str(paths[0])] and scores[str(paths[0])]["copy"] > 0
+
+
 def test_the_readme_example_runs():
   readme = ROOT / "README.md"
   code = re.search(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
@@ -166,7 +230,8 @@ def test_jobs_are_listed():
 
 
 @pytest.mark.parametrize(
-  "module", ["merge_jax", "merge_jax.search", "merge_jax.checkpoints", "merge_jax.storage"]
+  "module",
+  ["merge_jax", "merge_jax.search", "merge_jax.checkpoints", "merge_jax.storage", "merge_jax.models"],
 )
 def test_imports_stay_light(module):
   """Start-up time is half of a small merge."""
@@ -179,13 +244,15 @@ def test_imports_stay_light(module):
 
 
 def test_configs_and_settings_have_the_same_fields():
-  import dataclasses
-
-  from merge_jax.recycle import settings
+  from merge_jax.recycle import methods, settings
 
   config = runpy.run_path(str(CONFIGS / "recycle.py"))
   made = settings.from_mapping(
     config["get_config"]().to_dict() | {"checkpoints": ("a", "b"), "tasks": ("t",), "output_dir": "o"}
   )
-  default = settings.Settings(("a", "b"), ("t",), "o")
-  assert dataclasses.asdict(made) == dataclasses.asdict(default)
+  default = settings.Settings(checkpoints=("a", "b"), tasks=("t",), output_dir="o")
+  assert made == default
+  paper = settings.from_mapping(
+    config["get_config"]("paper").to_dict() | {"checkpoints": ("a", "b"), "tasks": ("t",), "output_dir": "o"}
+  )
+  methods.check(paper.search.method, paper.search.space)

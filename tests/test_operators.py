@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import merge_jax as mj
 from merge_jax.operators import naming
+from merge_jax.operators.blocks import Trim
 
 SHAPES = {"model.embed.weight": (32, 16), "model.layers.0.w": (16, 64), "model.norm.weight": (16,)}
 KEY = jax.random.key(7)
@@ -124,7 +125,7 @@ def np_dare_ties(experts, base, weights, density=0.5):
   for model, task in enumerate(tasks):
     for name in task:
       key = jax.random.fold_in(naming.key_of(KEY, model, name), 0)
-      mask = np.asarray(jax.random.uniform(key, SHAPES[name])) < density
+      mask = np.asarray(jax.random.uniform(key, SHAPES[name], jnp.float32)) < density
       task[name] = np.where(mask, task[name], 0.0) / density
   merged = np_agree(tasks, weights, "unweighted", "count", "majority")
   return {name: wide(base)[name] + value for name, value in merged.items()}
@@ -297,29 +298,6 @@ def test_leaf_by_leaf_is_the_same(name):
     np.testing.assert_array_equal(alone[leaf], whole[leaf])
 
 
-@pytest.mark.parametrize("operator", [mj.ties(0.3), mj.dare_ties(0.5)], ids=["ties", "dare_ties"])
-def test_surveys_streamed_leaf_by_leaf_are_the_same(operator):
-  """The fold as a stream runs it: one tensor in memory at a time, as many passes as it takes."""
-  whole = mj.merge(operator, EXPERTS, base=BASE, key=KEY)
-  leaves = {}
-  for name in SHAPES:
-    keys = tuple(naming.key_of(KEY, model, name) for model in range(3))
-    leaves[name] = mj.Leaf(tuple(jnp.asarray(e[name]) for e in EXPERTS), jnp.asarray(BASE[name]), keys)
-  surveyed = ()
-  for survey in operator.survey():
-    carry = survey.init(sum(np.prod(shape) for shape in SHAPES.values()), 3)
-    while not bool(survey.done(carry)):
-      total = None
-      for leaf in leaves.values():
-        part = survey.measure(carry, leaf, surveyed)
-        total = part if total is None else jax.tree.map(jnp.add, total, part)
-      carry = survey.update(carry, total)
-    surveyed = (*surveyed, carry)
-  for name, leaf in leaves.items():
-    merged = operator.combine(leaf, operator.prepare(leaf, surveyed), jnp.ones(3))
-    np.testing.assert_allclose(merged, whole[name], rtol=1e-6, atol=1e-7)
-
-
 @pytest.mark.parametrize("name", [n for n in OPERATORS if n != "slerp"])
 def test_models_may_be_permuted(name):
   operator, _, experts, weights, kwargs = arguments(name)
@@ -403,17 +381,105 @@ def test_one_model_with_weight_one_is_itself(operator):
     np.testing.assert_allclose(merged[leaf], EXPERTS[0][leaf], rtol=1e-6, atol=1e-7)
 
 
-def test_slerp_ends_and_tiny_angles():
-  a, b = EXPERTS[:2]
-  for t, end in ((0.0, a), (1.0, b)):
-    merged = mj.merge(mj.slerp(t), [a, b])
-    for leaf in SHAPES:
-      np.testing.assert_allclose(merged[leaf], end[leaf], rtol=1e-5, atol=1e-6)
-  near = [BASE, {name: value * np.float32(1 + 1e-7) for name, value in BASE.items()}]
-  zero = [{"w": np.zeros(4, np.float32)}, {"w": np.ones(4, np.float32)}]
-  for leaf, value in mj.merge(mj.slerp(0.5), near).items():
-    np.testing.assert_allclose(value, BASE[leaf], rtol=1e-5)
-  np.testing.assert_allclose(mj.merge(mj.slerp(0.5), zero)["w"], np.full(4, 0.5**0.5), rtol=1e-6)
+@pytest.mark.parametrize("ratio", [1.0, 1.001, 0.4, 3.0, 1e-3])
+@pytest.mark.parametrize("opposite", [False, True])
+def test_slerp_near_parallel_and_opposite(opposite, ratio):
+  """Against the angle in long double; linear where sin Ω < 1e-6."""
+  generator = np.random.default_rng(4)
+  for angle, size in itertools.product((1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 3e-6, 1e-7), (4, 300)):
+    a, n = generator.normal(size=(2, size))
+    n -= a * (n @ a) / (a @ a)
+    n *= np.linalg.norm(a) / np.linalg.norm(n)
+    b = (np.cos(angle) * a + np.sin(angle) * n) * (-ratio if opposite else ratio)
+    low = [{"w": x.astype(np.float32)} for x in (a, b)]
+    prepared = mj.prepare(mj.slerp(), low)
+    a, b = (tree["w"].astype(np.longdouble) for tree in low)
+    units = [x / np.sqrt(np.sum(x * x)) for x in (a, b)]
+    chords = [np.sqrt(np.sum(x * x)) for x in (units[0] - units[1], units[0] + units[1])]
+    omega = 2 * np.arctan2(*chords)
+    for t in (0.0, 0.1, 0.5, 0.75, 1.0):
+      if np.sin(omega) < 1e-6:
+        expected = (1 - t) * a + t * b
+      else:
+        share = np.longdouble(np.float32(t) / (np.float32(1 - t) + np.float32(t)))
+        expected = (np.sin((1 - share) * omega) * a + np.sin(share * omega) * b) / np.sin(omega)
+      merged = np.asarray(mj.combine(prepared, [1 - t, t])["w"])
+      error = np.abs(merged - expected).max() / np.abs(expected).max()
+      assert error < 1e-6, (angle, size, t)
+
+
+@pytest.mark.parametrize("b", [(1, 2, 3), (0, 0, 0), (-1, -2, -3), (2, 4, 6)])
+@pytest.mark.parametrize("a", [(1, 2, 3), (0, 0, 0)])
+def test_slerp_has_finite_gradients(a, b):
+  def total(a, b, t):
+    return jnp.sum(mj.merge(mj.slerp(t), [{"w": a}, {"w": b}])["w"])
+
+  numbers = [jnp.array(a, jnp.float32), jnp.array(b, jnp.float32), 0.3]
+  chex.assert_tree_all_finite(jax.grad(total, argnums=(0, 1, 2))(*numbers))
+  if not any(a) or not any(b):  # orthogonal to everything
+    factor = np.sin(0.15 * np.pi) if any(b) else np.cos(0.15 * np.pi)
+    np.testing.assert_allclose(total(*numbers), factor * (sum(a) + sum(b)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("where", [0, 1, "base"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_what_is_not_finite_stays_visible(name, value, where):
+  operator, _, experts, weights, kwargs = arguments(name)
+  if where == "base" and not operator.needs_base:
+    return
+  leaf, at = "model.layers.0.w", (3, 5)
+  for given in (weights, None if weights is None else [0.0, *weights[1:]]):
+    trees = [{n: v.copy() for n, v in tree.items()} for tree in experts]
+    kwargs = {k: {n: x.copy() for n, x in v.items()} if k == "base" else v for k, v in kwargs.items()}
+    clean = mj.merge(operator, trees, given, **kwargs)
+    (kwargs["base"] if where == "base" else trees[where])[leaf][at] = value
+    merged = mj.merge(operator, trees, given, **kwargs)
+    assert not np.isfinite(merged[leaf][at])
+    if name in ("linear", "uniform", "task_arithmetic", "dare_ties"):
+      clean[leaf] = clean[leaf].at[at].set(merged[leaf][at])
+      chex.assert_trees_all_equal(merged, clean)
+
+
+@pytest.mark.parametrize("scope", ["model", "tensor"])
+def test_thresholds_order_nan_above_infinity(scope):
+  experts = [{n: v.copy() for n, v in tree.items()} for tree in EXPERTS]
+  experts[0]["model.embed.weight"][:3] = np.nan
+  experts[1]["model.embed.weight"][0] = np.inf
+  filled = [{n: np.nan_to_num(v, nan=3.3e38, posinf=3.2e38) for n, v in tree.items()} for tree in experts]
+  expected = np_ties(filled, BASE, (1, 1, 1), density=0.3, scope=scope)
+  merged = mj.merge(mj.ties(0.3, scope=scope), experts, base=BASE)
+  for leaf, value in merged.items():
+    rows = slice(3, None) if leaf == "model.embed.weight" else slice(None)
+    np.testing.assert_allclose(value[rows], expected[leaf][rows], rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_x64_computes_float64_and_leaves_float32_as_it_is(name):
+  operator, reference, experts, weights, kwargs = arguments(name)
+  before = mj.merge(operator, experts, weights, **kwargs)
+  with jax.enable_x64(True):
+    chex.assert_trees_all_equal(mj.merge(operator, experts, weights, **kwargs), before)
+    bases = {"base": wide(BASE)} if "base" in kwargs else {}
+    merged = mj.merge(operator, [wide(tree) for tree in experts], weights, **kwargs | bases)
+    expected = reference(experts, BASE, weights)
+    for leaf, value in merged.items():
+      assert value.dtype == np.float64
+      np.testing.assert_allclose(value, expected[leaf], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0), (0, 2, 2)])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_empty_tensors(name, shape):
+  operator, _, count, weights = OPERATORS[name]
+  rules = ((r"(stack)", mj.Axes(stack=0, out=(len(shape) - 1,))),) if len(shape) == 3 else ()
+  tree = {"stack": np.zeros(shape, np.float32), "w": np.ones(4, np.float32)}
+  kwargs = {"base": tree} if operator.needs_base else {}
+  merged = mj.merge(operator, [tree] * count, weights, key=KEY, axes=rules, dtype=jnp.bfloat16, **kwargs)
+  assert merged["stack"].shape == shape and merged["stack"].dtype == jnp.bfloat16
+  only = [{"stack": tree["stack"]}] * count
+  kwargs = {"base": only[0]} if operator.needs_base else {}
+  assert mj.merge(operator, only, weights, key=KEY, **kwargs)["stack"].shape == shape
 
 
 def test_dare_is_unbiased_and_depends_on_names_only():
@@ -449,13 +515,40 @@ def test_route_and_nested_trees():
   np.testing.assert_allclose(merged["mlp"]["w"], 20.0)
 
 
-def test_buffers_are_carried_over_or_refused():
-  trees = [{"w": np.full(2, v, np.float32), "steps": np.array(3)} for v in (0.0, 1.0)]
+BUFFERS = {
+  "int64": np.array([2**40 + 3, -1]),
+  "uint8": np.array([3], np.uint8),
+  "bool": np.array(True),
+  "text": np.array(["a", "b"]),
+}
+
+
+@pytest.mark.parametrize("kind", BUFFERS)
+def test_buffers_are_carried_over_or_refused(kind):
+  value = BUFFERS[kind]
+  trees = [{"w": np.full(2, v, np.float32), "buffer": value.copy()} for v in (0.0, 1.0)]
   merged = mj.merge(mj.linear(), trees)
-  assert int(merged["steps"]) == 3 and merged["w"].tolist() == [0.5, 0.5]
-  trees[1]["steps"] = np.array(4)
+  assert merged["buffer"].dtype == value.dtype and merged["buffer"].tobytes() == value.tobytes()
+  assert not np.shares_memory(merged["buffer"], trees[0]["buffer"])
+  trees[1]["buffer"] = np.roll(value, 1) if value.size > 1 else ~value
+  with pytest.raises(ValueError, match=r"'buffer'.*differs"):
+    mj.merge(mj.linear(), trees)
+
+
+def test_buffers_equal_in_their_low_bits_differ():
+  trees = [{"w": np.zeros(2, np.float32), "steps": np.array(n)} for n in (2**40, 2**41)]
   with pytest.raises(ValueError, match=r"'steps'.*differs"):
     mj.merge(mj.linear(), trees)
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+def test_a_donated_result_leaves_the_pool(jit):
+  trees = [{"w": jnp.full(2, v), "steps": jnp.arange(3)} for v in (0.0, 1.0)]
+  prepared = mj.prepare(mj.linear(), trees)
+  merged = (jax.jit(mj.combine) if jit else mj.combine)(prepared)
+  jax.tree.map(lambda x: x.delete(), merged)
+  assert trees[0]["steps"].tolist() == [0, 1, 2]
+  assert int(mj.combine(prepared)["steps"][2]) == 2
 
 
 @pytest.mark.parametrize(
@@ -476,9 +569,57 @@ def test_buffers_are_carried_over_or_refused():
     ),
     (lambda: mj.merge(mj.linear(), [{"a.b": 1.0, "a": {"b": 1.0}}]), "called 'a.b'"),
     (lambda: mj.ties(1.5), "between 0 and 1"),
-    (lambda: mj.ties(scope="whole"), "scope is 'whole'"),
+    (lambda: mj.ties(scope="whole"), "unknown scope 'whole'; Known: model, tensor"),
     (lambda: mj.ties(keep="exact"), "needs scope='tensor'"),
-    (lambda: mj.ties(election="loud"), "election is 'loud'"),
+    (lambda: mj.AgreeingMean("weigted"), "unknown election 'weigted'; did you mean 'weighted'"),
+    (lambda: mj.AgreeingMean(divisor=3), "unknown divisor '3'"),
+    (lambda: Trim(0.5, scope="x"), "unknown scope 'x'"),
+    (lambda: mj.dare_ties(np.float32(2)), r"density is .*2.0.*; expected a number between 0 and 1"),
+    (lambda: mj.dare_ties(np.array(-0.1)), "density is"),
+    (lambda: mj.trim(jnp.float32(np.nan)), "density is"),
+    (lambda: mj.drop(True), "density is True"),
+    (lambda: mj.trim("0.5"), "density is '0.5'"),
+    (lambda: mj.slerp(np.nan), "t is nan; expected a finite number"),
+    (lambda: mj.ties(scaling=np.inf), "scaling is inf; expected a finite number"),
+    (lambda: mj.TaskVector(mj.trim(0.5)), r"expected a tuple of sparsifiers"),
+    (lambda: mj.TaskVector(reduce=mj.AgreeingMean), "expected a reducer"),
+    (lambda: mj.merge(mj.linear, EXPERTS), r"no operator; pass what a factory returns"),
+    (lambda: mj.route(("a", mj.ties)), "'a' is .*; expected an operator"),
+    (lambda: mj.route(("a(", mj.ties())), r"'a\(' is not a regular expression"),
+    (lambda: mj.Weights(np.ones((2, 3)), ("a",)), r"shape \(2, 3\) for 1 patterns"),
+    (lambda: mj.Weights(np.ones((1, 3)), ("a", "b")), r"shape \(1, 3\) for 2 patterns"),
+    (lambda: mj.Weights(np.ones(3), ("a", "b", "c")), r"shape \(3,\) for 3 patterns"),
+    (lambda: mj.merge(mj.linear(), EXPERTS, mj.Weights(np.ones((1, 3)), ("(",))), "not a regular"),
+    (lambda: mj.merge(mj.linear(), EXPERTS, mj.Weights(np.ones((2, 1, 3)), (".*",))), "do not fit 3"),
+    (lambda: mj.merge(mj.linear(), EXPERTS, [1.0, np.nan, 0.0]), r"nan.*; expected finite numbers"),
+    (lambda: mj.merge(mj.slerp(), EXPERTS[:2], [1.0, -1.0]), "sum to 0"),
+    (lambda: mj.merge(mj.task_arithmetic(normalize=True), EXPERTS, [0.0] * 3, base=BASE), "sum to 0"),
+    (
+      lambda: mj.merge(
+        mj.linear(), EXPERTS, mj.Weights(np.array([[1, 1, 1], [1, -1, 0]]), (".*embed.*", ".*"))
+      ),
+      "sum to 0",
+    ),
+    (lambda: mj.merge(mj.linear(), EXPERTS[0]), "one tree of tensors; pass a list"),
+    (lambda: mj.merge(mj.linear(), np.ones((3, 2))), "pass a list of trees"),
+    (lambda: mj.merge(mj.linear(), [{"w": "text"}, {"w": object()}]), "'w' in expert 1 is <object"),
+    (lambda: mj.merge(mj.linear(), [{"w": np.ones(2, complex)}] * 2), "'w'.* complex tensors do not merge"),
+    (lambda: mj.merge(mj.linear(), [{"w": np.ones(2)}] * 2), "'w'.* is float64, which JAX would narrow"),
+    (
+      lambda: mj.merge(mj.linear(), [{"w": np.ones(2, "float32")}, {"w": np.ones(2, "int32")}]),
+      "'w' is int32 in expert 1 but float32 in expert 0",
+    ),
+    (lambda: mj.merge(mj.linear(), EXPERTS, dtype=np.int32), "dtype is int32; expected a floating one"),
+    (lambda: mj.merge(mj.linear(), EXPERTS, dtype=np.float64), "dtype is float64, which JAX would narrow"),
+    (lambda: mj.merge(mj.linear(), EXPERTS, statistics=[SHAPES] * 2), "2 statistics for 3 experts"),
+    (
+      lambda: mj.merge(mj.linear(), EXPERTS, statistics=[SHAPES, SHAPES, {"model.norm.wight": 0}]),
+      "statistics of expert 2: unknown tensor 'model.norm.wight'; did you mean 'model.norm.weight'",
+    ),
+    (
+      lambda: mj.merge(mj.linear(), EXPERTS, statistics=[SHAPES, {}, SHAPES]),
+      "statistics of expert 1: tensor .* is missing",
+    ),
     (lambda: mj.Weights(jnp.ones((1, 3)), ("x",)).row("y"), "No pattern"),
     (
       lambda: mj.merge(mj.linear(), EXPERTS, axes=((r".*", mj.Axes(stack=0, out=(1,))),)),

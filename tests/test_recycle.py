@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -37,6 +38,7 @@ def job(world, output, **options):
     "tasks": [f"{tasks[0]}:loss", str(tasks[1])],
     "output_dir": str(output),
     "search": {"budget": 14, "fitness_source": "auto"},
+    "evals": {"max_shapes": 1},  # one program to compile
     "bootstrap": 50,
   }
   return settings.from_mapping(values | options)
@@ -51,9 +53,13 @@ def run(world, output, **options):
   return recycle.recycle(job(world, output, **options), say=quiet, **arguments)
 
 
+def journal_of(folder):
+  return storage.read_lines(folder / "journal.jsonl")
+
+
 def without_times(value):
   if isinstance(value, dict):
-    return {k: without_times(v) for k, v in value.items() if k != "seconds"}
+    return {k: without_times(v) for k, v in value.items() if k not in ("seconds", "final_seconds")}
   return [without_times(v) for v in value] if isinstance(value, list) else value
 
 
@@ -81,9 +87,22 @@ def test_result_has_what_the_design_says(world, finished):
     assert set(row["test_stderr"]) == {"copy", "choose", "average"}
   assert rows["selected"]["weights"] == rows[result["selected_from"]]["weights"]
   records = storage.read_lines(output / "journal.jsonl")
-  assert len(records) == 14 == result["cost"]["evaluations"]
-  fields = ("index", "generation", "kind", "weights", "scores", "fitness", "seconds")
+  searched = [r for r in records if r["split"] == "search" and r["kind"] != "search_mean"]
+  assert len(searched) == 14 == result["cost"]["evaluations"]
+  assert {r["split"] for r in records[14:]} == {"search", "validation", "test"}
+  assert all((r["examples"] is not None) == (r["split"] == "test") for r in records)
+  fields = ("split", "index", "generation", "kind", "method", "point", "scores", "fitness", "seconds")
   assert all(field in record for record in records for field in fields)
+  assert {(r["kind"] == "cma_es", r["method"]) for r in searched} == {
+    (True, "task_arithmetic"),
+    (False, "linear"),
+  }
+  assert {(row["name"], row["method"]) for row in result["rows"]} >= {
+    ("uniform", "linear"), ("search_mean", "task_arithmetic"),
+  }  # fmt: skip
+  assert [(t["name"], t["metric"], t["sign"]) for t in result["tasks"]] == [
+    ("copy", "loss", -1.0), ("choose", "choice_accuracy", 1.0),
+  ]  # fmt: skip
   assert result["cost"]["training_flops"] == 6 * (1000 + 3 * 500) * checkpoints.open(world[1][0]).parameters
   assert min(result["pareto"]["front"]) >= 0 and max(result["pareto"]["front"]) < 14
   assert result["pareto"]["hypervolume"] >= result["pareto"]["hypervolume_singles"]
@@ -102,9 +121,10 @@ def test_scores_are_those_of_the_merged_models(world, finished):
   base = checkpoints.open(world[0] / "pool" / "base").load()
   tokens = evals.Tokens.from_folder(world[1][0])
   scorer = evals.make_scorer(models.build(pools.CONFIG).apply, tasks, evals.pack(evals.encode(tasks, tokens)))
+  score = jax.jit(scorer.function)
   for row in result["rows"]:
     merged = mj.merge(mj.task_arithmetic(), experts, row["weights"], base=base)
-    scores = scorer.read(scorer.function(merged, scorer.batches)).scores()
+    scores = scorer.read(score(merged, scorer.batches)).scores()
     for task, value in scores.items():
       np.testing.assert_allclose(row["test"][task], value, rtol=1e-3, err_msg=row["name"])
 
@@ -172,7 +192,7 @@ def test_same_seed_same_result(world, finished, tmp_path):
 
 @pytest.mark.parametrize("space", ["simplex", "softmax"])
 def test_other_spaces_without_a_base(world, tmp_path, space):
-  search = {"budget": 12, "space": space, "proposer": "line_search"}
+  search = {"budget": 12, "space": space, "proposer": "line_search", "method": "linear"}
   result = run(world, tmp_path / "x", base="", search=search)
   for row in result["rows"]:
     np.testing.assert_allclose(sum(row["weights"]), 1.0, rtol=1e-6)
@@ -222,7 +242,7 @@ def killer(world, output, at, seconds=None):
   plain = {
     "checkpoints": [str(p) for p in world[1]], "base": str(world[0] / "pool" / "base"),
     "tasks": [f"{world[2][0]}:loss", str(world[2][1])], "output_dir": str(output),
-    "search": {"budget": 14, "fitness_source": "auto"}, "bootstrap": 50,
+    "search": {"budget": 14, "fitness_source": "auto"}, "evals": {"max_shapes": 1}, "bootstrap": 50,
   }  # fmt: skip
   path.write_text(json.dumps(plain))
   environment = os.environ | {"MPLBACKEND": "agg", "JAX_NUM_CPU_DEVICES": "8"}
@@ -245,8 +265,8 @@ def test_kills_at_any_write_end_in_the_same_result(world, finished, tmp_path):
   while kills < KILLS or not (output / "result.json").exists():
     # Late writes are those of figures, page, merged model and result: after the journal is full.
     journal = output / "journal.jsonl"
-    late = journal.is_file() and len(storage.read_lines(journal)) == 14
-    at, seconds = chance.randint(1, 30 if late else 8), None
+    late = journal.is_file() and len(storage.read_lines(journal)) > 25
+    at, seconds = chance.randint(1, 60 if late else 12), None
     if kills % 5 == 4:
       at, seconds = 0, chance.uniform(2, 8)  # at any moment, not at a write
     if kills >= KILLS:
@@ -273,7 +293,12 @@ def test_stop_finishes_the_record_and_resumes(world, finished, tmp_path):
   with pytest.raises(recycle.Stopped, match="after 5 evaluations"):
     run(world, tmp_path / "x", progress=seen.append, stop=lambda: len(seen) >= 5)
   assert len(storage.read_lines(tmp_path / "x" / "journal.jsonl")) == 5
-  assert without_times(run(world, tmp_path / "x")) == without_times(expected)
+  with pytest.raises(recycle.Stopped, match="after 15 evaluations"):  # among the finalists
+    run(world, tmp_path / "x", progress=seen.append, stop=lambda: seen[-1].split == "validation")
+  scored = []
+  assert without_times(run(world, tmp_path / "x", progress=scored.append)) == without_times(expected)
+  finals = [r for r in scored if r.split != "search"]
+  assert len({r.split for r in finals}) == 2 and finals[0].index == 1  # the first was not scored again
 
 
 def test_a_second_launch_into_one_folder_leaves(world, tmp_path):
@@ -286,7 +311,8 @@ def test_a_second_launch_into_one_folder_leaves(world, tmp_path):
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"search": {"budget": 15, "fitness_source": "auto"}}, r"config.search.budget: 14 -> 15"),
+    ({"search": {"budget": 13, "fitness_source": "auto"}}, r"config.search.budget: 14 -> 13"),
+    ({"search": {"budget": 14, "fitness_source": "auto", "seed": 1}}, r"config.search.seed: 0 -> 1"),
     ({"base": ""}, r"config.base"),
     ({"bootstrap": 51}, r"config.bootstrap: 50 -> 51"),
   ],
@@ -321,7 +347,7 @@ def test_overwrite_begins_anew(world, finished, tmp_path):
   shutil.copytree(output, copy)
   result = run(world, copy, overwrite=True, search={"budget": 9, "fitness_source": "auto"})
   assert result["cost"]["evaluations"] == 9
-  assert len(storage.read_lines(copy / "journal.jsonl")) == 9
+  assert len([r for r in journal_of(copy) if r["split"] == "search" and r["kind"] != "search_mean"]) == 9
 
 
 def test_overwrite_with_bad_input_loses_nothing(world, finished, tmp_path):
@@ -361,25 +387,80 @@ def test_outputs_may_lie_beside_the_inputs(world, tmp_path):
     ({"checkpoints": []}, "There is no checkpoint"),
     ({"tasks": []}, "There is no task"),
     ({"output_dir": ""}, "There is no output folder"),
-    ({"serch": {}}, "unknown config key 'serch'; did you mean 'search'"),
-    ({"search": {"bugdet": 3}}, "unknown config key in search 'bugdet'; did you mean 'budget'"),
+    ({"serch": {}}, "unknown field 'serch'; did you mean 'search'"),
+    ({"search": {"bugdet": 3}}, "unknown field in search 'bugdet'; did you mean 'budget'"),
     ({"search": {"space": "fre"}}, "did you mean 'free'"),
     ({"search": {"proposer": "cma"}}, "did you mean 'cma_es'"),
     ({"search": {"budget": 0}}, "budget is 0"),
+    ({"search": {"budget": 2}}, "budget is 2; expected at least 3"),
+    ({"search": {"budget": 2.5}}, "budget is 2.5; expected a whole number"),
+    ({"search": {"method": "linar"}}, "unknown search method 'linar'; did you mean 'linear'"),
+    (
+      {"search": {"method": "linear"}},
+      "'linear' cannot be searched in space 'free'; expected one of simplex",
+    ),
+    ({"search": {"start": "cold"}}, "unknown start 'cold'"),
+    ({"search": {"batch": 0}}, "batch is 0; expected a whole number >= 1"),
+    *(
+      ({"search": {"sigma": value}}, f"sigma is {value}".replace("+", "."))
+      for value in (-1.0, float("nan"), 1e300)
+    ),
+    *(({"search": {"population": value}}, f"population is {value}") for value in (-1, 1, 10**8)),
+    *(
+      ({"search": {"seconds": value}}, f"seconds is {value}") for value in (-1.0, float("nan"), float("inf"))
+    ),
+    *(({"search": {"seed": value}}, f"seed is {value}") for value in (-1, 10**22)),
+    ({"search": {"fitness_source": "los"}}, "unknown fitness source 'los'; did you mean 'loss'"),
+    *(
+      ({"search": {"task_weights": value}}, "task")
+      for value in ("copy=0,choose=0", "copy=nan", "copy=1,copy=2")
+    ),
+    ({"evals": {"max_shapes": 0}}, "max_shapes is 0"),
+    ({"evals": {"batch_tokens": -5}}, "batch_tokens is -5"),
+    *(({"bootstrap": value}, f"bootstrap is {value}") for value in (0, -1, 10**12)),
+    *(({"splits": {"limits": value}}, "limits") for value in (["a", 1, 1], [1.5, 1, 1], [1, 1], [-1, 0, 0])),
+    ({"scorer": {"nan": "maybe"}}, "scorer.nan 'maybe'"),
+    ({"scorer": {"timeout": -1.0}}, "timeout is -1"),
+    ({"scorer": {"retries": -1}}, "retries is -1"),
+    ({"scorer": {"command": "eval {model_dir}"}}, "scores_json"),
+    ({"checkpoints": ["", "a"]}, "entry 1 of 2 is empty"),
+    ({"tasks": ["a.jsonl", " "]}, "entry 2 of 2 is empty"),
     ({"search": {"fitness": "avg"}}, "unknown fitness 'avg'"),
     ({"search": {"task_weights": "cop=1"}}, "did you mean 'copy'"),
     ({"evals": {"dtype": "float"}}, "did you mean 'float32'"),
-    ({"checkpoints": ["a"]}, "at least two checkpoints"),
     ({"checkpoints": ["gs://x/y", "b"]}, "not supported yet"),
     ({"checkpoints": ["/nonexistent", "/b"]}, "no such folder"),
     ({"splits": {"fractions": [0.9, 0.9, 0.1]}}, "Split fractions"),
-    ({"splits": {"fractions": [0.5, 0.5, 0.0]}}, "three positive shares"),
+    ({"splits": {"fractions": [0.5, 0.5, 0.0]}}, "fractions"),
   ],
 )
-def test_bad_settings_are_one_sentence(world, tmp_path, options, message):
-  with pytest.raises((ValueError, OSError), match=message):
-    run(world, tmp_path / "x", **options)
-  assert not (tmp_path / "x" / "journal.jsonl").exists()
+def test_refused_jobs_leave_no_trace(world, tmp_path, options, message):
+  """Nothing is written, so that the corrected job runs; what an earlier run wrote stays as it was."""
+  kept = tmp_path / "kept"
+  shutil.copytree(BUILT[0], kept)
+  for output in (tmp_path / "x", kept):
+    before = contents(tmp_path)
+    for overwrite in (False, True):
+      with pytest.raises((ValueError, OSError), match=message) as caught:
+        run(world, output, overwrite=overwrite, **options)
+      assert "\n" not in str(caught.value) and str(caught.value).endswith((".", ")")), caught.value
+      assert contents(tmp_path) == before
+
+
+BUILT: list[Path] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built(finished):
+  BUILT.append(finished[0])
+
+
+def contents(folder):
+  """Every file and folder below, with content and time."""
+  return {
+    path.relative_to(folder): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
+    for path in sorted(folder.rglob("*"))
+  }
 
 
 def test_external_scorer(world, tmp_path):
@@ -432,7 +513,258 @@ def test_a_failing_scorer_keeps_the_journal(world, tmp_path):
 
 
 def test_plan_says_what_would_be_done(world, tmp_path):
-  text = recycle.plan(job(world, tmp_path / "x"))
-  for word in ("3 checkpoints", "copy", "choose", "FLOPs", "14 candidates", "cma_es", "merged"):
+  text = recycle.describe(recycle.build(job(world, tmp_path / "x")))
+  words = ("3 checkpoints", "copy", "choose", "FLOPs", "14 candidates", "cma_es", "merged", "on validation")
+  for word in words:
     assert word in text
   assert not (tmp_path / "x").exists()
+
+
+def test_one_checkpoint_is_scaled(world, tmp_path):
+  """Spread, slope and greedy soup are undefined here, and null; the job ends with a result."""
+  search = {"budget": 6, "proposer": "line_search"}
+  result = run(world, tmp_path / "x", checkpoints=[str(world[1][0])], search=search)
+  assert result["cost"]["evaluations"] == 6
+  with pytest.raises(ValueError, match="at least 2 numbers to search"):
+    run(world, tmp_path / "y", checkpoints=[str(world[1][0])])
+
+
+@pytest.mark.parametrize("proposer", ["cma_es", "line_search"])
+def test_a_constant_scorer_has_a_result(world, tmp_path, proposer):
+  command = (
+    f"{sys.executable} {script(tmp_path, 'json.dump({chr(97): 0.0, chr(36): 1}, open(out, chr(119)))')}"
+  )
+  options = {"tasks": ["a", "$"], "scorer": {"command": f"{command} {{model_dir}} {{scores_json}} {{split}}"}}
+  result = run(world, tmp_path / "x", search={"budget": 12, "proposer": proposer}, **options)
+  assert result["analysis"]["fitness_slope"]["slope"] == 0.0
+  assert (tmp_path / "x" / "figures" / "pareto.png").is_file()  # a dollar in a name is no formula
+
+
+def script(folder, body):
+  path = folder / "score.py"
+  path.write_text(f"import json, sys\nmodel, out, split = sys.argv[1:]\n{body}\n")
+  return path
+
+
+def test_a_figure_that_fails_costs_no_result(world, tmp_path, monkeypatch):
+  from merge_jax.reports import figures
+
+  def fails(result, records):
+    raise RuntimeError("no ink")
+
+  monkeypatch.setitem(figures.FIGURES, "weights", fails)
+  run(world, tmp_path / "x", search={"budget": 5})
+  page = (tmp_path / "x" / "report.html").read_text()
+  assert "The figure weights could not be drawn: no ink" in page
+  assert not (tmp_path / "x" / "figures" / "weights.png").exists()
+
+
+def test_a_budget_may_grow(world, finished, tmp_path):
+  """A finished and a running search go on as if the budget had been so from the start."""
+  larger = {"search": {"budget": 20, "fitness_source": "auto"}}
+  expected = run(world, tmp_path / "whole", **larger)
+  shutil.copytree(finished[0], tmp_path / "grown")
+  seen = []
+  with pytest.raises(recycle.Stopped):
+    run(world, tmp_path / "grown", progress=seen.append, stop=lambda: len(seen) >= 17, **larger)
+  assert run(world, tmp_path / "grown", **larger) != finished[1]  # the interrupted one is not finished
+  grown = json.loads((tmp_path / "grown" / "result.json").read_text())
+  assert without_times(grown) == without_times(expected)
+  manifest = json.loads((tmp_path / "grown" / "manifest.json").read_text())
+  assert manifest["config"]["search"]["budget"] == 20
+  with pytest.raises(recycle.Refused, match=r"config.search.budget: 20 -> 14"):
+    run(world, tmp_path / "grown")
+
+
+def test_a_batch_of_candidates_gives_the_same_result(world, finished, tmp_path):
+  batched = run(world, tmp_path / "x", search={"budget": 14, "fitness_source": "auto", "batch": 4})
+  single = {row["name"]: row for row in finished[1]["rows"]}
+  for row in batched["rows"]:
+    np.testing.assert_allclose(row["weights"], single[row["name"]]["weights"], atol=1e-4)
+    for task, value in row["test"].items():
+      np.testing.assert_allclose(value, single[row["name"]]["test"][task], atol=1e-4)
+
+
+def test_overwrite_spares_what_is_the_users(world, finished, tmp_path):
+  """Their files beside ours, also in our folders, and a folder that only looks like a run's."""
+  copy = tmp_path / "copy"
+  shutil.copytree(finished[0], copy)
+  for name in ("notes.txt", "figures/mine.png", "merged/README.md"):
+    (copy / name).write_text("years of work")
+  run(world, copy, overwrite=True, search={"budget": 5})
+  kept = [path for path in copy.rglob("*") if path.is_file() and path.read_bytes() == b"years of work"]
+  assert sorted(path.name for path in kept) == ["README.md", "mine.png", "notes.txt"]
+  other = tmp_path / "other"
+  (other / "figures").mkdir(parents=True)
+  (other / "manifest.json").write_text("{}")
+  (other / "figures" / "a.png").write_text("years of work")
+  before = contents(other)
+  for overwrite in (False, True):
+    with pytest.raises(recycle.Refused, match="not of this job"):
+      run(world, other, overwrite=overwrite)
+  assert contents(other) == before
+
+
+def test_a_hostile_marker_removes_nothing(world, finished, tmp_path):
+  copy, precious = tmp_path / "copy", tmp_path / "precious"
+  shutil.copytree(finished[0], copy)
+  precious.write_text("years of work")
+  for name in ("../precious", str(precious)):
+    marker = json.loads((finished[0] / ".merge_jax.json").read_text())
+    marker["wrote"].append(name)
+    (copy / ".merge_jax.json").write_text(json.dumps(marker))
+    with pytest.raises(recycle.Refused, match="no file of a run"):
+      run(world, copy, overwrite=True)
+  assert precious.read_text() == "years of work"
+
+
+@pytest.mark.parametrize("name", ["merged", "figures/m0", "merged/deep/m0"])
+def test_a_pool_where_outputs_go_is_refused(world, tmp_path, name):
+  shutil.copytree(world[1][0], tmp_path / "run" / name)
+  before = contents(tmp_path)
+  paths = [str(tmp_path / "run" / name), str(world[1][1])]
+  for options in ({"checkpoints": paths}, {"base": paths[0]}):
+    with pytest.raises(ValueError, match="choose another"):
+      run(world, tmp_path / "run", **options)
+  assert contents(tmp_path) == before
+
+
+def test_outputs_on_or_in_inputs_are_refused(world, tmp_path):
+  checkpoint, task = tmp_path / "m0", tmp_path / "run" / "journal.jsonl"
+  shutil.copytree(world[1][0], checkpoint)
+  task.parent.mkdir()
+  shutil.copyfile(world[2][0], task)
+  (tmp_path / "link").symlink_to(checkpoint)
+  before = contents(tmp_path)
+  paths = [str(checkpoint), str(world[1][1])]
+  for output, options in (
+    (checkpoint, {"checkpoints": paths}), (checkpoint / "runs" / "x", {"checkpoints": paths}),
+    (tmp_path / "link" / "x", {"checkpoints": paths}),
+    (tmp_path / "run", {"tasks": [str(task), str(world[2][1])]}),
+  ):  # fmt: skip
+    with pytest.raises(ValueError, match="choose another"):
+      run(world, output, **options)
+  assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("lost", ["report.html", "merged", "figures", "figures/weights.png", "result.json"])
+def test_what_was_deleted_is_made_again(world, finished, tmp_path, lost):
+  output, result = finished
+  copy = tmp_path / "copy"
+  shutil.copytree(output, copy)
+  shutil.rmtree(copy / lost) if (copy / lost).is_dir() else (copy / lost).unlink()
+  scored = []
+  again = run(world, copy, progress=scored.append)
+  assert again == result and (copy / lost).exists()
+  assert journal_of(copy) == journal_of(output)  # nothing was evaluated again
+  assert (copy / "report.html").read_bytes() == (output / "report.html").read_bytes()
+
+
+@pytest.mark.parametrize("lost", ["journal.jsonl", "manifest.json"])
+def test_what_cannot_be_made_again_is_said(world, finished, tmp_path, lost):
+  copy = tmp_path / "copy"
+  shutil.copytree(finished[0], copy)
+  (copy / lost).unlink()
+  before = contents(copy)
+  with pytest.raises(recycle.Refused, match=f"{lost} of the run is missing.*--overwrite"):
+    run(world, copy)
+  assert contents(copy) == before
+  assert without_times(run(world, copy, overwrite=True)) == without_times(finished[1])
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", "", "{", '{"rows": 3}', "\udcff", "[" * 9999])
+@pytest.mark.parametrize("name", ["result.json", "manifest.json", "journal.jsonl", ".merge_jax.json"])
+def test_files_that_are_not_ours_are_mended_or_refused(world, finished, tmp_path, name, text):
+  output, result = finished
+  copy = tmp_path / "copy"
+  shutil.copytree(output, copy)
+  (copy / name).write_bytes(text.encode(errors="surrogateescape") + b"\n" * (name == "journal.jsonl"))
+  before = contents(copy)
+  try:
+    assert without_times(run(world, copy)) == without_times(result)
+    assert name in ("result.json", "journal.jsonl")
+  except ValueError as error:
+    assert str(copy) in str(error) and str(error).count("\n") == 0, error
+    assert contents(copy) == before
+
+
+def test_the_log_of_a_trainer_does_not_matter(world, finished, tmp_path):
+  """What lies beside a checkpoint and is not read is no input."""
+  for name in ("pool", "tasks"):
+    shutil.copytree(world[0] / name, tmp_path / name)
+  moved = (
+    tmp_path,
+    [tmp_path / "pool" / p.name for p in world[1]],
+    [tmp_path / "tasks" / p.name for p in world[2]],
+  )
+  seen = []
+  with pytest.raises(recycle.Stopped):
+    run(moved, tmp_path / "run", progress=seen.append, stop=lambda: len(seen) >= 4)
+  (moved[1][0] / "train.log").write_text("step 1")
+  assert without_times(run(moved, tmp_path / "run"))["rows"] == without_times(finished[1])["rows"]
+
+
+@pytest.mark.parametrize("how", ["rewritten", "removed"])
+def test_inputs_that_change_while_a_search_runs(world, tmp_path, how):
+  pool = [tmp_path / path.name for path in world[1]]
+  for source, path in zip(world[1], pool, strict=True):
+    shutil.copytree(source, path)
+  file = pool[1] / "model.safetensors"
+
+  def change(record):
+    if record.index == 4:
+      content = file.read_bytes()
+      file.unlink()
+      if how == "rewritten":
+        file.write_bytes(content)
+
+  with pytest.raises(RuntimeError, match=r"model.safetensors changed while the job ran"):
+    run(world, tmp_path / "run", checkpoints=[str(p) for p in pool], progress=change)
+  assert not (tmp_path / "run" / "result.json").exists()
+  assert len(journal_of(tmp_path / "run")) == 5
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"rope_theta": 5e5}, "rope_theta"), ({"rms_norm_eps": 1e-5}, "eps"),
+    ({"num_attention_heads": 8, "num_key_value_heads": 4}, "heads"), ({"tie_word_embeddings": False}, "tie"),
+    ({"num_hidden_layers": 1}, "layers"),
+  ],
+)  # fmt: skip
+@pytest.mark.parametrize("which", [0, 2, "base"])
+def test_configs_that_compute_something_else_are_refused(world, tmp_path, change, message, which):
+  """The shapes of the tensors are the same."""
+  source = world[0] / "pool" / "base" if which == "base" else world[1][which]
+  shutil.copytree(source, tmp_path / "other")
+  config = json.loads((source / "config.json").read_text()) | change
+  (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+  paths = [str(p) for p in world[1]]
+  options = {"base": str(tmp_path / "other")} if which == "base" else {}
+  if which != "base":
+    options["checkpoints"] = [*paths[:which], str(tmp_path / "other"), *paths[which + 1 :]]
+  with pytest.raises(ValueError, match=message):
+    run(world, tmp_path / "run", **options)
+  assert not (tmp_path / "run").exists()
+
+
+def test_home_is_expanded(world, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(world[0]))
+  names = [f"~/pool/{p.name}" for p in world[1]]
+  tasks = [f"~/tasks/{world[2][0].name}:loss", f"~/tasks/{world[2][1].name}"]
+  built = recycle.build(job(world, tmp_path / "x", checkpoints=names, tasks=tasks, base="~/pool/base"))
+  assert len(built.pool) == 3 and built.suite.names == ("copy", "choose")
+
+
+def test_candidates_of_a_scorer_lie_in_the_run_and_are_cleared(world, tmp_path):
+  body = (
+    "json.dump({'a': float('/run/' in model)}, open(out, 'w'))\nif not 0: open(model + '/left', 'w').close()"
+  )
+  command = f"{sys.executable} {script(tmp_path, body)} {{model_dir}} {{scores_json}} {{split}}"
+  scratch = tmp_path / "run" / ".merge_jax_candidates"
+  options = {"tasks": ["a"], "scorer": {"command": command}, "search": {"budget": 5}}
+  with pytest.raises(recycle.Stopped):
+    run(world, tmp_path / "run", stop=lambda: True, **options)
+  (scratch / "killed" / "model").mkdir(parents=True)  # as SIGKILL leaves it
+  result = run(world, tmp_path / "run", **options)
+  assert result["rows"][0]["search"]["a"] == 1.0 and not scratch.exists()

@@ -1,15 +1,17 @@
 """The search on known functions: replay, proposers, baselines, front, analyses, final choice."""
 
-import dataclasses
 import itertools
+import json
 
+import msgspec
 import numpy as np
 import pytest
 
-from merge_jax import search
+from merge_jax import search, storage
+from merge_jax.evals.objective import Evaluation
 from merge_jax.search import analysis, baselines, final, proposers
-from merge_jax.search.journal import Candidate, Journal, Record
-from merge_jax.search.loop import Evaluation
+from merge_jax.search.journal import Journal, Record
+from merge_jax.search.point import Candidate, Point
 
 TASKS = ("a", "b", "c")
 BEST = np.array([0.5, 0.3, 0.4, -0.1])
@@ -17,7 +19,7 @@ BEST = np.array([0.5, 0.3, 0.4, -0.1])
 
 def evaluate(candidate):
   """Three smooth tasks with different optima; all together are best at BEST."""
-  w = np.array(candidate.weights)
+  w = candidate.point.array
   shifts = (np.array([0.2, 0, 0, 0]), np.array([0, 0.2, 0, 0]), np.array([-0.2, -0.2, 0, 0]))
   scores = {t: float(1 - ((w - BEST - s) ** 2).sum()) for t, s in zip(TASKS, shifts, strict=True)}
   return Evaluation(scores, {t: 2 - v for t, v in scores.items()})
@@ -27,54 +29,94 @@ def fitness(**options):
   return search.Fitness(TASKS, (1.0,) * 3, source="metric", **options)
 
 
-def setting(name="free", **options):
-  return proposers.Setting(search.space(name), fitness(), 4, **options)
+class Objective:
+  """Scores one by one; keeps what it was asked for."""
+
+  def __init__(self, function=evaluate, batch=1):
+    self.function, self.batch, self.calls = function, batch, []
+
+  def evaluate(self, candidates, split):
+    assert len(candidates) <= self.batch
+    self.calls += [(split, candidate) for candidate in candidates]
+    return [self.function(candidate) for candidate in candidates]
 
 
-def run(proposer="cma_es", budget=60, journal=None, evaluate=evaluate, known=True, **options):
-  chosen = setting(**options)
+def options(name="free", **more):
+  return search.Options("task_arithmetic", search.space(name, 4), fitness(), 4, **more)
+
+
+def run(proposer="cma_es", budget=60, journal=None, evaluate=evaluate, known=True, batch=1, **more):
+  chosen = options(**more)
+  objective = evaluate if isinstance(evaluate, Objective) else Objective(evaluate, batch)
   return search.search(
-    proposers.proposer(proposer, chosen, known=known), evaluate, journal or Journal(), chosen.fitness,
+    search.proposer(proposer, chosen, known=known), objective, journal or Journal(), chosen.fitness,
     search.Budget(budget),
   )  # fmt: skip
 
 
 def plain(records):
-  return [dataclasses.replace(r, seconds=0.0) for r in records]
+  return [msgspec.structs.replace(r, seconds=0.0) for r in records]
+
+
+def record(index, kind, weights, scores, **more):
+  filled = {
+    "split": "search",
+    "generation": 0,
+    "method": "linear",
+    "losses": None,
+    "fitness": 0.0,
+    "seconds": 0.0,
+  }
+  return Record(**(filled | more), index=index, kind=kind, point=Point(weights), scores=scores)
+
+
+def arrays(records):
+  return [r.point.array for r in records]
 
 
 @pytest.mark.parametrize("proposer", ["cma_es", "line_search"])
 def test_finds_the_optimum(proposer):
   result = run(proposer, 400)
   best = max(result.records, key=lambda r: r.fitness)
-  np.testing.assert_allclose(best.weights, BEST, atol=0.03)
+  np.testing.assert_allclose(best.point.weights, BEST, atol=0.03)
   assert len(result.records) == 400
 
 
 def test_simplex_stays_on_the_simplex_and_improves():
   result = run("cma_es", 150, name="simplex")
-  searched = [r for r in result.records if r.method == "search"]
-  for record in searched:
-    assert min(record.weights) >= 0
-    np.testing.assert_allclose(sum(record.weights), 1.0)
+  searched = [r for r in result.records if r.kind == "cma_es"]
+  for weights in arrays(searched):
+    assert min(weights) >= 0
+    np.testing.assert_allclose(sum(weights), 1.0)
   known = max(r.fitness for r in result.records if r.method == "linear")
   assert max(r.fitness for r in searched) > known
   expected = np.maximum(BEST + (1 - BEST[:3].sum()) / 3, 0)  # projection, the last at its bound
   best = max(searched, key=lambda r: r.fitness)
-  np.testing.assert_allclose(best.weights, np.append(expected[:3], 0), atol=0.05)
+  np.testing.assert_allclose(best.point.weights, np.append(expected[:3], 0), atol=0.05)
 
 
 @pytest.mark.parametrize("space", ["simplex", "softmax", "free"])
 def test_spaces_come_back(space):
-  made = search.space(space)
-  weights = np.array([0.5, 0.3, 0.15, 0.05])
-  np.testing.assert_allclose(made.weights(made.point(weights)), weights, atol=1e-9)
+  made = search.space(space, 4)
+  weights = (0.5, 0.3, 0.15, 0.05)
+  assert made.size == 4 and made.decode(made.encode(Point(weights))).near(Point(weights), 1e-9)
   with pytest.raises(ValueError, match="did you mean"):
-    search.space(space + "e")
+    search.space(space + "e", 4)
 
 
 def test_zero_on_the_simplex_is_uniform():
-  np.testing.assert_allclose(search.space("simplex").weights(np.array([-1.0, -2.0])), 0.5)
+  assert search.space("simplex", 2).decode(np.array([-1.0, -2.0])) == Point((0.5, 0.5))
+
+
+def test_points_have_rows_or_not():
+  grouped = Point.of(np.arange(6.0).reshape(2, 3), {"density": 0.2})
+  assert grouped.array.shape == (2, 3) and grouped.mean_weights.tolist() == [1.5, 2.5, 3.5]
+  for point in (grouped, Point((1.0, 2.0))):
+    assert msgspec.json.decode(msgspec.json.encode(point), type=Point) == point
+  with pytest.raises(ValueError, match="different lengths"):
+    Point(((1.0, 2.0), (1.0,)))
+  with pytest.raises(ValueError, match="different lengths"):
+    Point(((1.0, 2.0), 1.0))
 
 
 @pytest.mark.parametrize("proposer", list(proposers.PROPOSERS))
@@ -84,23 +126,32 @@ def test_resume_is_replay(tmp_path, proposer, cut):
 
   def sometimes(candidate):
     result = evaluate(candidate)
-    broken = int(abs(candidate.weights[0]) * 1e6) % 7 == 0 and candidate.method == "search"
+    broken = int(abs(candidate.point.weights[0]) * 1e6) % 7 == 0 and candidate.kind not in baselines.KINDS
     return Evaluation(dict.fromkeys(TASKS, np.nan), None) if broken else result
 
   whole = run(proposer, 50, evaluate=sometimes)
   path = tmp_path / "journal.jsonl"
   first = run(proposer, cut, Journal(path), sometimes)
   run("cma_es", 30, seed=5)
-  calls = []
-
-  def counted(candidate):
-    calls.append(candidate)
-    return sometimes(candidate)
-
-  second = run(proposer, 50, Journal(path), counted)
+  objective = Objective(sometimes)
+  second = run(proposer, 50, Journal(path), objective)  # a budget that grew
   assert plain(second.records) == plain(whole.records)
-  assert len(calls) == 50 - len(first.records)
+  assert len(objective.calls) == 50 - len(first.records)
   assert second.mean == whole.mean
+
+
+@pytest.mark.parametrize("cut", [5, 18, 27])
+def test_a_batch_that_was_cut_is_the_same_batch_again(tmp_path, cut):
+  path = tmp_path / "journal.jsonl"
+  whole = run(budget=40, journal=Journal(path), batch=4)
+  assert plain(whole.records) == plain(run(budget=40).records)
+  lines = path.read_bytes().splitlines(keepends=True)
+  path.write_bytes(b"".join(lines[:cut]))
+  objective, before = Objective(batch=4), whole.records[:cut]
+  again = run(budget=40, journal=Journal(path), evaluate=objective)
+  assert plain(again.records) == plain(whole.records)
+  repeated = [c for _, c in objective.calls if c in [r.candidate for r in before]]
+  assert len(repeated) < 4 and len(objective.calls) - len(repeated) == 40 - cut
 
 
 def test_a_journal_of_another_search_is_refused(tmp_path):
@@ -108,12 +159,60 @@ def test_a_journal_of_another_search_is_refused(tmp_path):
   run(budget=30, journal=Journal(path))
   with pytest.raises(ValueError, match="cannot be continued at evaluation"):
     run(budget=40, journal=Journal(path), seed=1)
-  stored = Journal()
-  stored.stored = [
-    dataclasses.replace(r, weights=tuple(w + 1e-13 for w in r.weights)) for r in Journal(path).stored
-  ]
+  moved = Journal()
+  for one in Journal(path).records:
+    moved.append(msgspec.structs.replace(one, point=Point.of(one.point.array + 1e-13)))
   with pytest.raises(ValueError, match="last digits"):
-    run(budget=40, journal=stored)
+    run(budget=40, journal=moved)
+
+
+def test_journals_that_were_changed_are_refused(tmp_path):
+  """A flipped index, better scores, a line left out or moved: one sentence with the line."""
+  path = tmp_path / "journal.jsonl"
+  run(budget=12, journal=Journal(path))
+  lines = path.read_bytes().splitlines(keepends=True)
+  changes = {
+    "index": [*lines[:5], lines[5].replace(b'"index": 5', b'"index": 6'), *lines[6:]],
+    "scores": [*lines[:11], lines[11].replace(b'"a": 0.', b'"a": 1.')],
+    "left out": [*lines[:5], *lines[6:]],
+    "moved": [*lines[:5], lines[6], lines[5], *lines[7:]],
+    "old": [b'{"index": 0, "generation": 0, "kind": "single", "method": "linear", "weights": [1.0]}\n'],
+    "no object": [*lines[:5], b"[]\n"],
+  }
+  for name, changed in changes.items():
+    assert changed != lines, name
+    path.write_bytes(b"".join(changed))
+    with pytest.raises(ValueError, match=r"journal\.jsonl:\d+: .*\.$"):
+      Journal(path)
+  path.write_bytes(b"".join(lines)[:-9])  # cut short by a kill
+  assert len(Journal(path).records) == 11
+
+
+def test_lines_that_are_no_records_are_refused(tmp_path):
+  path = tmp_path / "journal.jsonl"
+  good = msgspec.to_builtins(record(0, "single", (1.0,), {"a": 1.0}))
+  for change in (
+    {"index": -1}, {"index": "0"}, {"point": {"weights": []}}, {"point": [1]}, {"scores": None}, {"extra": 1},
+    {"seconds": -1}, {"fitness": "best"}, {"split": 3},
+  ):  # fmt: skip
+    path.unlink(missing_ok=True)
+    storage.Lines(path).append(good | change)
+    with pytest.raises(ValueError, match=r"journal\.jsonl:1: .*\.$"):
+      Journal(path)
+
+
+def test_other_splits_are_measured_once(tmp_path):
+  path, objective = tmp_path / "journal.jsonl", Objective(batch=2)
+  found = run(budget=14, journal=Journal(path), evaluate=objective)
+  candidates = [r.candidate for r in found.records[:5]]
+  first = search.measure(candidates[:3], "validation", objective, Journal(path))
+  objective.calls.clear()
+  both = search.measure([*candidates, candidates[0]], "validation", objective, Journal(path))
+  assert plain(both[:3]) == plain(first) and both[5] == both[0]
+  assert [c for _, c in objective.calls] == candidates[2:]  # a batch whose half is known is run whole
+  assert [r.index for r in both[:5]] == [0, 1, 2, 3, 4] and all(r.fitness is None for r in both)
+  again = run(budget=20, journal=Journal(path))  # the search goes on after other splits
+  assert plain(again.records) == plain(run(budget=20).records)
 
 
 def test_numpys_global_generator_is_left_alone():
@@ -126,8 +225,8 @@ def test_numpys_global_generator_is_left_alone():
 def test_known_points_come_first_and_once():
   records = run(budget=16).records
   assert [r.kind for r in records[:6]] == ["single"] * 4 + ["uniform", "merge_best"]
-  assert all(r.method == "linear" for r in records if r.kind != "cma_es")
-  weights = [r.weights for r in records if r.method == "linear"]
+  assert {(r.kind == "cma_es", r.method) for r in records} == {(True, "task_arithmetic"), (False, "linear")}
+  weights = [r.point.weights for r in records if r.method == "linear"]
   assert len(weights) == len(set(weights))
   values = fitness().of(records)
   np.testing.assert_allclose(values, [r.fitness for r in records])
@@ -139,40 +238,40 @@ def test_greedy_soup_follows_the_recipe():
     generator = np.random.default_rng(seed)
     optimum = generator.dirichlet(np.ones(5) * 0.7)
 
-    def score(weights, optimum=optimum):
-      return float(-((np.array(weights) - optimum) ** 2).sum())
+    def score(point, optimum=optimum):
+      return float(-((point.array - optimum) ** 2).sum())
 
     one = search.Fitness(("a",), (1.0,), source="metric")
     result = search.search(
-      lambda records, one=one: baselines.known_points(records, one, 5),
-      lambda c, score=score: Evaluation({"a": score(c.weights)}), Journal(), one, search.Budget(99),
+      lambda one=one: baselines.known_points(one, 5),
+      Objective(lambda c, score=score: Evaluation({"a": score(c.point)})), Journal(), one, search.Budget(99),
     )  # fmt: skip
     singles = [score(baselines.one_hot(i, 5)) for i in range(5)]
     order = sorted(range(5), key=lambda i: -singles[i])
     members, best = [order[0]], singles[order[0]]
     for i in order[1:]:
-      value = score(baselines.mean_of([*members, i], 5))
+      value = score(baselines.soup([*members, i], 5))
       if value > best:
         members, best = [*members, i], value
-    assert baselines.greedy_members(result.records, one, 5) == members
+    assert baselines.greedy(result.records, one, 5) == baselines.soup(members, 5)
     assert len(result.records) <= 11
 
 
 def test_duplicates_in_merge_best_count_once():
   scores = [(0.9, 0.8, 0.1), (0.2, 0.1, 0.9), (0.1, 0.1, 0.1)]
   records = [
-    Record(i, 0, "single", "linear", baselines.one_hot(i, 3), dict(zip("abc", s, strict=True)), None, 0.0, 0)
+    record(i, "single", baselines.one_hot(i, 3).weights, dict(zip("abc", s, strict=True)))
     for i, s in enumerate(scores)
   ]
-  assert baselines.merge_best(records, fitness(), 3) == (0.5, 0.5, 0.0)
-  assert baselines.best_on(records, fitness(), "c") == 1
+  assert baselines.merge_best(records, fitness(), 3) == Point((0.5, 0.5, 0.0))
+  assert baselines.best_on(records, fitness(), "c") == records[1]
 
 
 def test_a_small_budget_is_kept_and_said():
   for budget in (1, 3, 5):
     assert len(run(budget=budget).records) == budget
   result = search.search(
-    proposers.proposer("cma_es", setting()), evaluate, Journal(), fitness(), search.Budget(10**6, 1e-9)
+    search.proposer("cma_es", options()), Objective(), Journal(), fitness(), search.Budget(10**6, 1e-9)
   )
   assert len(result.records) == 1
 
@@ -184,7 +283,7 @@ def test_failed_candidates_are_never_best():
     return Evaluation(dict.fromkeys(TASKS, np.inf))
 
   records = run(budget=40, evaluate=failing).records
-  rows = final.rows(records, fitness(), 4, None)
+  rows = final.rows(records, fitness(), 4, "task_arithmetic", None)
   assert rows["search_best"].kind == "single"
   assert all(r.scores == dict.fromkeys(TASKS) for r in records if r.kind != "single")
 
@@ -203,8 +302,7 @@ def test_fitness_by_hand(options, expected):
   made = search.Fitness(("a", "b"), (1.0, -1.0), source="metric", **options)
   values = [(0.9, 0.1), (0.2, 0.6), (0.3, 0.0)]
   records = [
-    Record(i, 0, "single" if i < 2 else "x", "linear", (1.0,), {"a": a, "b": b}, None, None, 0.0)
-    for i, (a, b) in enumerate(values)
+    record(i, "single" if i < 2 else "x", (1.0,), {"a": a, "b": b}) for i, (a, b) in enumerate(values)
   ]
   np.testing.assert_allclose(made.of(records), expected, atol=1e-12)
 
@@ -212,14 +310,19 @@ def test_fitness_by_hand(options, expected):
 def test_fitness_sources():
   scores, losses = {"a": 0.9}, {"a": 2.0}
   one = search.Fitness(("a",), (1.0,), source="auto")
-  assert one.values(scores, losses).tolist() == [-2.0]
-  assert one.values(scores, None).tolist() == [0.9]
+  assert one.values([scores], [losses]).tolist() == [[-2.0]]
+  assert one.values([scores], [None]).tolist() == [[0.9]]
   with pytest.raises(ValueError, match="gives scores alone"):
-    search.Fitness(("a",), (1.0,), source="loss").values(scores, None)
+    search.Fitness(("a",), (1.0,), source="loss").values([scores], [None])
   with pytest.raises(ValueError, match="did you mean 'worst'"):
     search.Fitness(("a",), (1.0,), "worse")
-  with pytest.raises(ValueError, match="unknown task"):
-    search.Fitness(("a",), (1.0,), weights=(("b", 1.0),))
+  for weights, message in (
+    (("b", 1.0), "unknown task"),
+    (("a", np.nan), "finite"),
+    (("a", 0.0), "of all tasks"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      search.Fitness(("a",), (1.0,), weights=(weights,))
 
 
 def test_front_and_hypervolume_by_brute_force():
@@ -254,36 +357,51 @@ def test_analyses_of_a_search():
   records = run(budget=80).records
   made = analysis.analyse(records, fitness())
   assert len(made["fitness_by_evaluation"]) == 80
-  assert len(made["top_weights"]) == 5
+  assert len(made["top_points"]) == 5
   best = max(records, key=lambda r: r.fitness)
-  assert made["top_weights"][0] == list(best.weights)
-  assert made["nonzero_weights"]["top"][0] == int(np.sum(np.abs(best.weights) > 0.015))
+  assert made["top_points"][0]["weights"] == best.point.weights
+  assert made["nonzero_weights"]["top"][0] == int(np.sum(np.abs(best.point.array) > 0.015))
   assert made["fitness_slope"]["slope"] > 0
   assert analysis.slope(np.array([1.0, np.nan])) is None
 
 
+@pytest.mark.parametrize("aggregate", search.fitness.AGGREGATES)
+@pytest.mark.parametrize("proposer", ["cma_es", "line_search"])
+def test_a_constant_fitness_is_analysed(aggregate, proposer):
+  """Accuracy 0 everywhere: what is not defined is None, never NaN."""
+  chosen = fitness(aggregate=aggregate)
+  constant = Objective(lambda candidate: Evaluation(dict.fromkeys(TASKS, 0.0)))
+  found = search.search(
+    search.proposer(proposer, search.Options("linear", search.space("simplex", 4), chosen, 4)), constant,
+    Journal(), chosen, search.Budget(30),
+  )  # fmt: skip
+  json.dumps(analysis.analyse(found.records, chosen), allow_nan=False)
+  rows = final.rows(found.records, chosen, 4, "linear", found.mean)
+  assert {"best_single", "uniform", "search_best", "search_mean"} <= set(rows)
+
+
 def test_the_answer_is_chosen_on_validation():
   records = run(budget=40).records
-  rows = final.rows(records, fitness(), 4, (0.5, 0.3, 0.4, -0.1))
+  mean = Point((0.5, 0.3, 0.4, -0.1))
+  rows = final.rows(records, fitness(), 4, "ties", mean)
   assert {"best_single", "best_on_a", "uniform", "greedy", "search_best", "search_mean"} <= set(rows)
-  assert rows["search_mean"] == Candidate("search_mean", (0.5, 0.3, 0.4, -0.1))
+  assert rows["search_mean"] == Candidate("search_mean", "ties", mean)
   names = final.finalists(rows)
   assert not any(name.startswith("best_on_") for name in names)
 
   def scored(winner):
-    return {
-      name: {"scores": dict.fromkeys(TASKS, 0.9 if name == winner else 0.1), "losses": None} for name in names
-    }
+    scores = {name: dict.fromkeys(TASKS, 0.9 if name == winner else 0.1) for name in names}
+    return {name: record(0, rows[name].kind, rows[name].point.weights, s) for name, s in scores.items()}
 
   for winner in names:
     assert final.select(scored(winner), fitness(), records) == winner
   with pytest.raises(ValueError, match="No finalist"):
-    nothing = {"uniform": {"scores": dict.fromkeys(TASKS), "losses": None}}
+    nothing = {"uniform": record(0, "uniform", (1.0,), dict.fromkeys(TASKS))}
     final.select(nothing, fitness(), records)
 
 
 def test_unknown_names_are_told():
   with pytest.raises(ValueError, match="did you mean 'cma_es'"):
-    proposers.proposer("cmaes", setting())
+    proposers.proposer("cmaes", options())
   with pytest.raises(ValueError, match="unknown start"):
-    proposers.proposer("cma_es", setting(start="cold"))
+    options(start="cold")

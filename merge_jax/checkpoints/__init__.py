@@ -3,13 +3,18 @@
 pool = [checkpoints.open(path) for path in paths]     names, shapes, dtypes: no data read
 params = pool[0].load()                               {name: array}
 checkpoints.write(folder, merged, like=pool[0])       in the pool's own format
+with checkpoints.writer(folder, specs, like=pool[0]) as out: out.write(name, value)
 """
 
-from merge_jax.checkpoints.base import SIDECARS as SIDECARS
 from merge_jax.checkpoints.base import Checkpoint as Checkpoint
+from merge_jax.checkpoints.base import Index as Index
+from merge_jax.checkpoints.base import Writer as Writer
 from merge_jax.checkpoints.formats import FORMATS as FORMATS
+from merge_jax.checkpoints.formats import Format as Format
 from merge_jax.checkpoints.formats import open_checkpoint as open_checkpoint
 from merge_jax.checkpoints.formats import write as write
-from merge_jax.checkpoints.huggingface import DTYPES as DTYPES
+from merge_jax.checkpoints.formats import writer as writer
+from merge_jax.checkpoints.safetensors_file import DTYPES as DTYPES
+from merge_jax.checkpoints.sidecars import SIDECARS as SIDECARS
 
 open = open_checkpoint

@@ -1,45 +1,40 @@
-"""What every checkpoint offers, whatever its format."""
+"""What every checkpoint and every writer of one offers, whatever its format."""
 
+import abc
 import dataclasses
-import json
-import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
-from jax import Array
 
-SIDECARS = (
-  "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-  "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-  "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "training.json",
-)  # fmt: skip
-"""Files beside the tensors that a merged checkpoint carries over, where they are."""
+from merge_jax import storage
+from merge_jax.checkpoints import sidecars
+from merge_jax.errors import unknown
+
+Index = tuple[slice, ...]
+"""A slice an axis, as `jax.make_array_from_callback` asks for them."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class Checkpoint(abc.ABC):
   """A checkpoint that is open: its tensors are known, none is read.
 
   Attributes:
     path: its folder.
     format: a name in `FORMATS`.
-    specs: shape and dtype by canonical name; a tied tensor appears once.
+    specs: shape and stored dtype by canonical name; a tied tensor appears once.
     aliases: tied names that were left out, to their canonical ones.
     config: content of `config.json`, or None.
-    structure: what the format needs to write alike (a pytree structure), or None.
-    reader: reads tensors by name, as host arrays; those of mapped files are not copied.
   """
 
+  format: ClassVar[str]
   path: Path
-  format: str
   specs: Mapping[str, jax.ShapeDtypeStruct]
   aliases: Mapping[str, str]
   config: Mapping[str, Any] | None
-  structure: Any
-  reader: Callable[[Iterable[str]], dict[str, np.ndarray]]
 
   @property
   def name(self) -> str:
@@ -57,50 +52,124 @@ class Checkpoint:
     inexact = (s for s in self.specs.values() if jax.numpy.issubdtype(s.dtype, np.inexact))
     return sum(spec.size for spec in inexact)
 
-  def read(self, name: str) -> np.ndarray:
-    """One tensor on the host."""
-    return self.reader([name])[name]
+  def read(self, name: str, index: Index | None = None) -> np.ndarray:
+    """A tensor, or a slice of it, on the host and in its stored dtype, 64 bits included.
 
-  def load(self, shardings: Mapping[str, jax.sharding.Sharding] | None = None) -> dict[str, Array]:
+    Raises:
+      ValueError: there is no such tensor, or its bytes cannot be read.
+    """
+    if name not in self.specs and name not in self.aliases:
+      raise ValueError(unknown("tensor", name, self.specs, str(self.path)))
+    return self._stored(self.aliases.get(name, name), index)
+
+  def read_alias(self, alias: str) -> np.ndarray:
+    """A tied tensor as it is stored itself, to compare with its canonical one."""
+    return self._stored(alias, None)
+
+  @abc.abstractmethod
+  def _stored(self, name: str, index: Index | None) -> np.ndarray:
+    """A tensor by the name that it is stored under."""
+
+  def load(self, shardings: Mapping[str, jax.sharding.Sharding] | None = None) -> dict[str, Any]:
     """All tensors on the devices: sharded by name, or whole on the default one.
 
-    Each device's part is read from the file alone.
+    Each device's part is read from the file alone. What JAX would narrow (64 bits without
+    `jax_enable_x64`) stays on the host, a numpy array in its stored dtype.
     """
-    values = self.reader(self.specs)
+    return {name: self._load(name, shardings) for name in self.specs}
+
+  def _load(self, name: str, shardings: Mapping[str, jax.sharding.Sharding] | None) -> Any:
+    spec = self.specs[name]
+    if narrowed(spec.dtype):
+      return self.read(name)
     if shardings is None:
-      return {name: jax.device_put(value) for name, value in values.items()}
-    return {name: _place(value, shardings[name]) for name, value in values.items()}
+      return jax.device_put(self.read(name))
+    return jax.make_array_from_callback(spec.shape, shardings[name], lambda index: self.read(name, index))
+
+  @abc.abstractmethod
+  def files(self) -> tuple[Path, ...]:
+    """Exactly the files that are read: of the tensors, and those beside them."""
+
+  @abc.abstractmethod
+  def writer(self, folder: Path, specs: Mapping[str, Any]) -> "Writer":
+    """A writer of the same format and structure, with this one's side files; see `Writer`."""
+
+  def copy_sidecars(self, folder: Path) -> None:
+    """Copies the config, tokenizer and chat template files that there are."""
+    sidecars.copy(self.path, folder)
 
 
-def _place(value: np.ndarray, sharding: jax.sharding.Sharding) -> Array:
-  return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+class Writer(abc.ABC):
+  """Writes a checkpoint one tensor at a time, in any order; finished when the `with` block ends well.
+
+  Args:
+    folder: made if need be, else empty.
+    specs: shape and dtype by canonical name of all tensors that will come.
+    like: whose side files are copied; `dtype` in its config then says what was written.
+
+  Raises:
+    ValueError: from every method, what the format cannot hold.
+  """
+
+  def __init__(self, folder: Path, specs: Mapping[str, Any], like: Checkpoint | None = None):
+    folder.mkdir(parents=True, exist_ok=True)
+    self.folder = folder
+    self._like = like
+    self._specs = {n: jax.ShapeDtypeStruct(tuple(s.shape), np.dtype(s.dtype)) for n, s in specs.items()}
+    self._left = dict.fromkeys(self._specs)
+
+  def write(self, name: str, value: Any) -> None:
+    """Takes a tensor from the host or a device; it may be changed or deleted afterwards.
+
+    Raises:
+      ValueError: it was not announced, comes twice, or has another shape or dtype.
+    """
+    if name not in self._specs:
+      raise ValueError(unknown("tensor", name, self._specs, str(self.folder)))
+    if name not in self._left:
+      raise ValueError(f"{self.folder}: tensor {name!r} was written before; expected each one once.")
+    spec, got = self._specs[name], (tuple(value.shape), np.dtype(value.dtype))
+    if got != (spec.shape, spec.dtype):
+      raise ValueError(
+        f"{self.folder}: tensor {name!r} is {got[1]}{list(got[0])}; expected {spec.dtype}{list(spec.shape)}."
+      )
+    self._put(name, value)
+    del self._left[name]
+
+  def finish(self) -> None:
+    """Completes the checkpoint; all of it is on the disk when this returns.
+
+    Raises:
+      ValueError: a tensor is missing.
+    """
+    if self._left:
+      raise ValueError(
+        f"{self.folder}: tensor {next(iter(self._left))!r} and {len(self._left) - 1} more were never written."
+      )
+    self._complete()
+    if self._like is not None:
+      self._like.copy_sidecars(self.folder)
+      sidecars.update_dtype(self.folder, (spec.dtype for spec in self._specs.values()))
+    storage.sync_tree(self.folder)
+
+  @abc.abstractmethod
+  def _put(self, name: str, value: Any) -> None:
+    """Stores a tensor that fits its spec."""
+
+  @abc.abstractmethod
+  def _complete(self) -> None:
+    """Makes what was stored a checkpoint."""
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(
+    self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+  ) -> None:
+    if error is None:
+      self.finish()
 
 
-def read_config(folder: Path) -> dict[str, Any] | None:
-  """`config.json`, or None if there is none; ValueError if it is not a JSON object."""
-  path = folder / "config.json"
-  if not path.is_file():
-    return None
-  try:
-    config = json.loads(path.read_text(encoding="utf-8"))
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{path}: not valid JSON ({error}).") from None
-  if not isinstance(config, dict):
-    raise ValueError(f"{path}: expected a JSON object, got {type(config).__name__}.")
-  return config
-
-
-def tied(config: Mapping[str, Any] | None, names: Iterable[str]) -> dict[str, str]:
-  """Aliases that the config declares: a head that is the embedding."""
-  names = set(names)
-  if not config or not config.get("tie_word_embeddings", False):
-    return {}
-  pairs = {"lm_head.weight": "model.embed_tokens.weight"}
-  return {a: c for a, c in pairs.items() if a in names and c in names}
-
-
-def copy_sidecars(source: Path, target: Path) -> None:
-  """Copies config, tokenizer and chat template files that there are."""
-  for name in SIDECARS:
-    if (source / name).is_file():
-      shutil.copyfile(source / name, target / name)
+def narrowed(dtype: Any) -> bool:
+  """Whether JAX would hold this dtype in fewer bits."""
+  return jax.dtypes.canonicalize_dtype(dtype) != np.dtype(dtype)

@@ -1,47 +1,104 @@
-"""Which format a folder has."""
+"""The table of formats, and what asks it."""
 
-import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
-from merge_jax.checkpoints import base, huggingface
-from merge_jax.checkpoints.base import Checkpoint
+from merge_jax.checkpoints import huggingface
+from merge_jax.checkpoints.base import Checkpoint, Writer
 from merge_jax.errors import unknown
 
-FORMATS = ("safetensors", "orbax")
+
+class Format(NamedTuple):
+  """A format: what it is called, and what is asked of it.
+
+  Attributes:
+    name: its key in `FORMATS`.
+    detect: whether a folder has it.
+    open: opens such a folder; no tensor is read.
+    writer: `(folder, specs, like)`: writes such a folder, with the side files of `like`, a checkpoint of
+      any format or None.
+  """
+
+  name: str
+  detect: Callable[[Path], bool]
+  open: Callable[[Path], Checkpoint]
+  writer: Callable[[Path, Mapping[str, Any], Checkpoint | None], Writer]
+
+
+def _orbax() -> ModuleType:
+  from merge_jax.checkpoints import orbax  # slow to import, and most pools are safetensors
+
+  return orbax
+
+
+def _is_orbax(folder: Path) -> bool:
+  return any(os.path.lexists(folder / name) for name in ("_CHECKPOINT_METADATA", "_METADATA"))
+
+
+FORMATS = {
+  row.name: row
+  for row in (
+    Format("safetensors", huggingface.detect, huggingface.open_folder, huggingface.FolderWriter),
+    Format("orbax", _is_orbax, lambda f: _orbax().open_folder(f), lambda *a: _orbax().TreeWriter(*a)),
+  )
+}
+"""All formats by name; the first whose `detect` says yes opens a folder."""
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
   """Opens a checkpoint folder; no tensor is read.
 
   Args:
-    path: a Hugging Face folder with safetensors, or an Orbax directory.
+    path: a Hugging Face folder with safetensors, or an Orbax directory; `~` is the user's home.
 
   Raises:
     FileNotFoundError: no such folder.
-    ValueError: remote paths, damaged files, folders of neither kind.
+    ValueError: an empty or remote path, damaged files, folders of no known format.
   """
   text = str(path)
+  if not text:
+    raise ValueError("The path of a checkpoint is empty; expected a folder.")
   if "://" in text:
     raise ValueError(f"{text}: remote paths are not supported yet; copy the folder to a local disk.")
-  folder = Path(path)
+  try:
+    folder = Path(path).expanduser()
+  except RuntimeError:
+    raise ValueError(f"{text}: there is no such user, whose home `~` would be.") from None
   if not folder.is_dir():
     raise FileNotFoundError(f"{text}: there is no such folder.")
-  if huggingface.is_ours(folder):
-    return huggingface.open_folder(folder)
-  if (folder / "_CHECKPOINT_METADATA").is_file() or (folder / "_METADATA").is_file():
-    from merge_jax.checkpoints import orbax  # slow to import, and most pools are safetensors
-
-    return orbax.open_folder(folder)
+  for row in FORMATS.values():
+    if row.detect(folder):
+      return row.open(folder)
   have = sorted(file.name for file in folder.iterdir())[:5]
-  hint = " Convert .bin and .pt files first: no pickle is ever loaded." if any(
-    name.endswith((".bin", ".pt", ".pth")) for name in have
-  ) else ""  # fmt: skip
+  pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in have)
+  hint = " Convert .bin and .pt files first: no pickle is ever loaded." if pickled else ""
   raise ValueError(f"{text}: neither a safetensors folder nor an Orbax directory (holds {have}).{hint}")
+
+
+def writer(
+  folder: Path, specs: Mapping[str, Any], *, like: Checkpoint | None = None, format: str | None = None
+) -> Writer:
+  """A writer of one tensor at a time, with the config, tokenizer and chat template of another checkpoint.
+
+  with checkpoints.writer(folder, pool[0].specs, like=pool[0]) as out:
+    for name in pool[0].specs:
+      out.write(name, merged(name))
+
+  Args:
+    folder: made if need be, else empty; `storage.new_folder` makes it appear whole or not at all.
+    specs: shape and dtype by canonical name, tied tensors once; arrays will do.
+    like: whose format, structure and side files are taken.
+    format: a name in `FORMATS`; None for `like`'s, or "safetensors".
+  """
+  if like is not None and format in (None, like.format):
+    return like.writer(folder, specs)
+  kind = format or "safetensors"
+  if kind not in FORMATS:
+    raise ValueError(unknown("checkpoint format", kind, FORMATS))
+  return FORMATS[kind].writer(folder, specs, like)
 
 
 def write(
@@ -51,40 +108,7 @@ def write(
   like: Checkpoint | None = None,
   format: str | None = None,
 ) -> None:
-  """Writes a checkpoint with the config, tokenizer and chat template of another.
-
-  Args:
-    folder: an empty folder; wrap it in `storage.new_folder` to make it appear whole or not at all.
-    tensors: arrays by canonical name, tied ones once.
-    like: whose format, structure and side files are taken.
-    format: "safetensors" or "orbax"; None for `like`'s.
-  """
-  kind = format or (like.format if like is not None else "safetensors")
-  if kind not in FORMATS:
-    raise ValueError(unknown("checkpoint format", kind, FORMATS))
-  if kind == "orbax":
-    from merge_jax.checkpoints import orbax
-
-    same = like is not None and like.format == "orbax"
-    orbax.write_folder(folder, tensors, like.structure if same and like is not None else None)
-  else:
-    huggingface.write_folder(folder, tensors)
-  if like is not None:
-    base.copy_sidecars(like.path, folder)
-    _update_dtype(folder, tensors)
-
-
-def _update_dtype(folder: Path, tensors: Mapping[str, Any]) -> None:
-  """Makes `config.json` say the dtype of the tensors."""
-  path = folder / "config.json"
-  config = base.read_config(folder)
-  floating = {str(np.dtype(v.dtype)) for v in tensors.values() if _is_float(v)}
-  if config is None or len(floating) != 1:
-    return
-  key = "torch_dtype" if "torch_dtype" in config else "dtype"
-  if config.get(key) != min(floating):
-    path.write_text(json.dumps(config | {key: min(floating)}, indent=2) + "\n")
-
-
-def _is_float(value: Any) -> bool:
-  return jax.numpy.issubdtype(value.dtype, np.inexact)
+  """Writes arrays by canonical name, from hosts or devices, in their dtypes; see `writer`."""
+  with writer(folder, tensors, like=like, format=format) as out:
+    for name, value in tensors.items():
+      out.write(name, value)

@@ -1,56 +1,70 @@
-"""Hugging Face folders: safetensors, one file or sharded with an index.
+"""Hugging Face folders: safetensors, one file or sharded with an index."""
 
-Files are mapped, not read: a tensor is a view until it is used. Headers that we write are padded so
-that the data start at a multiple of 64 bytes, where XLA uses host memory in place.
-"""
-
+import dataclasses
 import json
 import mmap
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import ml_dtypes
+import msgspec
 import numpy as np
 
-from merge_jax.checkpoints import base
-from merge_jax.checkpoints.base import Checkpoint
+from merge_jax import decoding, storage
+from merge_jax.checkpoints import safetensors_file, sidecars
+from merge_jax.checkpoints.base import Checkpoint, Index, Writer
+from merge_jax.checkpoints.safetensors_file import Entry, nbytes
 
-DTYPES: dict[str, Any] = {
-  "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
-  "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U64": np.uint64,
-  "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
-  "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
-}  # fmt: skip
-_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-ALIGNMENT = 64
 INDEX = "model.safetensors.index.json"
 
 
-class Entry(NamedTuple):
-  """A tensor in a file: where its bytes are, and what they mean."""
-
-  file: Path
-  start: int
-  spec: jax.ShapeDtypeStruct
+class _Index(msgspec.Struct):
+  weight_map: msgspec.Raw
 
 
-def is_ours(folder: Path) -> bool:
+@dataclasses.dataclass(frozen=True)
+class Folder(Checkpoint):
+  """A folder of safetensors files; `read` gives views of the mapped files."""
+
+  format = "safetensors"
+  entries: Mapping[str, Entry]
+  tensor_files: tuple[Path, ...]
+  _maps: dict[Path, mmap.mmap] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+
+  def _stored(self, name: str, index: Index | None) -> np.ndarray:
+    return safetensors_file.view(name, self.entries[name], self._maps)[index or ()]
+
+  def files(self) -> tuple[Path, ...]:
+    """Tensor files, the index and the side files."""
+    index = (self.path / INDEX,) if (self.path / INDEX).is_file() else ()
+    return (*index, *self.tensor_files, *sidecars.sidecars(self.path))
+
+  def writer(self, folder: Path, specs: Mapping[str, Any]) -> Writer:
+    """A writer of safetensors with this one's side files."""
+    return FolderWriter(folder, specs, self)
+
+
+def detect(folder: Path) -> bool:
   """Whether the folder holds safetensors."""
-  return (folder / INDEX).is_file() or any(folder.glob("*.safetensors"))
+  return os.path.lexists(folder / INDEX) or any(folder.glob("*.safetensors"))
 
 
-def open_folder(folder: Path) -> Checkpoint:
+def open_folder(folder: Path) -> Folder:
   """Opens a folder; reads headers alone.
+
+  A shard that an index names is a file of the folder, or a link that stays in it. The cache of the
+  Hugging Face hub alone is allowed more: there `snapshots/<revision>/x` links to `blobs/<hash>`.
 
   Raises:
     ValueError: a damaged or truncated file, an index that does not fit, a tensor in two files.
   """
   entries: dict[str, Entry] = {}
   listed = _listed(folder)
-  for file in _files(folder, listed):
-    for name, entry in read_header(file).items():
+  files = _files(folder, listed)
+  for file in files:
+    for name, entry in safetensors_file.read_header(file).items():
       if name in entries:
         raise ValueError(f"{folder}: tensor {name!r} is in {entries[name].file.name} and {file.name}.")
       entries[name] = entry
@@ -58,134 +72,109 @@ def open_folder(folder: Path) -> Checkpoint:
     for name, file_name in listed.items():
       if name not in entries or entries[name].file.name != file_name:
         raise ValueError(f"{folder / INDEX}: tensor {name!r} is not in {file_name}.")
-    entries = {name: entries[name] for name in entries if name in listed}
-  config = base.read_config(folder)
-  aliases = base.tied(config, entries)
-  maps: dict[Path, mmap.mmap] = {}
-
-  def reader(names: Iterable[str]) -> dict[str, np.ndarray]:
-    return {name: _view(entries[aliases.get(name, name)], maps) for name in names}
-
+    entries = {name: entries[name] for name in listed}
+  config = sidecars.read_config(folder)
+  aliases = sidecars.tied(config, entries, folder)
+  sidecars.sidecars(folder)
   specs = {name: entries[name].spec for name in sorted(entries) if name not in aliases}
-  raw = {name: entries[name] for name in aliases}
-  return Checkpoint(folder, "safetensors", specs, aliases, config, raw, reader)
-
-
-def read_alias(checkpoint: Checkpoint, alias: str) -> np.ndarray:
-  """The tied tensor as it lies in the file, to compare with its canonical one."""
-  return _view(checkpoint.structure[alias], {})
+  return Folder(folder, specs, aliases, config, entries, files)
 
 
 def _listed(folder: Path) -> dict[str, str] | None:
   path = folder / INDEX
-  if not path.is_file():
+  if not os.path.lexists(path):
     return None
-  try:
-    listed = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-  except (json.JSONDecodeError, KeyError, TypeError) as error:
-    raise ValueError(f"{path}: not an index of safetensors ({error!r}).") from None
-  return dict(listed)
+  raw = bytes(decoding.decode(storage.read_bytes(path), _Index, str(path)).weight_map)
+  listed = decoding.decode(raw, dict[str, str], f"{path}: weight_map")
+  names = [name for name, _ in json.loads(raw, object_pairs_hook=list)]
+  if len(names) > len(listed):
+    twice = next(name for i, name in enumerate(names) if name in names[:i])
+    raise ValueError(f"{path}: tensor {twice!r} is listed twice; expected one file for each.")
+  return listed
 
 
-def _files(folder: Path, listed: Mapping[str, str] | None) -> list[Path]:
+def _files(folder: Path, listed: Mapping[str, str] | None) -> tuple[Path, ...]:
   if listed is None:
     one = folder / "model.safetensors"
-    return [one] if one.is_file() else sorted(folder.glob("*.safetensors"))
-  files = [folder / name for name in sorted(set(listed.values()))]
-  for file in files:
-    if not file.is_file():
-      raise ValueError(f"{folder / INDEX} names {file.name}, which is not there.")
-  return files
+    return (one,) if os.path.lexists(one) else tuple(sorted(folder.glob("*.safetensors")))
+  return tuple(_shard(folder, name) for name in sorted(set(listed.values())))
 
 
-def read_header(file: Path) -> dict[str, Entry]:
-  """Tensors of a safetensors file; ValueError if the file is damaged or truncated."""
-  size = file.stat().st_size
-  with file.open("rb") as stream:
-    head = stream.read(8)
-    length = int.from_bytes(head, "little")
-    if len(head) < 8 or length > size - 8:
-      raise ValueError(f"{file}: truncated or not safetensors (header of {length} bytes in {size}).")
-    try:
-      header = json.loads(stream.read(length))
-    except ValueError as error:
-      raise ValueError(f"{file}: its safetensors header is damaged ({error}).") from None
-  header.pop("__metadata__", None)
-  data, entries, end = 8 + length, {}, 0
-  for name, item in header.items():
-    if item["dtype"] not in DTYPES:
-      raise ValueError(f"{file}: tensor {name!r} has dtype {item['dtype']}, which is not supported.")
-    spec = jax.ShapeDtypeStruct(tuple(item["shape"]), np.dtype(DTYPES[item["dtype"]]))
-    first, last = item["data_offsets"]
-    if last - first != spec.size * spec.dtype.itemsize:
-      raise ValueError(f"{file}: tensor {name!r} has {last - first} bytes, not what {spec} takes.")
-    entries[name] = Entry(file, data + first, spec)
-    end = max(end, last)
-  if data + end != size:
-    raise ValueError(f"{file}: truncated: {size} bytes, its header says {data + end}.")
-  return entries
+def _shard(folder: Path, name: str) -> Path:
+  file, home, where = folder / name, folder.resolve(), f"{folder / INDEX} names {name!r}"
+  if Path(name).name != name or name in ("", ".."):
+    raise ValueError(f"{where}; expected the plain name of a file beside it.")
+  if not os.path.lexists(file):
+    raise ValueError(f"{where}, which is not there.")
+  target = file.resolve()
+  cached = home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs"
+  if not target.is_relative_to(home) and not cached:
+    raise ValueError(f"{where}, a link out of the folder to {target}; copy the file to where the link is.")
+  return file
 
 
-def _view(entry: Entry, maps: dict[Path, mmap.mmap]) -> np.ndarray:
-  spec = entry.spec
-  if spec.size == 0:
-    return np.zeros(spec.shape, spec.dtype)
-  if entry.file not in maps:
-    with entry.file.open("rb") as stream:
-      maps[entry.file] = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-  flat = np.frombuffer(maps[entry.file], spec.dtype, spec.size, entry.start)
-  return flat.reshape(spec.shape)
+class FolderWriter(Writer):
+  """Writes one safetensors file, or shards with an index, and holds one tensor at a time.
 
-
-def write_folder(folder: Path, tensors: Mapping[str, Any], *, max_shard_bytes: int = 5_000_000_000) -> None:
-  """Writes tensors into one safetensors file, or shards with an index.
+  The files have their full size from the start, but their headers come last: an unfinished one is no
+  safetensors file.
 
   Args:
-    folder: exists.
-    tensors: arrays by name, on hosts or devices; one is brought to the host at a time.
+    folder, specs, like: see `Writer`.
     max_shard_bytes: of one file; a larger tensor gets a file of its own.
   """
+
+  def __init__(
+    self,
+    folder: Path,
+    specs: Mapping[str, Any],
+    like: Checkpoint | None = None,
+    *,
+    max_shard_bytes: int = 5_000_000_000,
+  ):
+    super().__init__(folder, specs, like)
+    shards = _shards(self._specs, max_shard_bytes)
+    (folder / INDEX).unlink(missing_ok=True)  # that of older shards would hide the new file
+    self._headers: dict[Path, bytes] = {}
+    self._places: dict[str, tuple[Path, int]] = {}
+    for i, names in enumerate(shards, 1):
+      several = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+      file = folder / (several if len(shards) > 1 else "model.safetensors")
+      self._headers[file] = safetensors_file.header({name: self._specs[name] for name in names})
+      start = len(self._headers[file])
+      for name in names:
+        self._places[name] = (file, start)
+        start += nbytes(self._specs[name])
+      file.unlink(missing_ok=True)  # who has mapped an older file of this name keeps its bytes
+      with file.open("xb") as stream:
+        stream.truncate(start)
+
+  def _put(self, name: str, value: Any) -> None:
+    file, start = self._places[name]
+    content = np.ascontiguousarray(np.asarray(value)).reshape(-1).view(np.uint8).data
+    with file.open("r+b") as stream:
+      stream.seek(start)
+      stream.write(content)
+
+  def _complete(self) -> None:
+    for file, header in self._headers.items():
+      with file.open("r+b") as stream:
+        stream.write(header)
+    if len(self._headers) > 1:
+      total = sum(map(nbytes, self._specs.values()))
+      where = {name: file.name for name, (file, _) in self._places.items()}
+      index = {"metadata": {"total_size": total}, "weight_map": where}
+      (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _shards(specs: Mapping[str, jax.ShapeDtypeStruct], limit: int) -> list[list[str]]:
+  """Names in order, a new file where the next tensor would pass the limit."""
   shards: list[list[str]] = [[]]
   filled = 0
-  for name, value in tensors.items():
-    nbytes = value.size * np.dtype(value.dtype).itemsize
-    if shards[-1] and filled + nbytes > max_shard_bytes:
+  for name, spec in specs.items():
+    if shards[-1] and filled + nbytes(spec) > limit:
       shards.append([])
       filled = 0
     shards[-1].append(name)
-    filled += nbytes
-  if len(shards) == 1:
-    _write_file(folder / "model.safetensors", tensors, shards[0])
-    return
-  where: dict[str, str] = {}
-  total = 0
-  for i, names in enumerate(shards, 1):
-    file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-    total += _write_file(folder / file, tensors, names)
-    where |= dict.fromkeys(names, file)
-  index = {"metadata": {"total_size": total}, "weight_map": where}
-  (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _write_file(path: Path, tensors: Mapping[str, Any], names: list[str]) -> int:
-  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-  offset = 0
-  for name in names:
-    dtype = np.dtype(tensors[name].dtype)
-    if dtype not in _NAMES:
-      raise ValueError(f"Tensor {name!r} has dtype {dtype}, which safetensors does not hold.")
-    nbytes = tensors[name].size * dtype.itemsize
-    header[name] = {
-      "dtype": _NAMES[dtype],
-      "shape": list(tensors[name].shape),
-      "data_offsets": [offset, offset + nbytes],
-    }
-    offset += nbytes
-  text = json.dumps(header, separators=(",", ":")).encode()
-  text += b" " * (-(8 + len(text)) % ALIGNMENT)
-  with path.open("wb") as stream:
-    stream.write(len(text).to_bytes(8, "little") + text)
-    for name in names:
-      value = np.ascontiguousarray(np.asarray(tensors[name]))
-      stream.write(value.reshape(-1).view(np.uint8).data)
-  return offset
+    filled += nbytes(spec)
+  return shards

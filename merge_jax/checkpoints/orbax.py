@@ -1,6 +1,9 @@
 """Orbax directories: Flax and NNX states, and plain trees. The one module that imports Orbax."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,60 +11,145 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from merge_jax.checkpoints import base
-from merge_jax.checkpoints.base import Checkpoint
+from merge_jax import storage
+from merge_jax.checkpoints import sidecars
+from merge_jax.checkpoints.base import Checkpoint, Index, Writer, narrowed
 from merge_jax.operators import naming
 
+_TREE = "_METADATA"
+_MARKS = (
+  "_CHECKPOINT_METADATA",
+  "commit_success.txt",
+  "orbax.checkpoint",
+  _TREE,
+  "_sharding",
+  "manifest.ocdbt",
+)
 
-def open_folder(folder: Path) -> Checkpoint:
+
+@dataclasses.dataclass(frozen=True)
+class Tree(Checkpoint):
+  """An Orbax directory.
+
+  `read` restores one leaf alone, whole, and cuts a slice out of it; `load` with shardings restores
+  each device's part alone.
+
+  Attributes:
+    treedef: structure of the stored tree.
+    stored: all of its leaves by name, tied ones included, in the tree's order.
+  """
+
+  format = "orbax"
+  treedef: Any
+  stored: Mapping[str, jax.ShapeDtypeStruct]
+
+  def _stored(self, name: str, index: Index | None) -> np.ndarray:
+    spec = self.stored[name]
+    return np.asarray(self._restore({name: np.empty(spec.shape, spec.dtype)})[name])[index or ()]
+
+  def load(self, shardings: Mapping[str, jax.sharding.Sharding] | None = None) -> dict[str, Any]:
+    """All tensors in one restore; see `Checkpoint.load`."""
+    targets: dict[str, Any] = {}
+    for name, spec in self.specs.items():
+      if shardings is None or narrowed(spec.dtype):
+        targets[name] = np.empty(spec.shape, spec.dtype)
+      else:
+        targets[name] = jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=shardings[name])
+    values = self._restore(targets)
+    return {n: v if narrowed(self.specs[n].dtype) else jax.device_put(v) for n, v in values.items()}
+
+  def _restore(self, targets: Mapping[str, Any]) -> dict[str, Any]:
+    tree = jax.tree.unflatten(self.treedef, [targets.get(name, ocp.PLACEHOLDER) for name in self.stored])
+    with _one_sentence(self.path, "read"):
+      loaded = ocp.load(self.path, tree)
+    leaves = jax.tree.leaves(loaded, is_leaf=lambda x: x is ocp.PLACEHOLDER)
+    values = dict(zip(self.stored, leaves, strict=True))
+    return {name: values[name] for name in targets}
+
+  def files(self) -> tuple[Path, ...]:
+    """Files of the tree and the side files."""
+    return (*_tree_files(self.path), *sidecars.sidecars(self.path))
+
+  def writer(self, folder: Path, specs: Mapping[str, Any]) -> Writer:
+    """A writer of the same tree, with this one's side files; a tied tensor is written in all its places.
+
+    Raises:
+      ValueError: the tree has other tensors than `specs`.
+    """
+    return TreeWriter(folder, specs, self, tree=self)
+
+
+def open_folder(folder: Path) -> Tree:
   """Opens a directory that `ocp.save` wrote; reads metadata alone.
 
   Raises:
     ValueError: not an Orbax checkpoint of arrays.
   """
   folder = folder.resolve()  # Orbax refuses relative paths
-  try:
+  for path in _tree_files(folder):
+    storage.refuse_special(path)
+  with _one_sentence(folder, "read"):
     tree = ocp.metadata(folder).metadata
-  except Exception as error:  # Orbax raises many kinds
-    raise ValueError(f"{folder}: Orbax cannot read it ({error}).") from None
   flat, treedef = naming.flatten(tree)
   for name, leaf in flat.items():
     if not hasattr(leaf, "shape"):
       raise ValueError(f"{folder}: leaf {name!r} is a {type(leaf).__name__}, not an array.")
-  entries = {n: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for n, leaf in flat.items()}
-  config = base.read_config(folder)
-  aliases = base.tied(config, entries)
-
-  def reader(names: Iterable[str]) -> dict[str, np.ndarray]:
-    wanted = {aliases.get(name, name) for name in names}
-    target = [
-      np.empty(spec.shape, spec.dtype) if name in wanted else ocp.PLACEHOLDER
-      for name, spec in entries.items()
-    ]
-    loaded = ocp.load(folder, jax.tree.unflatten(treedef, target))
-    leaves = jax.tree.leaves(loaded, is_leaf=lambda x: x is ocp.PLACEHOLDER)
-    values = dict(zip(entries, leaves, strict=True))
-    return {name: np.asarray(values[aliases.get(name, name)]) for name in names}
-
-  specs = {name: spec for name, spec in entries.items() if name not in aliases}
-  structure = (treedef, tuple(entries), aliases)
-  return Checkpoint(folder, "orbax", specs, aliases, config, structure, reader)
+  stored = {n: jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype)) for n, leaf in flat.items()}
+  config = sidecars.read_config(folder)
+  aliases = sidecars.tied(config, stored, folder)
+  sidecars.sidecars(folder)
+  specs = {name: spec for name, spec in stored.items() if name not in aliases}
+  return Tree(folder, specs, aliases, config, treedef, stored)
 
 
-def write_folder(folder: Path, tensors: Mapping[str, Any], structure: Any = None) -> None:
-  """Saves tensors as a tree of this structure, or as a flat dict.
+def _tree_files(folder: Path) -> list[Path]:
+  nested = not os.path.lexists(folder / _TREE)  # as `ocp.save` writes: the tree has a folder of its own
+  homes = [p for p in folder.iterdir() if p.is_dir() and (not nested or os.path.lexists(p / _TREE))]
+  tree = (path for home in homes for path in home.rglob("*") if not path.is_dir())
+  return sorted([*tree, *(folder / name for name in _MARKS if os.path.lexists(folder / name))])
+
+
+class TreeWriter(Writer):
+  """Gathers the tensors, host arrays copied, and saves them once at the end.
+
+  Orbax can add to a checkpoint (`ocp.partial`), at a store of its own for every call; a model that does
+  not fit the host's memory is better written as safetensors.
 
   Args:
-    folder: must not exist yet, or be empty.
-    tensors: arrays by canonical name.
-    structure: `Checkpoint.structure` of an Orbax checkpoint with these tensors.
+    folder, specs, like: see `Writer`.
+    tree: whose structure is written; None for a flat dict.
   """
-  tree: Any = {name: _array(value) for name, value in tensors.items()}
-  if structure is not None:
-    treedef, names, aliases = structure
-    tree = jax.tree.unflatten(treedef, [tree[aliases.get(name, name)] for name in names])
-  ocp.save(folder.resolve(), tree, overwrite=True)
+
+  def __init__(
+    self, folder: Path, specs: Mapping[str, Any], like: Checkpoint | None = None, *, tree: Tree | None = None
+  ):
+    super().__init__(folder, specs, like)
+    if tree is not None and (other := self._specs.keys() ^ tree.specs.keys()):
+      raise ValueError(
+        f"{folder}: tensor {min(other)!r} is not in both the result and the tree of {tree.path} that it is "
+        "written like; write it as safetensors."
+      )
+    for name, spec in self._specs.items():
+      if spec.size == 0:
+        raise ValueError(f"{folder}: tensor {name!r} has no elements, which Orbax does not hold.")
+    self._tree = tree
+    self._values: dict[str, Any] = {}
+
+  def _put(self, name: str, value: Any) -> None:
+    self._values[name] = value if isinstance(value, jax.Array) else np.array(value)
+
+  def _complete(self) -> None:
+    tree: Any = {name: self._values[name] for name in self._specs}
+    if (like := self._tree) is not None:
+      tree = jax.tree.unflatten(like.treedef, [tree[like.aliases.get(n, n)] for n in like.stored])
+    with _one_sentence(self.folder, "write"):
+      ocp.save(self.folder.resolve(), tree, overwrite=True)
 
 
-def _array(value: Any) -> Any:
-  return value if isinstance(value, jax.Array) else np.asarray(value)
+@contextlib.contextmanager
+def _one_sentence(folder: Path, what: str) -> Iterator[None]:
+  try:
+    yield
+  except Exception as error:  # Orbax raises many kinds
+    reason = " ".join(str(error).split())[:300]
+    raise ValueError(f"{folder}: Orbax cannot {what} it ({type(error).__name__}: {reason}).") from None

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from merge_jax.errors import shown
 from merge_jax.evals.tasks import Task
 from merge_jax.evals.tokens import Tokens
 
@@ -53,7 +54,12 @@ class Batches(NamedTuple):
 
 
 def encode(
-  tasks: Sequence[Task], tokens: Tokens, *, append_eos: bool = True, max_length: int | None = None
+  tasks: Sequence[Task],
+  tokens: Tokens,
+  *,
+  append_eos: bool = True,
+  max_length: int | None = None,
+  vocabulary: int | None = None,
 ) -> Rows:
   """One row for each example, or for each choice of each example, in order.
 
@@ -62,28 +68,31 @@ def encode(
     tokens: the tokenizer.
     append_eos: end each target with the end-of-text token.
     max_length: of the model; a longer row is an error.
+    vocabulary: of the model; a token id outside it is an error.
 
   Raises:
-    ValueError: a row that is too long, or a prompt without tokens (nothing predicts its target).
+    ValueError: a row that is too long or has an id the model does not know, a prompt without tokens
+      (nothing predicts its target), or a target that has none of its own.
   """
   rows = Rows([], [])
+  end, ids = tokens.end(append_eos), vocabulary or 2**31
   for task in tasks:
     prompts = tokens.prompts([example.prompt for example in task.examples])
-    counts = [len(example.targets) for example in task.examples]
     texts = [text for example in task.examples for text in example.targets]
-    targets = iter(tokens.targets(texts, append_eos))
-    for prompt, count in zip(prompts, counts, strict=True):
-      for _ in range(count):
+    targets = iter(tokens.targets(texts, append_eos=False))
+    for number, (example, prompt) in enumerate(zip(task.examples, prompts, strict=True), 1):
+      where = f"Task {task.name!r}, example {number} ({shown(example.prompt, 40)})"
+      for text in example.targets:
         target = next(targets)
-        row = np.asarray(prompt + target, np.int32)
         if not prompt or not target:
-          what = "prompt" if not prompt else "target"
-          raise ValueError(f"Task {task.name!r}: a {what} without tokens cannot be scored.")
+          what = "prompt" if not prompt else f"target {shown(text, 40)}"
+          raise ValueError(f"{where}: a {what} without tokens cannot be scored.")
+        row = prompt + target + end
         if max_length is not None and len(row) > max_length:
-          raise ValueError(
-            f"Task {task.name!r}: an example has {len(row)} tokens, the model takes {max_length}."
-          )
-        rows.ids.append(row)
+          raise ValueError(f"{where} has {len(row)} tokens; the model takes {max_length}.")
+        if max(row) >= ids:
+          raise ValueError(f"{where}: {tokens.source} gives id {max(row)}; the model's vocabulary has {ids}.")
+        rows.ids.append(np.asarray(row, np.int32))
         rows.starts.append(len(prompt))
   return rows
 
@@ -100,7 +109,15 @@ def pack(rows: Rows, *, max_shapes: int = 4, batch_tokens: int = 16_384, vocabul
     max_shapes: each is compiled once.
     batch_tokens: padded tokens in one forward pass.
     vocabulary: its size bounds the positions that one pass asks for, so that logits fit in memory.
+
+  Raises:
+    ValueError: no rows, or a number that is not positive.
   """
+  for name, value in (("max_shapes", max_shapes), ("batch_tokens", batch_tokens), ("vocabulary", vocabulary)):
+    if value < 1:
+      raise ValueError(f"{name} is {value}; expected 1 or more.")
+  if not rows.ids:
+    raise ValueError("There are no examples to score.")
   lengths = np.array([len(row) - 1 for row in rows.ids])
   order = np.argsort(lengths, kind="stable")
   ends = _cuts(lengths[order], max_shapes)
@@ -147,21 +164,20 @@ def _cuts(lengths: np.ndarray, max_shapes: int) -> list[int]:
   """Ends of at most `max_shapes` runs of sorted lengths, with the least padding (exact)."""
   values, counts = np.unique(lengths, return_counts=True)
   below = np.concatenate([[0], np.cumsum(counts)])
-  best = [0.0] + [np.inf] * len(values)  # padded tokens up to the i-th distinct length
+  best = np.array([0.0] + [np.inf] * len(values))  # padded tokens up to the i-th distinct length
   history = []
   for _ in range(min(max_shapes, len(values))):
-    new, choice = [0.0], [0]
-    for i in range(1, len(values) + 1):
-      costs = [best[j] + (below[i] - below[j]) * int(values[i - 1]) for j in range(i)]
-      at = int(np.argmin(costs))
-      new.append(costs[at])
-      choice.append(at)
-    best = [min(a, b) for a, b in zip(best, new, strict=True)]
+    new, choice = np.zeros(len(best)), np.zeros(len(best), np.int64)
+    for i in range(1, len(best)):
+      costs = best[:i] + (below[i] - below[:i]) * values[i - 1]
+      choice[i] = np.argmin(costs)
+      new[i] = costs[choice[i]]
+    best = np.minimum(best, new)
     history.append((new, choice))
   shapes = int(np.argmin([new[-1] for new, _ in history]))
   ends, i = [], len(values)
   while i > 0:
     ends.append(int(below[i]))
-    i = history[shapes][1][i]
+    i = int(history[shapes][1][i])
     shapes = max(shapes - 1, 0)
   return ends[::-1]

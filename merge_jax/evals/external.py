@@ -1,17 +1,60 @@
 """Scores from any program: it gets a model folder and writes a JSON file of scores."""
 
-import json
+import contextlib
 import math
+import os
 import shlex
+import signal
+import string
 import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from merge_jax.decoding import convert, decode
+from merge_jax.errors import shown, unknown
+from merge_jax.evals import watch
+from merge_jax.evals.tasks import check_names
+
+PLACES = ("model_dir", "scores_json", "split")
+"""What may stand in braces in a command."""
+
+TAIL = 2000
+"""Characters of a failed command's output that its error shows."""
 
 
 class ScorerError(RuntimeError):
   """The command failed, ran out of time or wrote no usable scores."""
+
+
+def _fail(error: ScorerError, tasks: Sequence[str]) -> dict[str, float]:
+  raise error
+
+
+def _worst(error: ScorerError, tasks: Sequence[str]) -> dict[str, float]:
+  return dict.fromkeys(tasks, math.nan)
+
+
+POLICIES: dict[str, Callable[[ScorerError, Sequence[str]], dict[str, float]]] = {
+  "fail": _fail,
+  "worst": _worst,
+}
+"""What a call that failed every time counts as."""
+
+
+_SCORE: Any = float | None
+
+
+class _Options(msgspec.Struct, frozen=True):
+  timeout: Annotated[float, Meta(gt=0)]
+  retries: Annotated[int, Meta(ge=0)]
+  nan: str
 
 
 class Command(NamedTuple):
@@ -33,75 +76,129 @@ class Command(NamedTuple):
   nan: str = "fail"
 
   def check(self) -> None:
-    """Raises ValueError for a template or policy that cannot work."""
-    for word in ("{model_dir}", "{scores_json}"):
-      if word not in self.template:
-        raise ValueError(f"--scorer_command has no {word}; got {self.template!r}.")
-    try:
-      self.words("m", "s", "search")
-    except (KeyError, IndexError, ValueError) as error:
-      raise ValueError(f"--scorer_command {self.template!r} cannot be filled in: {error!r}.") from None
-    if self.nan not in ("fail", "worst"):
-      raise ValueError(f"The NaN policy is {self.nan!r}; expected 'fail' or 'worst'.")
+    """Raises ValueError for a template, names, numbers or a policy that cannot work."""
+    options = {"timeout": self.timeout, "retries": self.retries, "nan": self.nan}
+    convert(options, _Options, "The scorer")
+    if self.nan not in POLICIES:
+      raise ValueError(unknown("NaN policy", self.nan, POLICIES, "The scorer"))
+    places = self._places()
+    for place in PLACES[:2]:
+      if place not in places:
+        raise ValueError(f"--scorer_command has no {{{place}}}; got {shown(self.template)}.")
     if not self.tasks:
       raise ValueError("--scorer_command needs the names of its scores: --tasks=name,name.")
+    check_names(self.tasks, "--tasks")
 
   def words(self, model_dir: str, scores_json: str, split: str) -> list[str]:
     """The command line."""
-    places = {"model_dir": model_dir, "scores_json": scores_json, "split": split}
+    places = dict(zip(PLACES, (model_dir, scores_json, split), strict=True))
     return [word.format(**places) for word in shlex.split(self.template)]
 
   @property
   def splits(self) -> bool:
     """Whether the command can tell splits apart."""
-    return "{split}" in self.template
+    return "split" in self._places()
 
-  def __call__(self, model_dir: Path, split: str) -> dict[str, float]:
+  def __call__(self, model_dir: Path, split: str, folder: Path | None = None) -> dict[str, float]:
     """Runs the command, and again if it fails.
+
+    Args:
+      model_dir: the model's folder.
+      split: "search", "validation" or "test".
+      folder: where each call has a temporary folder; by default the system's.
 
     Raises:
       ScorerError: it failed every time, and the policy is "fail".
     """
-    problem = ""
+    problem = ScorerError("The scorer was not called.")
     for _ in range(self.retries + 1):
       try:
-        return self._run(model_dir, split)
+        return self._scores(model_dir, split, folder)
       except ScorerError as error:
-        problem = str(error)
-    if self.nan == "worst":
-      return dict.fromkeys(self.tasks, math.nan)
-    raise ScorerError(problem)
+        problem = error
+    return POLICIES[self.nan](problem, self.tasks)
 
-  def _run(self, model_dir: Path, split: str) -> dict[str, float]:
-    with tempfile.TemporaryDirectory(prefix="merge_jax_scores_") as folder:
-      path = Path(folder) / "scores.json"
+  def _scores(self, model_dir: Path, split: str, folder: Path | None) -> dict[str, float]:
+    with tempfile.TemporaryDirectory(
+      prefix="merge_jax_scores_", dir=folder, ignore_cleanup_errors=True
+    ) as name:
+      path = Path(name) / "scores.json"
       words = self.words(str(model_dir), str(path), split)
-      try:
-        done = subprocess.run(words, timeout=self.timeout, capture_output=True, text=True)
-      except subprocess.TimeoutExpired:
-        raise ScorerError(f"{words[0]} took longer than {self.timeout:g} seconds.") from None
-      except OSError as error:
-        raise ScorerError(f"{words[0]} cannot be run: {error}.") from None
-      if done.returncode:
-        tail = " | ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
-        raise ScorerError(f"{shlex.join(words)} ended with status {done.returncode}: {tail}")
+      _run(words, Path(name), self.timeout)
       if not path.is_file():
-        raise ScorerError(f"{shlex.join(words)} wrote no {path.name}.")
-      return parse_scores(path.read_text(), self.tasks)
+        raise ScorerError(f"{shown(shlex.join(words), 200)} wrote no {path.name}.")
+      return parse_scores(path.read_bytes(), self.tasks)
+
+  def _places(self) -> set[str]:
+    """Names in braces; ValueError for a template that cannot be filled in."""
+    try:
+      os.fsencode(self.template)
+      fields = [field for word in shlex.split(self.template) for field in string.Formatter().parse(word)]
+    except ValueError as error:
+      raise ValueError(f"--scorer_command {shown(self.template)} cannot be read: {error}.") from None
+    for _, name, spec, conversion in fields:
+      if name is not None and (name not in PLACES or spec or conversion):
+        expected = ", ".join(f"{{{place}}}" for place in PLACES)
+        raise ValueError(
+          f"--scorer_command {shown(self.template)} cannot be filled in at {shown(name)}; in braces only "
+          f"{expected} can stand, and {{{{ and }}}} are braces."
+        )
+    return {name for _, name, _, _ in fields if name is not None}
 
 
-def parse_scores(text: str, tasks: Sequence[str]) -> dict[str, float]:
+def parse_scores(text: bytes, tasks: Sequence[str]) -> dict[str, float]:
   """Scores `{task: number}`; null is NaN. ScorerError if a task is missing or not a number."""
   try:
-    scores: Any = json.loads(text)
-  except json.JSONDecodeError as error:
-    raise ScorerError(f"The scores are not valid JSON: {error}.") from None
-  if not isinstance(scores, dict):
-    raise ScorerError(f"The scores are a {type(scores).__name__}; expected an object.")
-  result = {}
-  for task in tasks:
-    value = scores.get(task, "missing")
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-      raise ScorerError(f"The score of task {task!r} is {value!r}; expected a number.")
-    result[task] = math.nan if value is None else float(value)
-  return result
+    scores = decode(text, dict[str, msgspec.Raw], "scores.json")
+    for task in tasks:
+      if task not in scores:
+        raise ValueError(f"scores.json has no score of task {task!r}.")
+    found = {t: decode(bytes(scores[t]), _SCORE, f"scores.json, task {t!r}") for t in tasks}
+  except ValueError as error:
+    raise ScorerError(str(error)) from None
+  return {task: math.nan if score is None else score for task, score in found.items()}
+
+
+def _run(words: Sequence[str], folder: Path, timeout: float) -> None:
+  """Runs a command; when this returns or raises, nothing of its process group lives.
+
+  Raises:
+    ScorerError: it cannot be run, took too long or failed.
+  """
+  what, status = shown(shlex.join(words), 200), folder / "status"
+  watcher = [sys.executable, "-I", "-S", watch.__file__, str(status), *words]
+  # Files: a child that keeps a pipe open would keep its reader waiting.
+  with tempfile.TemporaryFile(dir=folder) as out, tempfile.TemporaryFile(dir=folder) as err:
+    try:
+      process = subprocess.Popen(
+        watcher, stdin=subprocess.PIPE, stdout=out, stderr=err, start_new_session=True
+      )
+    except (OSError, ValueError) as error:
+      raise ScorerError(f"{what} cannot be run: {error}.") from None
+    try:
+      process.wait(timeout)
+    except subprocess.TimeoutExpired:
+      raise ScorerError(f"{what} took longer than {timeout:g} seconds.") from None
+    finally:
+      process.communicate()  # closes the pipe, whereupon the watcher ends the group
+      _bury(process.pid)
+    ended = status.read_text() if status.is_file() else "unknown"
+    if ended != "0":
+      said = _tail(err) or _tail(out) or "no output"
+      raise ScorerError(f"{what} ended with status {ended}: {said}")
+
+
+def _bury(group: int) -> None:
+  """Waits until a killed process group is gone; zombies that nobody collects are not waited for long."""
+  end = time.monotonic() + 0.2
+  with contextlib.suppress(ProcessLookupError, PermissionError):
+    while time.monotonic() < end:
+      os.killpg(group, signal.SIGKILL)
+      time.sleep(0.005)
+
+
+def _tail(file: BinaryIO) -> str:
+  """The last characters of a command's output, as one line."""
+  file.seek(max(0, file.seek(0, os.SEEK_END) - 4 * TAIL))
+  text = file.read().decode(errors="replace")[-TAIL:]
+  return " | ".join(line.strip() for line in text.splitlines() if line.strip())[-TAIL:]

@@ -8,42 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 from jax import Array
 
+from merge_jax.evals import metrics
 from merge_jax.evals.batching import Batches, Bucket
+from merge_jax.evals.examples import Examples
 from merge_jax.evals.tasks import Task
 
 Apply = Callable[..., Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-  """What every example of every task scored; a score is a ratio of sums.
-
-  Attributes:
-    tasks: names in order; `metrics` theirs; `counts` their numbers of examples.
-    values: float64 `[4, examples]`: numerator and denominator of the metric, then of the loss.
-  """
-
-  tasks: tuple[str, ...]
-  metrics: tuple[str, ...]
-  counts: tuple[int, ...]
-  values: npt.NDArray[np.float64]
-
-  def of(self, task: int, loss: bool = False) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Numerators and denominators of one task's examples."""
-    start = sum(self.counts[:task])
-    part = self.values[:, start : start + self.counts[task]]
-    return (part[2], part[3]) if loss else (part[0], part[1])
-
-  def scores(self, loss: bool = False) -> dict[str, float]:
-    """The score of each task by its metric, or its loss."""
-    result = {}
-    for i, name in enumerate(self.tasks):
-      top, bottom = self.of(i, loss)
-      result[name] = float(top.sum() / bottom.sum())
-    return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +36,7 @@ class Scorer:
     """The function's result on the host."""
     return Examples(
       tuple(task.name for task in self.tasks),
-      tuple(task.metric for task in self.tasks),
+      tuple(metrics.named(task.metric).sign for task in self.tasks),
       tuple(len(task.examples) for task in self.tasks),
       np.asarray(values, np.float64),
     )
@@ -114,43 +86,31 @@ def make_scorer(
       return chunk(jax.tree.map(lambda x: x[0], bucket))
     return jax.tree.map(lambda x: x.reshape(-1), jax.lax.map(chunk, bucket))
 
-  tables = [_choice_table(task) for task in tasks]
+  rules = [metrics.named(task.metric, f"Task {task.name!r}") for task in tasks]
+  tables = [_target_table(task) for task in tasks]
 
   def function(params: Any, data: tuple[tuple[Bucket, ...], Array]) -> Array:
     buckets, order = data
     parts = [rows(params, bucket) for bucket in buckets]
-    losses, counts, exact = (jnp.concatenate(x)[order] for x in zip(*parts, strict=True))
+    every = [jnp.concatenate(x)[order] for x in zip(*parts, strict=True)]
     results, start = [], 0
-    for task, (table, answers) in zip(tasks, tables, strict=True):
-      right = start + answers
-      top, bottom = losses[right], counts[right]
-      ones = jnp.ones_like(top)
-      if task.metric == "loss":
-        metric = (top, bottom)
-      elif task.metric == "exact_match":
-        metric = (exact[right], ones)
-      else:
-        index = start + np.maximum(table, 0)
-        costs = losses[index]
-        if task.metric == "choice_accuracy_normalized":
-          costs = costs / counts[index]
-        costs = jnp.where(table >= 0, costs, jnp.inf)
-        chosen = jnp.argmin(costs, axis=1)
-        hit = (chosen == answers - table[:, 0]).astype(jnp.float32)
-        metric = (jnp.where(jnp.isnan(top), jnp.nan, hit), ones)
-      results.append(jnp.stack([*metric, top, bottom]))
-      start += int(table.max()) + 1
+    for rule, (table, right) in zip(rules, tables, strict=True):
+      exists = table >= 0
+      losses, counts, exact = (x[start + np.maximum(table, 0)] for x in every)
+      given = metrics.Likelihoods(losses, counts, exact, jnp.asarray(exists), jnp.asarray(right))
+      results.append(jnp.stack([*rule.compute(given), *metrics.loss(given)]))
+      start += int(exists.sum())
     return jnp.concatenate(results, axis=1)
 
   data = jax.device_put((batches.buckets, batches.order))
   return Scorer(function, data, tuple(tasks))
 
 
-def _choice_table(task: Task) -> tuple[np.ndarray, np.ndarray]:
-  """Row numbers of each example's choices `[n, most]` (-1: none), and of its right one `[n]`."""
-  counts = np.array([len(example.targets) for example in task.examples])
-  starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-  places = np.arange(counts.max())[None]
+def _target_table(task: Task) -> tuple[np.ndarray, np.ndarray]:
+  """Row numbers of each example's targets `[n, most]` (-1: none), and the place of its right one `[n, 1]`."""
+  counts = np.array([len(example.targets) for example in task.examples], np.int32)
+  starts = np.cumsum(counts) - counts
+  places = np.arange(counts.max(initial=1))
   table = np.where(places < counts[:, None], starts[:, None] + places, -1)
-  answers = starts + np.array([example.answer for example in task.examples])
-  return table.astype(np.int32), answers.astype(np.int32)
+  right = np.array([example.answer for example in task.examples], np.int32)
+  return table.astype(np.int32), right[:, None]

@@ -34,7 +34,7 @@ def position(prompt: str, seed: int) -> float:
   >>> position("2 + 2 =", 0) == position(" 2 + 2 = ", 0)
   True
   """
-  text = f"{seed}\0{prompt.strip()}".encode()
+  text = f"{seed}\0{prompt.strip()}".encode("utf-8", "surrogatepass")
   return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
 
 
@@ -54,10 +54,13 @@ def split(
     limits: for each split at most this many examples a task; None for all.
 
   Raises:
-    ValueError: fractions that cannot be, or a task without an example in a split that has a share.
+    ValueError: fractions or limits that cannot be, or a task without an example in a split that has a
+      share.
   """
-  if min(fractions) < 0 or sum(fractions) > 1 + 1e-9:
-    raise ValueError(f"Split fractions {tuple(fractions)} must not be negative or exceed 1 in sum.")
+  if len(fractions) != 3 or not all(f >= 0 for f in fractions) or not sum(fractions) <= 1 + 1e-9:
+    raise ValueError(f"Split fractions are {tuple(fractions)}; expected three, 0 or more, at most 1 in sum.")
+  if len(limits) != 3 or any(limit is not None and limit < 0 for limit in limits):
+    raise ValueError(f"Split limits are {tuple(limits)}; expected three, each 0 or more, or None for all.")
   ends = (fractions[0], fractions[0] + fractions[1], fractions[0] + fractions[1] + fractions[2])
   result: dict[str, list[Task]] = {name: [] for name in SPLITS}
   duplicates = 0

@@ -1,24 +1,17 @@
 """Task files: one JSON object a line, a prompt with its target or with choices."""
 
 import dataclasses
-import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from merge_jax.errors import unknown
+import msgspec
+from msgspec import Meta
 
-METRICS = ("loss", "exact_match", "choice_accuracy", "choice_accuracy_normalized")
-"""What a task can be scored by.
-
-loss: mean negative log-likelihood in nats over all target tokens of the task (lower is better).
-exact_match: share of examples whose every target token is the most likely one, given the target so
-  far; with the end-of-text token appended this is what greedy decoding gives.
-choice_accuracy: share of examples whose right choice has the highest log-likelihood.
-choice_accuracy_normalized: the same with the log-likelihood divided by the number of tokens.
-"""
-
-_KEYS = {"prompt", "target", "choices", "answer", "id"}
+from merge_jax.decoding import decode
+from merge_jax.errors import shown
+from merge_jax.evals import metrics
 
 
 class Example(NamedTuple):
@@ -31,20 +24,22 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """A named list of examples and the metric they are scored by."""
+  """A named list of examples and the metric they are scored by, a name in `metrics.METRICS`."""
 
   name: str
   metric: str
   examples: tuple[Example, ...]
 
-  @property
-  def has_choices(self) -> bool:
-    return self.metric.startswith("choice_accuracy")
+
+_Text = Annotated[str, Meta(min_length=1)]
 
 
-def sign(metric: str) -> float:
-  """+1 where a higher score is better, -1 for a loss."""
-  return -1.0 if metric == "loss" else 1.0
+class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+  prompt: str
+  target: _Text | None = None
+  choices: Annotated[tuple[_Text, ...], Meta(min_length=2)] | None = None
+  answer: int | str | None = None
+  id: Any = None
 
 
 def load(spec: str) -> Task:
@@ -53,95 +48,121 @@ def load(spec: str) -> Task:
   Args:
     spec: `path` or `path:metric`. Every line is `{"prompt", "target"}` or `{"prompt", "choices",
       "answer"}`, `answer` being the position of the right choice (from 0) or its text. The default
-      metric is `choice_accuracy` where there are choices, else `exact_match`.
+      metric is the first of `metrics.METRICS` that fits the lines.
 
   Returns:
     The task, named as its file.
 
   Raises:
-    ValueError: an unknown metric, or an empty, malformed or misfitting line, with file and line.
+    ValueError: an unknown metric, an empty, malformed or misfitting line, with file and line, or a
+      file that is not a regular one.
     FileNotFoundError: no such file.
   """
-  path_text, metric = spec, ""
-  head, _, tail = spec.rpartition(":")
-  if head and "/" not in tail and not Path(spec).exists():
-    path_text, metric = head, tail
-    if metric not in METRICS:
-      raise ValueError(unknown("metric", metric, METRICS, spec))
-  path = Path(path_text)
-  if not path.is_file():
-    raise FileNotFoundError(f"Task file {path_text!r} does not exist.")
-  examples = []
-  for place, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-    examples.append(_parse(line, f"{path}:{place}"))
-  if not examples:
+  path, metric = _path_and_metric(spec)
+  check_names([path.stem], str(path))
+  lines = path.read_bytes().split(b"\n")  # JSON escapes "\n" and no other line end
+  if not lines[-1]:
+    lines.pop()
+  if not lines:
     raise ValueError(f"{path}: the file has no examples.")
-  with_choices = [len(example.targets) > 1 for example in examples]
-  if any(with_choices) and not all(with_choices):
-    number = with_choices.index(not with_choices[0]) + 1
-    raise ValueError(f"{path}:{number}: a task has either choices or targets in all its lines.")
-  metric = metric or ("choice_accuracy" if with_choices[0] else "exact_match")
-  if metric.startswith("choice") and not with_choices[0]:
-    raise ValueError(f"{path}: metric {metric!r} needs choices; the lines have targets.")
-  if metric == "exact_match" and with_choices[0]:
-    raise ValueError(f"{path}: metric 'exact_match' needs targets; the lines have choices.")
-  return Task(path.stem, metric, tuple(examples))
+  examples = tuple(_example(line, f"{path}:{number}") for number, line in enumerate(lines, 1))
+  kinds = ["choices" if len(example.targets) > 1 else "targets" for example in examples]
+  for number, kind in enumerate(kinds, 1):
+    if kind != kinds[0]:
+      raise ValueError(f"{path}:{number}: the line has {kind}, those before it have {kinds[0]}.")
+  metric = metric or metrics.default(kinds[0])
+  if not metric.fits(kinds[0]):
+    raise ValueError(f"{path}: metric {metric.name!r} needs {metric.needs}; the lines have {kinds[0]}.")
+  return Task(path.stem, metric.name, examples)
 
 
 def load_all(specs: Iterable[str]) -> list[Task]:
   """Reads task files and checks that their names differ."""
   tasks = [load(spec) for spec in specs]
-  names = [task.name for task in tasks]
-  for name in names:
-    if names.count(name) > 1:
-      raise ValueError(f"Two task files are called {name!r}; scores are told apart by that name.")
+  check_names([task.name for task in tasks], "Task files")
   return tasks
 
 
-def shares(text: str) -> dict[str, float]:
-  """Numbers by task name from `task=number,…`; ValueError for anything else.
+def check_names(names: Sequence[str], where: str) -> None:
+  """Raises ValueError unless names are printable, differ and leave `average` to the mean of scores."""
+  for i, name in enumerate(names):
+    if not name.strip() or not name.isprintable():
+      raise ValueError(f"{where}: a task cannot be called {shown(name)}; expected a printable name.")
+    if name == "average":
+      raise ValueError(f"{where}: a task cannot be called 'average', which is the mean of all; rename it.")
+    if name in names[:i]:
+      raise ValueError(f"{where}: two are called {name!r}; scores are told apart by that name.")
+
+
+def shares(text: str, where: str = "task numbers") -> dict[str, float]:
+  """Numbers by task name from `task=number,…`, of which one is positive; none from an empty text.
+
+  Raises:
+    ValueError: a name that is missing or stands twice, a number that is negative or not finite, or
+      all of them 0.
 
   >>> shares("code=2,math=0.5")
   {'code': 2.0, 'math': 0.5}
   """
-  result = {}
-  for item in filter(None, text.split(",")):
-    name, _, value = item.partition("=")
+  result: dict[str, float] = {}
+  for item in text.split(",") if text else ():
+    name, _, value = (part.strip() for part in item.partition("="))
     try:
-      result[name.strip()] = float(value)
+      number = float(value)
     except ValueError:
-      raise ValueError(f"Got {item!r}; expected task=number, for example code=0.8,math=0.2.") from None
+      number = math.nan
+    if not name or not 0 <= number < math.inf:
+      raise ValueError(
+        f"{where}: got {shown(item)}; expected task=number, 0 or more, for example code=0.8,math=0.2."
+      )
+    if name in result:
+      raise ValueError(f"{where}: got {shown(text)}; task {name!r} stands twice, give it one number.")
+    result[name] = number
+  if result and not any(result.values()):
+    raise ValueError(f"{where}: got {shown(text)}; at least one number must be above 0.")
   return result
 
 
-def _parse(line: str, where: str) -> Example:
+def path_of(spec: str) -> Path:
+  """The file of a spec `path` or `path:metric`.
+
+  Raises:
+    ValueError, FileNotFoundError: as `load`.
+  """
+  return _path_and_metric(spec)[0]
+
+
+def _path_and_metric(spec: str) -> tuple[Path, metrics.Metric | None]:
+  head, colon, tail = spec.rpartition(":")
+  if colon and head and "/" not in tail and not _expanded(spec).exists():
+    path, metric = _expanded(head), metrics.named(tail, spec)
+  else:
+    path, metric = _expanded(spec), None
+  if not spec or not path.exists():
+    raise FileNotFoundError(f"Task file {shown(spec)} does not exist.")
+  if not path.is_file():
+    raise ValueError(f"Task file {shown(str(path))} is not a regular file.")
+  return path, metric
+
+
+def _expanded(path: str) -> Path:
+  try:
+    return Path(path).expanduser()
+  except RuntimeError as error:
+    raise ValueError(f"Task file {shown(path)}: {error}") from None
+
+
+def _example(line: bytes, where: str) -> Example:
   if not line.strip():
     raise ValueError(f"{where}: the line is empty; expected a JSON object.")
-  try:
-    record: Any = json.loads(line)
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{where}: not valid JSON ({error}).") from None
-  if not isinstance(record, dict):
-    raise ValueError(f"{where}: expected a JSON object, got {type(record).__name__}.")
-  for key in record:
-    if key not in _KEYS:
-      raise ValueError(unknown("field", key, _KEYS, where))
-  prompt = record.get("prompt")
-  if not isinstance(prompt, str):
-    raise ValueError(f"{where}: 'prompt' is {prompt!r}; expected a string.")
-  if ("target" in record) == ("choices" in record):
+  record = decode(line, _Line, where)
+  if record.target is not None and record.choices is None:
+    return Example(record.prompt, (record.target,))
+  if record.choices is None or record.target is not None:
     raise ValueError(f"{where}: expected either 'target', or 'choices' with 'answer'.")
-  if "target" in record:
-    target = record["target"]
-    if not isinstance(target, str) or not target:
-      raise ValueError(f"{where}: 'target' is {target!r}; expected a string that is not empty.")
-    return Example(prompt, (target,))
-  choices, answer = record["choices"], record.get("answer")
-  good = isinstance(choices, list) and len(choices) > 1
-  if not good or not all(isinstance(choice, str) and choice for choice in choices):
-    raise ValueError(f"{where}: 'choices' is {choices!r}; expected at least two strings.")
+  choices, answer = record.choices, record.answer
   if isinstance(answer, str) and answer in choices:
     answer = choices.index(answer)
-  if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(choices):
-    raise ValueError(f"{where}: 'answer' is {answer!r}; expected one of the {len(choices)} choices.")
-  return Example(prompt, tuple(choices), answer)
+  if not isinstance(answer, int) or not 0 <= answer < len(choices):
+    raise ValueError(f"{where}: answer is {shown(answer)}; expected one of the {len(choices)} choices.")
+  return Example(record.prompt, choices, answer)

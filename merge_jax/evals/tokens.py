@@ -1,10 +1,38 @@
 """From texts to token ids, with the tokenizer that lies beside a checkpoint."""
 
-import json
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated, TypeVar
 
+import msgspec
+from msgspec import Meta
 from tokenizers import Tokenizer
+
+from merge_jax.decoding import convert, decode
+from merge_jax.errors import shown
+
+T = TypeVar("T")
+
+_Id = Annotated[int, Meta(ge=0, lt=2**31)]
+
+
+class _ModelConfig(msgspec.Struct, frozen=True):
+  """Of `config.json` and `generation_config.json`."""
+
+  eos_token_id: _Id | list[_Id] | None = None
+
+
+class _AddedToken(msgspec.Struct, frozen=True):
+  content: str
+
+
+class _TokenizerConfig(msgspec.Struct, frozen=True):
+  eos_token: str | _AddedToken | None = None
+
+
+class _Eos(msgspec.Struct, frozen=True):
+  eos: _Id | None
 
 
 class Tokens:
@@ -12,10 +40,19 @@ class Tokens:
 
   Prompt and target are tokenized apart and joined. The prompt gets the special tokens that the
   tokenizer's post-processor puts there; the end-of-text token is appended to the target.
+
+  Args:
+    tokenizer: of the `tokenizers` library.
+    eos: id of the end-of-text token, or None.
+    source: file of the tokenizer, for errors.
+
+  Raises:
+    ValueError: an end-of-text id that cannot be one.
   """
 
-  def __init__(self, tokenizer: Tokenizer, eos: int | None):
-    self.tokenizer, self.eos = tokenizer, eos
+  def __init__(self, tokenizer: Tokenizer, eos: int | None, source: str = "The tokenizer"):
+    self.tokenizer, self.source = tokenizer, source
+    self.eos = convert({"eos": eos}, _Eos, source).eos
 
   @classmethod
   def from_folder(cls, folder: str | Path) -> "Tokens":
@@ -23,38 +60,74 @@ class Tokens:
 
     Raises:
       FileNotFoundError: no `tokenizer.json`.
-      ValueError: it cannot be read.
+      ValueError: one of the files cannot be read, or the end-of-text token is not in the tokenizer.
     """
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
       raise FileNotFoundError(f"{folder} has no tokenizer.json; built-in tasks need one.")
-    try:
+    with _library(f"{path} is not a tokenizer"):
       tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-      raise ValueError(f"{path} is not a tokenizer: {error}") from None
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return cls(tokenizer, _eos(Path(folder), tokenizer))
+      tokenizer.no_padding()
+      tokenizer.no_truncation()
+    return cls(tokenizer, _eos(Path(folder), tokenizer), str(path))
 
   def prompts(self, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of prompts, special tokens included."""
-    return [e.ids for e in self.tokenizer.encode_batch(list(texts), add_special_tokens=True)]
+    return self._ids(texts, special=True)
 
   def targets(self, texts: Sequence[str], append_eos: bool = True) -> list[list[int]]:
     """Token ids of targets, with the end-of-text token unless told otherwise."""
-    tail = [self.eos] if append_eos and self.eos is not None else []
-    return [e.ids + tail for e in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+    return [ids + self.end(append_eos) for ids in self._ids(texts, special=False)]
+
+  def end(self, append_eos: bool = True) -> list[int]:
+    """What ends every target: the end-of-text token, or nothing."""
+    return [self.eos] if append_eos and self.eos is not None else []
+
+  def _ids(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+    for text in texts:
+      try:
+        text.encode()
+      except UnicodeEncodeError:
+        raise ValueError(f"The text {shown(text)} has a lone surrogate; it cannot be tokenized.") from None
+    with _library(f"{self.source} failed"):
+      return [e.ids for e in self.tokenizer.encode_batch(list(texts), add_special_tokens=special)]
+
+
+@contextlib.contextmanager
+def _library(where: str) -> Iterator[None]:
+  """The library raises bare Exception, and its panics are not even that."""
+  try:
+    yield
+  except BaseException as error:
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+      raise ValueError(f"{where}: {shown(str(error), 200)}") from None
+    raise
 
 
 def _eos(folder: Path, tokenizer: Tokenizer) -> int | None:
   for name in ("generation_config.json", "config.json"):
-    if (folder / name).is_file():
-      value = json.loads((folder / name).read_text()).get("eos_token_id")
-      value = value[0] if isinstance(value, list) and value else value
-      if isinstance(value, int):
-        return value
-  if (folder / "tokenizer_config.json").is_file():
-    token = json.loads((folder / "tokenizer_config.json").read_text()).get("eos_token")
-    token = token.get("content") if isinstance(token, dict) else token
-    return tokenizer.token_to_id(token) if token else None
-  return None
+    config = _read(folder / name, _ModelConfig)
+    value = config.eos_token_id if config else None
+    value = next(iter(value), None) if isinstance(value, list) else value
+    if value is not None:
+      if tokenizer.id_to_token(value) is None:
+        raise ValueError(f"{folder / name}: eos_token_id is {value}; tokenizer.json has no such token.")
+      return value
+  read = _read(folder / "tokenizer_config.json", _TokenizerConfig)
+  token = read.eos_token if read else None
+  token = token.content if isinstance(token, _AddedToken) else token
+  if not token:
+    return None
+  value = tokenizer.token_to_id(token)
+  if value is None:
+    where = folder / "tokenizer_config.json"
+    raise ValueError(f"{where}: eos_token is {shown(token)}; tokenizer.json has no such token.")
+  return value
+
+
+def _read(path: Path, kind: type[T]) -> T | None:
+  if not path.exists():
+    return None
+  if not path.is_file():
+    raise ValueError(f"{path} is not a regular file.")
+  return decode(path.read_bytes(), kind, str(path))

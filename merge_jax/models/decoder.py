@@ -5,7 +5,7 @@ untied embeddings, biases, query/key norms, sliding windows. Attribute names are
 every weight is `[out, in]`, so that loading is a dict in, without a conversion table.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,19 @@ from merge_jax.models import rope
 from merge_jax.models.config import DecoderConfig
 
 
+class Draw(Protocol):
+  """Makes the first value of a parameter, or its shape alone: normal of a deviation around a mean."""
+
+  def __call__(self, shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Any: ...
+
+
 class Linear(nnx.Module):
   """`y = x Wᵀ + b` with `weight [out, in]`."""
 
-  def __init__(self, inputs: int, outputs: int, bias: bool, std: float, rngs: nnx.Rngs):
-    self.weight = nnx.Param(std * jax.random.normal(rngs.params(), (outputs, inputs)))
+  def __init__(self, inputs: int, outputs: int, bias: bool, std: float, draw: Draw):
+    self.weight = nnx.Param(draw((outputs, inputs), std))
     if bias:
-      self.bias = nnx.Param(jnp.zeros(outputs))
+      self.bias = nnx.Param(draw((outputs,)))
 
   def __call__(self, x: Array) -> Array:
     y = jnp.einsum("...i,oi->...o", x, self.weight.get_value().astype(x.dtype))
@@ -32,8 +38,8 @@ class Linear(nnx.Module):
 class RMSNorm(nnx.Module):
   """Root mean square norm over the last axis, in float32."""
 
-  def __init__(self, size: int, eps: float):
-    self.weight = nnx.Param(jnp.ones(size))
+  def __init__(self, size: int, eps: float, draw: Draw):
+    self.weight = nnx.Param(draw((size,), mean=1.0))
     self.eps = eps
 
   def __call__(self, x: Array) -> Array:
@@ -43,26 +49,26 @@ class RMSNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-  def __init__(self, count: int, size: int, std: float, rngs: nnx.Rngs):
-    self.weight = nnx.Param(std * jax.random.normal(rngs.params(), (count, size)))
+  def __init__(self, count: int, size: int, std: float, draw: Draw):
+    self.weight = nnx.Param(draw((count, size), std))
 
 
 class Attention(nnx.Module):
   """Causal attention with grouped queries."""
 
-  def __init__(self, config: DecoderConfig, window: int | None, rngs: nnx.Rngs):
+  def __init__(self, config: DecoderConfig, window: int | None, draw: Draw):
     c, std = config, config.initializer_range
-    self.q_proj = Linear(c.hidden_size, c.num_heads * c.head_dim, c.qkv_bias, std, rngs)
-    self.k_proj = Linear(c.hidden_size, c.num_kv_heads * c.head_dim, c.qkv_bias, std, rngs)
-    self.v_proj = Linear(c.hidden_size, c.num_kv_heads * c.head_dim, c.qkv_bias, std, rngs)
-    self.o_proj = Linear(c.num_heads * c.head_dim, c.hidden_size, c.output_bias, std, rngs)
+    self.q_proj = Linear(c.hidden_size, c.num_heads * c.head_dim, c.qkv_bias, std, draw)
+    self.k_proj = Linear(c.hidden_size, c.num_kv_heads * c.head_dim, c.qkv_bias, std, draw)
+    self.v_proj = Linear(c.hidden_size, c.num_kv_heads * c.head_dim, c.qkv_bias, std, draw)
+    self.o_proj = Linear(c.num_heads * c.head_dim, c.hidden_size, c.output_bias, std, draw)
     if c.qk_norm:
-      self.q_norm = RMSNorm(c.head_dim, c.norm_eps)
-      self.k_norm = RMSNorm(c.head_dim, c.norm_eps)
+      self.q_norm = RMSNorm(c.head_dim, c.norm_eps, draw)
+      self.k_norm = RMSNorm(c.head_dim, c.norm_eps, draw)
     self.head_dim, self.window = c.head_dim, window
 
   def __call__(self, x: Array, queries: Array, positions: Array, cos: Array, sin: Array) -> Array:
-    """x `[batch, time, hidden]`, queries `[batch, asked, hidden]` at positions `[batch|1, asked]`."""
+    """x `[batch, time, hidden]`, queries `[batch, queries, hidden]` at positions `[batch|1, queries]`."""
 
     def heads(y: Array) -> Array:
       return y.reshape(*y.shape[:-1], -1, self.head_dim)
@@ -83,30 +89,30 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
   """`down(silu(gate(x)) * up(x))`."""
 
-  def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+  def __init__(self, config: DecoderConfig, draw: Draw):
     c, std = config, config.initializer_range
-    self.gate_proj = Linear(c.hidden_size, c.intermediate_size, c.mlp_bias, std, rngs)
-    self.up_proj = Linear(c.hidden_size, c.intermediate_size, c.mlp_bias, std, rngs)
-    self.down_proj = Linear(c.intermediate_size, c.hidden_size, c.mlp_bias, std, rngs)
+    self.gate_proj = Linear(c.hidden_size, c.intermediate_size, c.mlp_bias, std, draw)
+    self.up_proj = Linear(c.hidden_size, c.intermediate_size, c.mlp_bias, std, draw)
+    self.down_proj = Linear(c.intermediate_size, c.hidden_size, c.mlp_bias, std, draw)
 
   def __call__(self, x: Array) -> Array:
     return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Layer(nnx.Module):
-  def __init__(self, config: DecoderConfig, window: int | None, rngs: nnx.Rngs):
-    self.self_attn = Attention(config, window, rngs)
-    self.mlp = MLP(config, rngs)
-    self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
-    self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+  def __init__(self, config: DecoderConfig, window: int | None, draw: Draw):
+    self.self_attn = Attention(config, window, draw)
+    self.mlp = MLP(config, draw)
+    self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps, draw)
+    self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps, draw)
 
-  def __call__(self, x: Array, asked: Array | None, cos: Array, sin: Array) -> Array:
-    """Outputs at the positions `asked` `[batch, asked]` alone, or at all."""
+  def __call__(self, x: Array, positions: Array | None, cos: Array, sin: Array) -> Array:
+    """Outputs at the positions `[batch, queries]` alone, or at all."""
     normed = self.input_layernorm(x)
-    if asked is None:
+    if positions is None:
       positions, queries = jnp.arange(x.shape[1])[None], normed
     else:
-      positions, queries, x = asked, take(normed, asked), take(x, asked)
+      queries, x = take(normed, positions), take(x, positions)
     x = x + self.self_attn(normed, queries, positions, cos, sin)
     return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -114,39 +120,39 @@ class Layer(nnx.Module):
 class Stack(nnx.Module):
   """Embedding, layers and final norm: `model.*` of the tensor names."""
 
-  def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-    self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, config.initializer_range, rngs)
-    self.layers = nnx.List([Layer(config, window, rngs) for window in config.windows])
-    self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+  def __init__(self, config: DecoderConfig, draw: Draw):
+    self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, config.initializer_range, draw)
+    self.layers = nnx.List([Layer(config, window, draw) for window in config.windows])
+    self.norm = RMSNorm(config.hidden_size, config.norm_eps, draw)
 
 
 class Decoder(nnx.Module):
   """A causal language model; see `merge_jax.models.build` for its functional form."""
 
-  def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-    self.model = Stack(config, rngs)
+  def __init__(self, config: DecoderConfig, draw: Draw):
+    self.model = Stack(config, draw)
     if not config.tie_embeddings:
-      self.lm_head = Linear(config.hidden_size, config.vocab_size, False, config.initializer_range, rngs)
+      self.lm_head = Linear(config.hidden_size, config.vocab_size, False, config.initializer_range, draw)
     self.config = config
 
-  def __call__(self, tokens: Array, asked: Array | None = None, dtype: Any = jnp.float32) -> Array:
+  def __call__(self, tokens: Array, positions: Array | None = None, dtype: Any = jnp.float32) -> Array:
     """Logits of the next token.
 
     Args:
       tokens: `[batch, time]`, int32, padded on the right (causal attention never looks there).
-      asked: `[batch, asked]`, int32, the positions whose logits are wanted; None for all. The last
+      positions: `[batch, queries]`, int32, those whose logits are wanted; None for all. The last
         layer's queries, its feed-forward and the head are computed for these alone.
       dtype: of the computation; norms, rotations and logits stay float32.
 
     Returns:
-      float32 `[batch, asked or time, vocabulary]`.
+      float32 `[batch, queries or time, vocabulary]`.
     """
     embedding = self.model.embed_tokens.weight.get_value()
     x = embedding[tokens].astype(dtype)
-    cos, sin = rope.tables(self.config, tokens.shape[1])
+    cos, sin = rope.tables(self.config.rope, self.config.head_dim, tokens.shape[1])
     for i, layer in enumerate(self.model.layers):
       last = i == len(self.model.layers) - 1
-      x = layer(x, asked if last else None, cos, sin)
+      x = layer(x, positions if last else None, cos, sin)
     x = self.model.norm(x)
     if self.config.tie_embeddings:
       return jnp.einsum("bth,vh->btv", x, embedding.astype(dtype)).astype(jnp.float32)
@@ -159,5 +165,5 @@ def along_last(vector: nnx.Param, x: Array) -> Array:
 
 
 def take(x: Array, positions: Array) -> Array:
-  """x `[batch, time, hidden]` at positions `[batch, asked]`."""
+  """x `[batch, time, hidden]` at positions `[batch, queries]`."""
   return jnp.take_along_axis(x, positions[:, :, None], axis=1)

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 
-from merge_jax.models.config import DecoderConfig, parse
-from merge_jax.models.decoder import Decoder
+from merge_jax.models import tensors
+from merge_jax.models.config import DecoderConfig
+from merge_jax.models.families import family_of, parse
 
 
 class Model(NamedTuple):
@@ -18,7 +18,7 @@ class Model(NamedTuple):
   Attributes:
     config: its shape.
     specs: shape and dtype of each parameter by Hugging Face name.
-    apply: `(params, tokens, asked=None, dtype=float32) -> logits`, see `Decoder.__call__`. Tensors
+    apply: `(params, tokens, positions=None, dtype=float32) -> logits`, see `Decoder.__call__`. Tensors
       that the model does not have are a ValueError, but for tied heads and rotary tables.
     init: `key -> params`, random float32.
   """
@@ -29,12 +29,15 @@ class Model(NamedTuple):
   init: Callable[[Array], dict[str, Array]]
 
 
-def build(config: DecoderConfig | Mapping[str, Any], where: str = "config.json") -> Model:
+def build(config: Mapping[str, Any], where: str = "config.json") -> Model:
   """Builds the functions of a decoder from its `config.json`.
 
   Args:
-    config: the file's content, or what `parse` made of it.
+    config: the file's content.
     where: the file's path, for errors.
+
+  Raises:
+    ValueError: a config that `parse` refuses.
 
   >>> model = build(dict(model_type="llama", vocab_size=64, hidden_size=32, intermediate_size=48,
   ...                    num_hidden_layers=1, num_attention_heads=4, tie_word_embeddings=True))
@@ -44,44 +47,60 @@ def build(config: DecoderConfig | Mapping[str, Any], where: str = "config.json")
   >>> model.apply(params, jnp.zeros((2, 5), jnp.int32)).shape
   (2, 5, 64)
   """
-  shape = config if isinstance(config, DecoderConfig) else parse(config, where)
-  graphdef, abstract = nnx.split(nnx.eval_shape(lambda: Decoder(shape, nnx.Rngs(0))))
-  paths = {".".join(map(str, path)): path for path, _ in nnx.to_flat_state(abstract)}
+  from flax import nnx  # a config is read and compared without it
+
+  family = family_of(config, where)
+  shape = family.parse(config, where)
+  graphdef, abstract = nnx.split(family.module(shape, _spec))
   flat = dict(nnx.to_flat_state(abstract))
-  specs = {name: jax.ShapeDtypeStruct(flat[path].shape, jnp.float32) for name, path in paths.items()}
+  paths = {".".join(map(str, path)): path for path in flat}
+  specs = {name: flat[path].get_value() for name, path in paths.items()}
 
   def apply(
     params: Mapping[str, Array],
     tokens: Array,
-    asked: Array | None = None,
+    positions: Array | None = None,
     dtype: Any = jnp.float32,
   ) -> Array:
-    _check_names(params, specs)
+    tensors.compare(params, specs, "parameters")
     state = nnx.from_flat_state([(path, nnx.Param(params[name])) for name, path in paths.items()])
-    return nnx.merge(graphdef, state)(tokens, asked, dtype)
+    return nnx.merge(graphdef, state)(tokens, positions, dtype)
 
   @jax.jit
   def init(key: Array) -> dict[str, Array]:
-    state = nnx.state(Decoder(shape, nnx.Rngs(key)))
-    values = dict(nnx.to_flat_state(state))
+    rngs = nnx.Rngs(key)
+
+    def draw(shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Array:
+      return std * jax.random.normal(rngs.params(), shape) if std else jnp.full(shape, mean)
+
+    values = dict(nnx.to_flat_state(nnx.state(family.module(shape, draw))))
     return {name: values[path].get_value() for name, path in paths.items()}
 
   return Model(shape, specs, apply, init)
 
 
-def ignored(name: str) -> bool:
-  """Tensors that some checkpoints carry and no decoder here reads."""
-  return name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight"
+def check(config: Mapping[str, Any], specs: Mapping[str, Any], where: str = "config.json") -> None:
+  """Checks that the tensors of a checkpoint are those of its config; reads no tensor.
+
+  Args:
+    config: the content of `config.json`.
+    specs: `{name: what has a shape}` of the checkpoint.
+    where: the config's path, for errors.
+
+  Raises:
+    ValueError: a config that `parse` refuses; another number of layers; the first tensor that is
+      missing, misshapen or of no use, with the field that likely is wrong.
+
+  >>> config = dict(model_type="llama", vocab_size=64, hidden_size=32, intermediate_size=48,
+  ...               num_hidden_layers=1, num_attention_heads=4, tie_word_embeddings=True)
+  >>> check(config | {"vocab_size": 65}, build(config).specs)
+  Traceback (most recent call last):
+  ValueError: config.json: tensor 'model.embed_tokens.weight' has shape (64, 32); its config says (65, 32)
+    (see vocab_size).
+  """
+  tensors.count_layers(specs, parse(config, where).num_layers, where)  # absurd counts are never built
+  tensors.compare(specs, build(config, where).specs, where)
 
 
-def _check_names(params: Mapping[str, Any], specs: Mapping[str, Any]) -> None:
-  for name in specs:
-    if name not in params:
-      raise ValueError(f"Tensor {name!r} is missing in the parameters of the model.")
-    if tuple(params[name].shape) != specs[name].shape:
-      raise ValueError(
-        f"Tensor {name!r} has shape {tuple(params[name].shape)}; its config says {specs[name].shape}."
-      )
-  for name in params:
-    if name not in specs and not ignored(name):
-      raise ValueError(f"Tensor {name!r} has no place in a model of this config.")
+def _spec(shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, jnp.float32)

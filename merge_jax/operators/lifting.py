@@ -1,13 +1,7 @@
-"""Lifts an operator from one tensor to whole models: `merge`, `prepare`, `combine`.
-
-Each tensor is merged by a jitted function of its own, so that an eager merge compiles once for
-each shape and holds one tensor in float32 at a time; under an outer `jit` they become one program.
-Shardings follow the inputs.
-"""
+"""Lifts an operator from one tensor to whole models: `merge`, `prepare`, `combine`."""
 
 import dataclasses
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,129 +11,46 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from merge_jax.operators import matching, naming
-from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree, Route, Survey, Weights
+from merge_jax.errors import shown
+from merge_jax.operators import leafwise, naming, planning
+from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree, Route, Surveyed, Weights, pytree
 from merge_jax.operators.naming import Axes, AxesRules
+from merge_jax.operators.planning import Entry, Plan, plan
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class Prepared:
-  """A pool ready to be combined, an ordinary argument of a jitted function.
-
-  The sources are kept by reference; `small` is what `Operator.prepare` found for each tensor.
-  """
+  """A pool ready to be combined, its sources by reference; an ordinary argument of a jitted function."""
 
   operator: Operator | Route
   leaves: dict[str, Leaf]
-  small: dict[str, PyTree]
+  prepared: dict[str, PyTree]
+  plan: Plan = dataclasses.field(metadata=STATIC)
   treedef: Any = dataclasses.field(metadata=STATIC)
-  names: tuple[str, ...] = dataclasses.field(metadata=STATIC)
-  axes: AxesRules = dataclasses.field(metadata=STATIC)
 
   @property
   def count(self) -> int:
     """Number of models."""
-    return len(self.leaves[self.names[0]].experts)
+    return len(self.leaves[self.plan.entries[0].name].experts)
 
 
 WeightsLike = ArrayLike | Sequence[ArrayLike] | Weights | None
 
 
-def _array(value: Any) -> Array:
-  """The value on a device; 64-byte aligned host memory is used in place, not copied."""
-  return value if isinstance(value, Array) else jax.device_put(np.asarray(value))
-
-
-def _merges(leaf: Leaf) -> bool:
-  """Integer and boolean buffers are carried over, not merged."""
-  return jnp.issubdtype(leaf.experts[0].dtype, jnp.inexact)
-
-
-def _as_rows(leaf: Leaf, axes: Axes) -> Leaf:
-  def view(x: Array) -> Array:
-    return naming.as_matrix(x, axes)
-
-  return leaf._replace(
-    experts=tuple(map(view, leaf.experts)), base=None if leaf.base is None else view(leaf.base)
-  )
-
-
-def _over_stack(function: Any, axes: Axes, leaf: Leaf, *rest: PyTree) -> PyTree:
-  """Applies `function(leaf, *rest)` to each slice of a stacked leaf; `rest` is stacked in front."""
-  at = axes.stack
-  if at is None:
-    return function(leaf, *rest)
-  in_axes = Leaf(at, None if leaf.base is None else at, 0, 0)  # type: ignore[arg-type]
-  return jax.vmap(function, in_axes=(in_axes, *[0] * len(rest)))(leaf, *rest)
-
-
-@functools.partial(jax.jit, static_argnames="axes")
-def _prepare_leaf(operator: Operator, leaf: Leaf, surveyed: PyTree, axes: Axes) -> PyTree:
-  def one(leaf: Leaf) -> PyTree:
-    view = _as_rows(leaf, axes.unstacked()) if operator.by_rows else leaf
-    return operator.prepare(view, surveyed)
-
-  return _over_stack(one, axes, leaf)
-
-
-@functools.partial(jax.jit, static_argnames=("axes", "dtype"))
-def _combine_leaf(
-  operator: Operator, leaf: Leaf, small: PyTree, weights: Array, axes: Axes, dtype: Any
-) -> Array:
-  def one(leaf: Leaf, small: PyTree, weights: Array) -> Array:
-    shape, flat = leaf.experts[0].shape, axes.unstacked()
-    if operator.by_rows:
-      merged = operator.combine(_as_rows(leaf, flat), small, weights)
-      merged = naming.from_matrix(merged, shape, flat)
-    else:
-      merged = operator.combine(leaf, small, weights)
-    return merged.astype(dtype)
-
-  stack = axes.stack
-  if stack is None:
-    return one(leaf, small, weights)
-  return jnp.moveaxis(_over_stack(one, axes, leaf, small, weights), 0, stack)
-
-
-@functools.partial(jax.jit, static_argnames="axes")
-def _survey_all(
-  survey: Survey, leaves: list[Leaf], surveyed: tuple[PyTree, ...], axes: tuple[Axes, ...]
+@functools.partial(jax.jit, static_argnames=("size", "axes"))
+def _survey(
+  operator: Operator, leaves: list[Leaf], surveyed: Surveyed, size: int, axes: tuple[Axes, ...]
 ) -> PyTree:
-  def total(carry: PyTree) -> PyTree:
-    sums = None
-    for leaf, leaf_axes in zip(leaves, axes, strict=True):
-      part = _over_stack(lambda one: survey.measure(carry, one, surveyed), leaf_axes, leaf)
-      if leaf_axes.stack is not None:
-        part = jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), part)
-      sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
-    return sums
+  """The operator's next survey, after those in `surveyed`, over all its tensors."""
+  survey = operator.survey()[len(surveyed)]
 
-  size = sum(leaf.experts[0].size for leaf in leaves)
+  def step(carry: PyTree) -> PyTree:
+    pairs = zip(leaves, axes, strict=True)
+    parts = [leafwise.measure(operator, carry, leaf, surveyed, one) for leaf, one in pairs]
+    return survey.update(carry, functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts))
+
   first = survey.init(size, len(leaves[0].experts))
-  return jax.lax.while_loop(
-    lambda carry: ~survey.done(carry), lambda carry: survey.update(carry, total(carry)), first
-  )
-
-
-def _survey_operators(
-  operator: Operator | Route, leaves: Mapping[str, Leaf], axes: Mapping[str, Axes]
-) -> dict[int, tuple[PyTree, ...]]:
-  """Runs the surveys of every operator of a route over the tensors that are routed to it."""
-  groups: dict[int, tuple[Operator, list[str]]] = {}
-  for name, leaf in leaves.items():
-    part = operator.route(name)
-    if _merges(leaf):
-      groups.setdefault(id(part), (part, []))[1].append(name)
-  results: dict[int, tuple[PyTree, ...]] = {}
-  for group, (part, names) in groups.items():
-    surveyed: tuple[PyTree, ...] = ()
-    for survey in part.survey():
-      chosen = [leaves[name] for name in names]
-      result = _survey_all(survey, chosen, surveyed, tuple(axes[name] for name in names))
-      surveyed = (*surveyed, result)
-    results[group] = surveyed
-  return results
+  return jax.lax.while_loop(lambda carry: ~survey.done(carry), step, first)
 
 
 def prepare(
@@ -152,6 +63,8 @@ def prepare(
   axes: AxesRules = (),
 ) -> Prepared:
   """Does once what does not depend on the weights, for many `combine`s of one pool.
+
+  Sources are kept by reference, numpy arrays too where their memory is aligned: leave them unchanged.
 
   Args:
     operator: the merge rule.
@@ -166,80 +79,75 @@ def prepare(
     A pytree to pass to `combine`, also through `jit`.
 
   Raises:
-    ValueError: models that differ in names or shapes; a base, key or number of models that the
-      operator needs and does not get (or gets and does not use).
+    ValueError: models that differ in names, shapes or kind of dtype; complex tensors, and float64
+      ones without `jax_enable_x64`; a base, key, statistics or number of models that the operator
+      needs and does not get (or gets and does not use).
   """
-  ids, flats, base_flat, treedef = matching.flatten_models(experts, base)
-  label = type(operator).__name__
-  if operator.needs_base and base is None:
+  ids, leaves, treedef = planning.match(experts, base, statistics)
+  planned = plan(operator, {name: leaf.experts[0] for name, leaf in leaves.items()}, axes)
+  label, parts = type(operator).__name__, operator.parts
+  needs_base = any(part.needs_base for part in parts)
+  if needs_base and base is None:
     raise ValueError(f"{label} works on differences to a base: pass base=.")
-  if base is not None and not operator.needs_base:
+  if base is not None and not needs_base:
     raise ValueError(f"{label} does not use a base: leave base= out, or list it among the experts.")
-  if operator.needs_key and key is None:
+  if key is None and any(part.needs_key for part in parts):
     raise ValueError(f"{label} is random: pass key=jax.random.key(seed).")
-  names = tuple(flats[0])
-  leaves: dict[str, Leaf] = {}
-  all_axes: dict[str, Axes] = {}
-  small: dict[str, PyTree] = {}
-  for name in names:
-    arrays = [_array(flat[name]) for flat in flats]
-    leaf_axes, match = naming.axes_of(name, arrays[0].ndim, axes)
-    keys = None
-    part = operator.route(name)
-    if part.models is not None and part.models != len(ids):
+  for entry in planned.entries:
+    leaf, part = leaves[entry.name], parts[entry.operator]
+    if part.models not in (None, len(ids)):
       raise ValueError(f"{type(part).__name__} merges {part.models} models, got {len(ids)}.")
-    if part.needs_key and key is not None:
-      slices = _slices(name, match, arrays[0].shape, leaf_axes)
-      of_model = [[naming.key_of(key, model, one) for one in slices] for model in ids]
-      keys = tuple(ks[0] if match is None else jnp.stack(ks) for ks in of_model)
-    leaves[name] = Leaf(
-      tuple(arrays),
-      None if base_flat is None or not part.needs_base else _array(base_flat[name]),
-      keys,
-      None if statistics is None else tuple(one[name] for one in statistics),
-    )
-    all_axes[name] = leaf_axes
-    if not _merges(leaves[name]):
-      matching.require_equal(name, leaves[name])
-  surveyed = _survey_operators(operator, leaves, all_axes)
-  for name, leaf in leaves.items():
-    part = operator.route(name)
-    small[name] = _prepare_leaf(part, leaf, surveyed[id(part)], all_axes[name]) if _merges(leaf) else ()
-  return Prepared(operator, leaves, small, treedef, names, tuple(axes))
+    leaf = leaf._replace(base=leaf.base if part.needs_base else None)
+    if entry.merged:  # 64-byte aligned host memory is used in place, not copied
+      leaf = jax.tree.map(jax.device_put, leaf)
+      if key is not None and part.needs_key:
+        keys = [[naming.key_of(key, model, one) for one in entry.slices] for model in ids]
+        leaf = leaf._replace(keys=tuple(_per_slice(entry, of_model) for of_model in keys))
+    else:
+      planning.require_equal(entry.name, leaf)
+    leaves[entry.name] = leaf
+  results: list[Surveyed] = [()] * len(parts)
+  for index, part in enumerate(parts):
+    entries = planned.of(index)
+    for _ in part.survey() if entries else ():
+      chosen, of = [leaves[entry.name] for entry in entries], tuple(entry.axes for entry in entries)
+      results[index] += (_survey(part, chosen, results[index], planned.size(index), of),)
+  prepared = {}
+  for one in planned.entries:
+    if one.merged:
+      part, found = parts[one.operator], results[one.operator]
+      prepared[one.name] = leafwise.prepare(part, leaves[one.name], found, one.axes)
+  return Prepared(operator, leaves, prepared, planned, treedef)
 
 
-def _slices(name: str, match: re.Match[str] | None, shape: tuple[int, ...], axes: Axes) -> list[str]:
-  if match is None or axes.stack is None:
-    return [name]
-  return naming.slice_names(name, match, shape[axes.stack])
+def _per_slice(entry: Entry, values: Sequence[Array]) -> Array:
+  """What belongs to the slices of a stacked leaf, stacked; or to the leaf itself."""
+  return values[0] if entry.axes.stack is None else jnp.stack(values)
 
 
-def _checked(
-  operator: Operator | Route, count: int, weights: ArrayLike | Sequence[ArrayLike] | Weights
-) -> Array | Weights:
-  if operator.weightless:
-    raise ValueError(f"{type(operator).__name__} takes no weights; use linear() for a weighted one.")
-  result = weights if isinstance(weights, Weights) else jnp.asarray(weights, jnp.float32)
-  values = result.values if isinstance(result, Weights) else result
-  if values.shape[-1:] != (count,) or values.ndim != (2 if isinstance(result, Weights) else 1):
-    raise ValueError(f"Weights of shape {values.shape} do not fit {count} models.")
-  if not isinstance(values, jax.core.Tracer):
-    operator.validate(values)
+def _by_name(prepared: Prepared, weights: Any) -> Weights:
+  """The weights with a pattern for every row, as arrays and valid for the operators that use them."""
+  if prepared.operator.weightless:
+    raise ValueError(f"{type(prepared.operator).__name__} takes no weights; use linear() for a weighted one.")
+  given = isinstance(weights, Weights)
+  values = jnp.asarray(weights.values if given else weights, float)
+  if values.ndim != (2 if given else 1) or values.shape[-1] != prepared.count:
+    raise ValueError(f"Weights of shape {values.shape} do not fit {prepared.count} models.")
+  result = Weights(values, weights.patterns) if given else Weights(values[None], ("(?s:.*)",))
+  if isinstance(values, jax.core.Tracer):
+    return result
+  if not jnp.all(jnp.isfinite(values)):
+    raise ValueError(f"The weights are {shown(values.tolist())}; expected finite numbers.")
+  merged = (entry for entry in prepared.plan.entries if entry.merged)
+  used = {(entry.operator, result.index(one)) for entry in merged for one in entry.slices}
+  for index, row in used:
+    part = prepared.operator.parts[index]
+    if part.normalize and abs(result.values[row].sum()) < 1e-8:
+      raise ValueError(f"The weights of {type(part).__name__} sum to 0, by which it divides; pass others.")
   return result
 
 
-def _row(operator: Operator, count: int, weights: Array | Weights | None, name: str) -> Array:
-  if weights is None:
-    return operator.default_weights(count)
-  return weights.row(name) if isinstance(weights, Weights) else weights
-
-
-def combine(
-  prepared: Prepared,
-  weights: WeightsLike = None,
-  *,
-  dtype: Any = None,
-) -> PyTree:
+def combine(prepared: Prepared, weights: WeightsLike = None, *, dtype: Any = None) -> PyTree:
   """Merges a prepared pool with these weights; all numbers may be traced.
 
   Args:
@@ -248,24 +156,32 @@ def combine(
     dtype: of the merged floating tensors; None keeps that of the first expert.
 
   Returns:
-    A tree like the first expert, computed in float32 and rounded once. Integer and boolean leaves
-    are the first expert's.
+    A tree like the first expert, computed in float32 (float64 where an input is) and rounded once.
+    Integer and boolean leaves are copies of the first expert's, on the host where that is a numpy
+    array: of any width, but under `jit` what `jit` makes of them.
+
+  Raises:
+    ValueError: weights that do not fit the models, are not finite, or sum to 0 where the operator
+      divides by their sum; a dtype that is not floating.
   """
-  checked = None if weights is None else _checked(prepared.operator, prepared.count, weights)
+  if dtype is not None and not planning.merges(jnp.dtype(dtype), "dtype"):
+    raise ValueError(f"dtype is {jnp.dtype(dtype)}; expected a floating one.")
+  by_name = None if weights is None else _by_name(prepared, weights)
+  rows = () if by_name is None else tuple(by_name.values)
   merged = []
-  for name in prepared.names:
-    leaf = prepared.leaves[name]
+  for entry in prepared.plan.entries:
+    leaf, part = prepared.leaves[entry.name], prepared.operator.parts[entry.operator]
     first = leaf.experts[0]
-    if not _merges(leaf):
-      merged.append(first)
+    to = first.dtype if dtype is None or not jnp.issubdtype(first.dtype, jnp.floating) else jnp.dtype(dtype)
+    if not entry.merged:  # a copy: a caller may donate the result; on the host 64-bit integers are whole
+      merged.append(jnp.array(first, to) if isinstance(first, Array) else np.array(first, to))
       continue
-    leaf_axes, match = naming.axes_of(name, first.ndim, prepared.axes)
-    part = prepared.operator.route(name)
-    slices = _slices(name, match, first.shape, leaf_axes)
-    rows = [_row(part, prepared.count, checked, one) for one in slices]
-    row = rows[0] if leaf_axes.stack is None else jnp.stack(rows)
-    to = jnp.dtype(first.dtype if dtype is None else dtype)
-    merged.append(_combine_leaf(part, leaf, prepared.small[name], row, leaf_axes, to))
+    if by_name is None:
+      chosen = [part.default_weights(prepared.count)] * len(entry.slices)
+    else:
+      chosen = [rows[by_name.index(one)] for one in entry.slices]
+    found = prepared.prepared[entry.name]
+    merged.append(leafwise.combine(part, leaf, found, _per_slice(entry, chosen), entry.axes, to))
   return jax.tree.unflatten(prepared.treedef, merged)
 
 
@@ -282,7 +198,10 @@ def merge(
 ) -> PyTree:
   """Merges parameter trees: `combine(prepare(...), weights)`.
 
-  Args and errors are those of `prepare` and `combine`. Works eagerly and under `jit`, on any mesh.
+  Args and errors are those of `prepare` and `combine`. Works eagerly and under `jit`, on any mesh:
+  shardings follow the inputs.
+  Subnormal numbers are flushed to 0 by the arithmetic of CPUs; tensors that are only carried over
+  keep every bit. NaN and infinity in an input are NaN or infinity in the result.
 
   >>> import merge_jax as mj
   >>> experts = [{"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([3.0, 6.0])}]

@@ -1,67 +1,52 @@
-"""Direct combinations of models, without a base."""
+"""Direct combinations of models, without a base: along the chord, or along the sphere."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
-from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree
-from merge_jax.operators.reduce import weighted_sum
+from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree, Surveyed, check_number, pytree
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+def weighted_sum(arrays: tuple[Array, ...], weights: Array) -> Array:
+  """`Σ wᵢ xᵢ`, unrolled: a stack of K tensors would cost another pass over memory."""
+  total = weights[0] * arrays[0]
+  for i, x in enumerate(arrays[1:], 1):
+    total = total + weights[i] * x
+  return total
+
+
+@pytree
 class Linear(Operator):
-  """A weighted average; see `linear`."""
-
-  normalize: bool = dataclasses.field(default=True, metadata=STATIC)
-
-  def default_weights(self, count: int) -> Array:
-    return jnp.full(count, 1.0 / count)
-
-  def validate(self, weights: Array) -> None:
-    if self.normalize and bool(jnp.any(jnp.abs(jnp.sum(weights, axis=-1)) < 1e-8)):
-      raise ValueError("The weights of a linear merge sum to 0; pass others, or normalize=False.")
-
-  def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
-    if self.normalize:
-      weights = weights / jnp.sum(weights)
-    return weighted_sum(leaf.experts, weights)
-
-
-def linear(*, normalize: bool = True) -> Linear:
   """Weighted average of the models: `θ = Σ wᵢ θᵢ / Σ wᵢ`.
 
-  Args:
-    normalize: divide by the sum of the weights; off, `θ = Σ wᵢ θᵢ`.
+  Attributes:
+    normalize: divide by the sum of the weights, which must not be 0; off, `θ = Σ wᵢ θᵢ`.
 
-  Weights default to 1/K. Concrete weights that sum to 0 are a ValueError if normalised. This is the
-  merge that *If You Can't Use Them, Recycle Them* (arXiv 2412.04144) searches.
+  Weights default to 1/K. The merge that *If You Can't Use Them, Recycle Them* (arXiv 2412.04144) searches.
 
   >>> import merge_jax as mj
   >>> mj.merge(mj.linear(), [{"w": jnp.zeros(2)}, {"w": jnp.ones(2)}], [1.0, 3.0])["w"].tolist()
   [0.75, 0.75]
   """
-  return Linear(normalize)
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Uniform(Operator):
-  """The plain mean; see `uniform`."""
-
-  weightless = True
+  normalize: bool = dataclasses.field(default=True, kw_only=True, metadata=STATIC)
 
   def default_weights(self, count: int) -> Array:
     return jnp.full(count, 1.0 / count)
 
   def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
-    count = len(leaf.experts)
-    return weighted_sum(leaf.experts, jnp.full(count, 1.0 / count))
+    return weighted_sum(leaf.experts, weights / jnp.sum(weights) if self.normalize else weights)
 
 
-def uniform() -> Uniform:
+linear = Linear
+
+
+@pytree
+class Uniform(Operator):
   """Uniform soup: the mean of the models, `θ = Σ θᵢ / K`; weights are refused.
 
   Source: Model soups (arXiv 2203.05482).
@@ -70,4 +55,95 @@ def uniform() -> Uniform:
   >>> mj.merge(mj.uniform(), [{"w": jnp.zeros(2)}, {"w": jnp.ones(2)}])["w"].tolist()
   [0.5, 0.5]
   """
-  return Uniform()
+
+  weightless = True
+
+  def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
+    return weighted_sum(leaf.experts, jnp.full_like(weights, 1.0 / len(leaf.experts)))
+
+
+uniform = Uniform
+
+
+@pytree
+class Slerp(Operator):
+  """Spherical linear interpolation of exactly two models, tensor by tensor.
+
+      θ = [sin((1-t)Ω) θ₁ + sin(tΩ) θ₂] / sin Ω        Ω = angle between θ₁ and θ₂ as vectors
+
+  Attributes:
+    t: 0 gives the first model, 1 the second; others extrapolate. None takes `w₂ / (w₁ + w₂)`.
+
+  Linear only where sin Ω < 1e-6 (mergekit: from a cosine of 0.9995 on, which most fine-tunes of one
+  base reach). A zero tensor counts as orthogonal to everything. A ValueError: not exactly two models,
+  a t that is not finite, weights that sum to 0.
+
+  >>> import merge_jax as mj
+  >>> ends = [{"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 1.0])}]
+  >>> mj.merge(mj.slerp(0.5), ends)["w"].round(4).tolist()
+  [0.707..., 0.707...]
+  """
+
+  t: ArrayLike | None = None
+  models = 2
+
+  def __post_init__(self) -> None:
+    if self.t is not None:
+      check_number("t", self.t)
+
+  @property
+  def normalize(self) -> bool:  # type: ignore[override]
+    return self.t is None
+
+  def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
+    """The angle between b and the nearer of a and -a; whether that is -a; whether a + b matters."""
+    _, power = jnp.frexp(jnp.maximum(*(jnp.max(jnp.abs(x)) for x in leaf.experts)))
+    a, b = (jnp.ldexp(x, -power) for x in leaf.experts)  # exact; squares would underflow
+    square = jnp.sum(a * a)  # never vdot: that does not shard in Explicit mode
+    square = jnp.where(square == 0, 1.0, square)
+    along = jax.lax.stop_gradient(jnp.sum(a * b) / square)
+    rest = _minus(b, along, a)
+    missed = jnp.sum(rest * a) / square
+    across, along = _root(jnp.sum((rest - missed * a) ** 2) / square), along + missed
+    opposite, zero = along < 0, (along == 0) & (across == 0)
+    angle = jnp.arctan2(across, jnp.where(zero, 1.0, jnp.where(opposite, -along, along)))
+    return jnp.where(zero, math.pi / 2, angle), opposite, along < -0.5
+
+  def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
+    (a, b), (near, opposite, cancels) = leaf.experts, prepared
+    t = weights[1] / (weights[0] + weights[1]) if self.t is None else jnp.asarray(self.t, weights.dtype)
+    angle = jnp.where(opposite, math.pi - near, near)
+    linear = near < 1e-6
+    sine = jnp.sin(jnp.where(linear, 1.0, near))
+
+    def share(s: Array) -> Array:
+      """sin(sΩ) / sin Ω; π - sΩ from `near`, which is exact where Ω is not."""
+      arc = jnp.where(opposite & (s > 0.5), (1.0 - s) * math.pi + s * near, s * angle)
+      return jnp.where(linear, s, jnp.sin(arc) / sine)
+
+    # θ = a sin((½ - t)Ω) / sin(Ω/2) + (a + b) sin(tΩ) / sin Ω, where the formula's terms would cancel.
+    half = jnp.sin(jnp.where(cancels, angle, math.pi) / 2)
+    difference = jnp.where(linear, 1.0 - 2.0 * t, jnp.sin((0.5 - t) * angle) / half)
+    on_a = jnp.where(cancels, difference, share(1.0 - t))
+    return on_a * a + share(t) * jnp.where(cancels, a + b, b)
+
+
+slerp = Slerp
+
+
+def _minus(b: Array, ratio: Array, a: Array) -> Array:
+  """`b - ratio a` without the rounding of the product, by halves whose products are exact (Dekker)."""
+  kind = jnp.finfo(a.dtype)
+
+  def halves(x: Array) -> tuple[Array, Array]:
+    high = jax.lax.reduce_precision(x, kind.nexp, (kind.nmant - 1) // 2)
+    return high, x - high
+
+  (high, low), (a_high, a_low) = halves(ratio), halves(a)
+  return b - high * a_high - high * a_low - low * a_high - low * a_low
+
+
+def _root(square: Array) -> Array:
+  """Square root with gradient 0 at 0, where slerp is linear."""
+  safe = jnp.where(square == 0, 1.0, square)
+  return jnp.where(square == 0, 0.0, jnp.sqrt(safe))

@@ -4,6 +4,8 @@ A name is the dotted path of a leaf (`model.layers.0.mlp.up_proj.weight`), the s
 flat trees, so that rules, weights and random keys carry over from one to the other.
 """
 
+import functools
+import math
 import re
 import zlib
 from collections.abc import Sequence
@@ -45,13 +47,7 @@ makes `layers.mlp.kernel` the stack of `layers.0.mlp.kernel`, `layers.1.mlp.kern
 
 
 def flatten(tree: Any) -> tuple[dict[str, Any], Any]:
-  """Flattens any pytree to `{canonical name: leaf}` and the structure to build it again.
-
-  Args:
-    tree: nested or flat dicts, dataclasses, NNX states, … with array-like leaves.
-
-  Returns:
-    The leaves by name in the tree's own order, and the `PyTreeDef`.
+  """Flattens any pytree to `{canonical name: leaf}`, in its own order, and the `PyTreeDef`.
 
   Raises:
     ValueError: if two leaves have one name (`{"a.b": x, "a": {"b": y}}`).
@@ -70,34 +66,61 @@ def flatten(tree: Any) -> tuple[dict[str, Any], Any]:
   return flat, treedef
 
 
-def axes_of(name: str, ndim: int, rules: AxesRules) -> tuple[Axes, re.Match[str] | None]:
-  """Finds the axes of a leaf and the match that says where a slice's index belongs.
+@functools.lru_cache
+def compiled(patterns: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
+  """Compiles patterns; ValueError that names the first that is not a regular expression."""
+  for pattern in patterns:
+    try:
+      re.compile(pattern)
+    except (re.error, TypeError) as error:
+      raise ValueError(f"Pattern {pattern!r} is not a regular expression: {error}.") from None
+  return tuple(map(re.compile, patterns))
+
+
+def first_match(name: str, patterns: Sequence[str]) -> int | None:
+  """Index of the first pattern that matches the whole name, or None; errors as of `compiled`.
+
+  >>> first_match("model.norm.weight", (r".*embed.*", r".*norm.*", r".*"))
+  1
+  """
+  return next((i for i, one in enumerate(compiled(tuple(patterns))) if one.fullmatch(name)), None)
+
+
+def require_match(name: str, patterns: Sequence[str], owner: str) -> int:
+  """`first_match`; ValueError if there is none."""
+  index = first_match(name, patterns)
+  if index is None:
+    raise ValueError(f"No pattern of the {owner} matches {name!r}; have {list(patterns)}.")
+  return index
+
+
+def axes_of(name: str, shape: tuple[int, ...], rules: AxesRules) -> tuple[Axes, tuple[str, ...]]:
+  """Finds the axes of a leaf, and the names that its slices have as separate tensors.
 
   Raises:
-    ValueError: if an axis lies outside the leaf, or the pattern of a stack has no group.
+    ValueError: if an axis lies outside the leaf or is used twice, or the pattern of a stack has no
+      group.
+
+  >>> axes_of("layers.mlp", (2, 3, 4), ((r"(layers)\\..*", Axes(stack=0, out=(2,))),))[1]
+  ('layers.0.mlp', 'layers.1.mlp')
   """
-  for pattern, axes in rules:
-    if match := re.fullmatch(pattern, name):
-      used = (*axes.out, *(() if axes.stack is None else (axes.stack,)))
-      if any(not 0 <= axis < ndim for axis in used):
-        raise ValueError(f"{name}: {axes} of rule {pattern!r} does not fit a leaf of {ndim} axes.")
-      if axes.stack is not None and not match.re.groups:
-        raise ValueError(
-          f"Axes rule {pattern!r} has a stack axis but no group that says where the index belongs "
-          "in the names of the slices; write for example r'(layers)\\..*'."
-        )
-      return axes, match
-  return Axes(), None
-
-
-def slice_names(name: str, match: re.Match[str], count: int) -> list[str]:
-  """Names that the slices of a stacked leaf have as separate tensors.
-
-  >>> slice_names("layers.mlp", re.fullmatch(r"(layers)\\..*", "layers.mlp"), 2)
-  ['layers.0.mlp', 'layers.1.mlp']
-  """
-  head, tail = name[: match.end(1)], name[match.end(1) :]
-  return [f"{head}.{i}{tail}" for i in range(count)]
+  index = first_match(name, [pattern for pattern, _ in rules])
+  if index is None:
+    return Axes(), (name,)
+  pattern, axes = rules[index]
+  used = axes.out if axes.stack is None else (*axes.out, axes.stack)
+  if len(set(used)) < len(used) or not set(used) <= set(range(len(shape))):
+    raise ValueError(f"{name}: {axes} of rule {pattern!r} does not fit a leaf of {len(shape)} axes.")
+  if axes.stack is None:
+    return axes, (name,)
+  match = re.fullmatch(pattern, name)
+  if match is None or not match.re.groups or match.end(1) < 0:
+    raise ValueError(
+      f"Axes rule {pattern!r} has a stack axis but no group that says where the index belongs "
+      "in the names of the slices; write for example r'(layers)\\..*'."
+    )
+  end = match.end(1)
+  return axes, tuple(f"{name[:end]}.{i}{name[end:]}" for i in range(shape[axes.stack]))
 
 
 def as_matrix(x: Array, axes: Axes = Axes()) -> Array:
@@ -108,30 +131,22 @@ def as_matrix(x: Array, axes: Axes = Axes()) -> Array:
   """
   if x.ndim < 2:
     return x.reshape(1, -1)
-  inner = tuple(a for a in range(x.ndim) if a not in axes.out)
-  moved = jnp.transpose(x, (*axes.out, *inner))
-  rows = 1
-  for axis in axes.out:
-    rows *= x.shape[axis]
-  return moved.reshape(rows, -1)
+  moved = jnp.moveaxis(x, axes.out, range(len(axes.out)))
+  return moved.reshape(math.prod(x.shape[axis] for axis in axes.out), -1)
 
 
 def from_matrix(matrix: Array, shape: tuple[int, ...], axes: Axes = Axes()) -> Array:
   """Undoes `as_matrix` for a tensor of `shape`."""
   if len(shape) < 2:
     return matrix.reshape(shape)
-  order = (*axes.out, *(a for a in range(len(shape)) if a not in axes.out))
-  moved = matrix.reshape([shape[a] for a in order])
-  return jnp.transpose(moved, [order.index(a) for a in range(len(shape))])
+  moved = [shape[a] for a in (*axes.out, *(a for a in range(len(shape)) if a not in axes.out))]
+  return jnp.moveaxis(matrix.reshape(moved), range(len(axes.out)), axes.out)
 
 
 def key_of(key: Array, model: int | str, name: str) -> Array:
   """A random key for one tensor of one model, whatever the order in which tensors are merged.
 
-  Args:
-    key: the seed of the whole merge.
-    model: position or name of the model; a name makes the result independent of the order.
-    name: canonical name of the tensor.
+  `model` is a position, or a name that makes the key independent of the order of the models.
   """
   number = model if isinstance(model, int) else zlib.crc32(model.encode())
   return jax.random.fold_in(jax.random.fold_in(key, number), zlib.crc32(name.encode()))

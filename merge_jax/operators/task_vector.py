@@ -1,7 +1,4 @@
-"""Task-vector methods: one operator made of blocks, and its presets.
-
-task vectors -> sparsify -> reduce -> times scaling -> add to base
-"""
+"""Task-vector methods: one operator made of blocks, and its presets."""
 
 import dataclasses
 from typing import Any
@@ -11,15 +8,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from merge_jax.operators import reduce as reducers
-from merge_jax.operators import sparsify as sparsifiers
-from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree
-from merge_jax.operators.reduce import AgreeingMean, Reducer, WeightedSum
-from merge_jax.operators.sparsify import Sparsifier, check_choice, drop, trim
+from merge_jax.operators import blocks
+from merge_jax.operators.blocks import AgreeingMean, Reducer, Sparsifier, WeightedSum, drop, trim
+from merge_jax.operators.core import Leaf, Operator, PyTree, Survey, Surveyed, check_number, pytree
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class TaskVector(Operator):
   """`θ = θ₀ + λ reduce(sparsify(θ₁ - θ₀), …)`, from blocks.
 
@@ -27,6 +21,9 @@ class TaskVector(Operator):
     sparsify: sparsifiers, applied in order.
     reduce: makes one task vector of K.
     scaling: λ.
+
+  Raises:
+    ValueError: blocks of another kind, or a concrete scaling that is not finite.
 
   >>> import merge_jax as mj
   >>> own = TaskVector((mj.trim(0.5), mj.drop(0.9)), mj.AgreeingMean(), 1.0)  # trim, then drop
@@ -39,110 +36,60 @@ class TaskVector(Operator):
   scaling: ArrayLike = 1.0
   needs_base = True
 
+  def __post_init__(self) -> None:
+    check_number("scaling", self.scaling)
+    if not isinstance(self.sparsify, tuple) or not all(isinstance(x, Sparsifier) for x in self.sparsify):
+      raise ValueError(f"sparsify is {self.sparsify!r}; expected a tuple of sparsifiers, as (trim(0.2),).")
+    if not isinstance(self.reduce, Reducer):
+      raise ValueError(f"reduce is {self.reduce!r}; expected a reducer, as WeightedSum().")
+
   @property
   def needs_key(self) -> bool:  # type: ignore[override]
     return any(block.random for block in self.sparsify)
 
-  def survey(self) -> tuple[Any, ...]:
-    stages = [_Stage(self, i) for i, block in enumerate(self.sparsify) if block.surveys]
-    return (*stages, _Last(self)) if self.reduce.surveys else tuple(stages)
+  @property
+  def normalize(self) -> bool:  # type: ignore[override]
+    return self.reduce.normalize
 
-  def prepare(self, leaf: Leaf, surveyed: tuple[PyTree, ...]) -> PyTree:
-    return (
-      self._fits(leaf, surveyed, len(self.sparsify))[1],
-      surveyed[-1][0] if self.reduce.surveys else (),
-    )
+  def survey(self) -> tuple[Survey, ...]:
+    surveys = (block.survey() for block in (*self.sparsify, self.reduce))
+    return tuple(survey for survey in surveys if survey is not None)
+
+  def observe(self, leaf: Leaf, surveyed: Surveyed) -> Leaf:
+    return Leaf(self._sparse(leaf, surveyed)[0])
+
+  def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
+    return self._sparse(leaf, surveyed)[1], surveyed[-1] if self.reduce.survey() is not None else ()
 
   def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
-    fits, elected = prepared
-    deltas = []
-    for delta, aux in zip(_deltas(leaf), fits, strict=True):
-      for block, fit in zip(self.sparsify, aux, strict=True):
-        delta = block.apply(fit, delta)
-      deltas.append(delta)
-    merged = self.reduce.reduce(tuple(deltas), weights, elected)
-    return _base(leaf) + jnp.asarray(self.scaling, jnp.float32) * merged
+    fits, surveyed = prepared
+    base, deltas = _task_vectors(leaf)
+    for block, fit in zip(self.sparsify, fits, strict=True):
+      deltas = tuple(map(block.apply, fit, deltas))
+    return base + jnp.asarray(self.scaling, base.dtype) * self.reduce.reduce(deltas, weights, surveyed)
 
-  def _fits(
-    self, leaf: Leaf, surveyed: tuple[PyTree, ...], stages: int
-  ) -> tuple[tuple[Array, ...], tuple[PyTree, ...]]:
-    """Task vectors after the first `stages` blocks, and what these blocks fitted."""
-    deltas, fits = [], []
-    for model, delta in enumerate(_deltas(leaf)):
-      aux, results = [], iter(surveyed)
-      for i, block in enumerate(self.sparsify[:stages]):
-        key = None
-        if block.random and leaf.keys is not None:
-          key = jax.random.fold_in(leaf.keys[model], i)
-        fit = block.fit(delta, key, next(results)[model] if block.surveys else ())
-        delta = block.apply(fit, delta)
-        aux.append(fit)
-      deltas.append(delta)
-      fits.append(tuple(aux))
-    return tuple(deltas), tuple(fits)
+  def _sparse(self, leaf: Leaf, surveyed: Surveyed) -> tuple[tuple[Array, ...], list[PyTree]]:
+    """Task vectors up to the first block whose survey has no result yet, and what was fitted to them."""
+    deltas, fits, results = _task_vectors(leaf)[1], [], list(surveyed)
+    for i, block in enumerate(self.sparsify):
+      keys: Any = [None] * len(deltas)
+      found = keys
+      if block.survey() is not None:
+        if not results:
+          break
+        found = results.pop(0)
+      if block.random and leaf.keys is not None:
+        keys = [jax.random.fold_in(key, i) for key in leaf.keys]
+      fits.append(tuple(map(block.fit, deltas, keys, found)))
+      deltas = tuple(map(block.apply, fits[-1], deltas))
+    return deltas, fits
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Stage:
-  """The survey of one sparsifier: a fold for each model, side by side."""
-
-  operator: TaskVector
-  stage: int = dataclasses.field(metadata=STATIC)
-
-  @property
-  def block(self) -> Sparsifier:
-    return self.operator.sparsify[self.stage]
-
-  def init(self, size: int, count: int) -> PyTree:
-    return tuple(self.block.init(size) for _ in range(count))
-
-  def measure(self, carry: PyTree, leaf: Leaf, surveyed: tuple[PyTree, ...]) -> PyTree:
-    deltas, _ = self.operator._fits(leaf, surveyed, self.stage)
-    return tuple(self.block.measure(c, delta) for c, delta in zip(carry, deltas, strict=True))
-
-  def update(self, carry: PyTree, total: PyTree) -> PyTree:
-    models = zip(carry, total, strict=True)
-    return tuple(_keep(self.block.done(c), c, self.block.update(c, t)) for c, t in models)
-
-  def done(self, carry: PyTree) -> Array:
-    return jnp.all(jnp.stack([self.block.done(c) for c in carry]))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Last:
-  """The survey of the reducer: one pass over the sparse task vectors of all models."""
-
-  operator: TaskVector
-
-  def init(self, size: int, count: int) -> PyTree:
-    return jnp.float32(0), jnp.array(False)
-
-  def measure(self, carry: PyTree, leaf: Leaf, surveyed: tuple[PyTree, ...]) -> PyTree:
-    deltas, _ = self.operator._fits(leaf, surveyed, len(self.operator.sparsify))
-    return self.operator.reduce.measure(deltas)
-
-  def update(self, carry: PyTree, total: PyTree) -> PyTree:
-    return self.operator.reduce.result(total), jnp.array(True)
-
-  def done(self, carry: PyTree) -> Array:
-    return carry[1]
-
-
-def _keep(condition: Array, old: PyTree, new: PyTree) -> PyTree:
-  return jax.tree.map(lambda a, b: jnp.where(condition, a, b), old, new)
-
-
-def _base(leaf: Leaf) -> Array:
+def _task_vectors(leaf: Leaf) -> tuple[Array, tuple[Array, ...]]:
+  """The base, and the differences to it."""
   if leaf.base is None:
     raise ValueError("Task-vector methods need a base.")
-  return leaf.base.astype(jnp.float32)
-
-
-def _deltas(leaf: Leaf) -> list[Array]:
-  base = _base(leaf)
-  return [expert.astype(jnp.float32) - base for expert in leaf.experts]
+  return leaf.base, tuple(expert - leaf.base for expert in leaf.experts)
 
 
 def task_arithmetic(*, scaling: ArrayLike = 1.0, normalize: bool = False) -> TaskVector:
@@ -167,11 +114,11 @@ def ties(
   density: ArrayLike = 0.2,
   *,
   scaling: ArrayLike = 1.0,
-  scope: sparsifiers.Scope = "model",
-  keep: sparsifiers.Keep = "threshold",
-  election: reducers.Election = "unweighted",
-  divisor: reducers.Divisor = "count",
-  zero_sign: reducers.ZeroSign = "majority",
+  scope: blocks.Scope = "model",
+  keep: blocks.Keep = "threshold",
+  election: blocks.Election = "unweighted",
+  divisor: blocks.Divisor = "count",
+  zero_sign: blocks.ZeroSign = "majority",
 ) -> TaskVector:
   """TIES: trim each task vector, elect a sign for each element, average what agrees.
 
@@ -193,9 +140,8 @@ def ties(
   >>> mj.merge(mj.ties(density=0.5, scope="tensor"), experts, base=base)["w"].tolist()
   [2.0, -2.0, 0.0]
   """
-  return TaskVector(
-    (trim(density, scope=scope, keep=keep),), _agreeing(election, divisor, zero_sign), scaling
-  )
+  reduce = AgreeingMean(election, divisor, zero_sign)
+  return TaskVector((trim(density, scope=scope, keep=keep),), reduce, scaling)
 
 
 def dare_ties(
@@ -203,17 +149,16 @@ def dare_ties(
   *,
   scaling: ArrayLike = 1.0,
   rescale: bool = True,
-  election: reducers.Election = "unweighted",
-  divisor: reducers.Divisor = "count",
-  zero_sign: reducers.ZeroSign = "majority",
+  election: blocks.Election = "unweighted",
+  divisor: blocks.Divisor = "count",
+  zero_sign: blocks.ZeroSign = "majority",
 ) -> TaskVector:
   """DARE in place of the trim of TIES: drop elements at random and rescale, elect, average.
 
       mᵢ ~ Bernoulli(density)     τ̂ᵢ = mᵢ (θᵢ - θ₀) / density     then as `ties`
 
   Args:
-    density: probability that an element is kept, 1 - drop rate; has no default, the authors use
-      0.1 … 0.9.
+    density: probability that an element is kept, 1 - drop rate; the authors use 0.1 … 0.9.
     scaling: λ.
     rescale: divide what is kept by the density.
     election, divisor, zero_sign: see `AgreeingMean`.
@@ -225,13 +170,4 @@ def dare_ties(
   >>> mj.merge(mj.dare_ties(1.0), experts, base=base, key=jax.random.key(0))["w"].tolist()
   [1.0, 2.0]
   """
-  return TaskVector((drop(density, rescale=rescale),), _agreeing(election, divisor, zero_sign), scaling)
-
-
-def _agreeing(
-  election: reducers.Election, divisor: reducers.Divisor, zero_sign: reducers.ZeroSign
-) -> AgreeingMean:
-  check_choice("election", election, ("unweighted", "weighted"))
-  check_choice("divisor", divisor, ("count", "weights", "none"))
-  check_choice("zero_sign", zero_sign, ("majority", "positive", "neither"))
-  return AgreeingMean(election, divisor, zero_sign)
+  return TaskVector((drop(density, rescale=rescale),), AgreeingMean(election, divisor, zero_sign), scaling)

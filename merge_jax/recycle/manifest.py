@@ -1,90 +1,106 @@
 """What a run was made from, so that a resumed one is the same one or is refused."""
 
-import dataclasses
-import hashlib
 import importlib.metadata
+import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import msgspec
 
 import merge_jax
+from merge_jax import decoding, storage
 from merge_jax.checkpoints import Checkpoint
-from merge_jax.recycle.pool import Inputs
-from merge_jax.recycle.settings import Settings
+from merge_jax.recycle.settings import Settings, to_mapping
 
-BLOCK, BLOCKS = 1 << 16, 64
 LIBRARIES = ("jax", "jaxlib", "flax", "numpy", "cma", "tokenizers")
+NAME = "manifest.json"
+FREE = ("output_dir", "allow_version_change")
+"""Settings that may differ when a run is resumed."""
+GROWING = ("budget", "seconds")
+"""Settings of the search that may grow."""
 
 
-def build(settings: Settings, inputs: Inputs) -> dict[str, Any]:
-  """Config, versions, devices, and a digest of every input."""
-  config = dataclasses.asdict(settings)
-  for name in ("output_dir", "allow_version_change"):
-    config.pop(name)
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+  """The content of `manifest.json`.
+
+  Attributes:
+    config: the settings, but for those of this machine.
+    versions: of libraries and Python, by name.
+    devices: kinds of JAX's devices.
+    inputs: a digest of every checkpoint and task file, by path.
+  """
+
+  config: dict[str, Any]
+  versions: dict[str, str]
+  devices: list[str]
+  inputs: dict[str, str]
+
+
+def make(settings: Settings, checkpoints: Sequence[Checkpoint], tasks: Mapping[str, str]) -> Manifest:
+  """Config, versions, devices, and a digest of every input.
+
+  Args:
+    settings: of the job.
+    checkpoints: the pool, and its base if it has one.
+    tasks: digests of the task files, by path.
+  """
+  config = {name: value for name, value in to_mapping(settings).items() if name not in FREE}
   versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-  digests = {c.path.as_posix(): digest(c) for c in inputs.pool}
-  if inputs.base is not None:
-    digests[inputs.base.path.as_posix()] = digest(inputs.base)
-  if inputs.splits is not None:
-    for spec in (*settings.tasks, *settings.heldout_tasks):
-      path = Path(spec) if Path(spec).is_file() else Path(spec.rpartition(":")[0])
-      digests[path.as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
-  return {
-    "config": _plain(config),
-    "versions": {
-      "merge_jax": merge_jax.__version__,
-      "python": platform.python_version(),
-      **versions,
-    },
-    "devices": [device.device_kind for device in jax.devices()],
-    "inputs": digests,
-  }
+  digests = {c.path.as_posix(): storage.digest(c.files(), c.path) for c in checkpoints}
+  own = {"merge_jax": merge_jax.__version__, "python": platform.python_version()}
+  return Manifest(
+    config, own | versions, [device.device_kind for device in jax.devices()], digests | dict(tasks)
+  )
 
 
-def digest(checkpoint: Checkpoint) -> str:
-  """A digest of names, sizes and up to 64 evenly spaced blocks of every file of a checkpoint.
+def text(manifest: Manifest) -> str:
+  """The file's content."""
+  return json.dumps(msgspec.to_builtins(manifest), indent=2) + "\n"
 
-  A pool of terabytes is told apart in seconds; a file below 4 MiB is read whole.
+
+def read(folder: Path) -> Manifest | None:
+  """The manifest of a folder, or None if there is none.
+
+  Raises:
+    ValueError: it is not what a job writes.
   """
-  total = hashlib.sha256()
-  for file in sorted(path for path in checkpoint.path.rglob("*") if path.is_file()):
-    size = file.stat().st_size
-    total.update(f"{file.relative_to(checkpoint.path)}\0{size}\0".encode())
-    with file.open("rb") as stream:
-      if size <= BLOCK * BLOCKS:
-        total.update(stream.read())
-        continue
-      for i in range(BLOCKS):
-        stream.seek(i * (size - BLOCK) // (BLOCKS - 1))
-        total.update(stream.read(BLOCK))
-  return total.hexdigest()
+  path = folder / NAME
+  return decoding.decode(storage.read_bytes(path), Manifest, str(path)) if path.exists() else None
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-  """What differs between two manifests, one readable line each.
+def changes(old: Manifest, new: Manifest, *, versions: bool = True) -> list[str]:
+  """What a resumed run has otherwise, one readable line each; a larger budget is not among it.
 
-  >>> differences({"config": {"seed": 0}}, {"config": {"seed": 1}})
-  ['config.seed: 0 -> 1']
+  Args:
+    old, new: as stored, and as started now.
+    versions: whether versions and devices count.
   """
+  found = _differences(old.config, new.config, "config.")
+  if versions:
+    found += _differences(old.versions, new.versions, "versions.")
+    found += [f"devices: {old.devices} -> {new.devices}"] * (old.devices != new.devices)
+  for path in sorted(old.inputs.keys() | new.inputs.keys()):
+    if path not in old.inputs or path not in new.inputs:
+      found.append(f"inputs.{path}: " + ("not used before" if path in new.inputs else "not used any more"))
+    elif old.inputs[path] != new.inputs[path]:
+      found.append(f"inputs.{path}: the files changed")
+  return found
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[str]:
   lines = []
-  for key in sorted(old.keys() | new.keys(), key=str):
+  for key in sorted(old.keys() | new.keys()):
     a, b = old.get(key, "absent"), new.get(key, "absent")
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-      lines += differences(a, b, f"{prefix}{key}.")
-    elif a != b:
-      if prefix == "inputs.":
-        lines.append(f"{prefix}{key}: " + ("the files changed" if "absent" not in (a, b) else
-                     "not used before" if a == "absent" else "not used any more"))  # fmt: skip
-      else:
-        lines.append(f"{prefix}{key}: {a} -> {b}")
+      lines += _differences(a, b, f"{prefix}{key}.")
+    elif a != b and not (prefix == "config.search." and key in GROWING and _grows(a, b)):
+      lines.append(f"{prefix}{key}: {a} -> {b}")
   return lines
 
 
-def _plain(value: Any) -> Any:
-  """As JSON gives it back: lists for tuples."""
-  if isinstance(value, Mapping):
-    return {str(key): _plain(item) for key, item in value.items()}
-  return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+def _grows(old: Any, new: Any) -> bool:
+  """Whether a limit grew; 0 is none."""
+  return isinstance(old, int | float) and old > 0 and (new == 0 or new > old)

@@ -1,189 +1,146 @@
 """From a finished search to `result.json`: rows, differences, front, analyses, cost."""
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from merge_jax.evals import uncertainty
-from merge_jax.recycle.pool import Inputs, Pool
-from merge_jax.recycle.settings import Settings
+from merge_jax import decoding, storage
+from merge_jax.checkpoints import Checkpoint
+from merge_jax.evals import Examples, uncertainty
+from merge_jax.recycle.problem import Problem
 from merge_jax.search import analysis, final, pareto
-from merge_jax.search.fitness import Fitness
-from merge_jax.search.journal import Candidate, Record
-from merge_jax.search.loop import Evaluation, Result
+from merge_jax.search.journal import Journal, Record
+from merge_jax.search.loop import Objective, Progress, Result, measure
+from merge_jax.search.point import Candidate
+from merge_jax.search.scores import nullable, nullables, signed
 
 
 def conclude(
-  settings: Settings, inputs: Inputs, pool: Pool, found: Result
+  problem: Problem, objective: Objective, journal: Journal, found: Result, progress: Progress
 ) -> tuple[dict[str, Any], Candidate]:
-  """Scores the finalists, selects, measures on test examples once.
+  """Scores the finalists, selects, measures on test examples.
 
   Returns:
     The content of `result.json`, and the selected candidate.
   """
-  fitness, records = inputs.fitness, found.records
-  rows = final.rows(records, fitness, len(inputs.pool), found.mean)
-  scores = _Cache(pool, inputs, records)
-  validation = {name: scores.plain(rows[name], "validation") for name in final.finalists(rows)}
-  chosen = final.select(
-    {n: {"scores": _nulls(e.scores), "losses": _nulls(e.losses)} for n, e in validation.items()},
-    fitness, records,
-  )  # fmt: skip
-  rows["selected"] = rows[chosen]
-  validation["selected"] = validation[chosen]
+  fitness, records, suite = problem.fitness, found.records, problem.suite
+  rows = final.rows(records, fitness, len(problem.pool), problem.method, found.mean)
+  names = final.finalists(rows)
+
+  def scored(split: str, chosen: Sequence[str]) -> dict[str, Record]:
+    made = measure([rows[name] for name in chosen], split, objective, journal, progress=progress)
+    return dict(zip(chosen, made, strict=True))
+
+  validation = scored("validation", names)
+  selected = final.select(validation, fitness, records)
+  rows["selected"], validation["selected"] = rows[selected], validation[selected]
+  search, test = scored("search", list(rows)), scored("test", list(rows))
+  heldout = scored("heldout", list(validation)) if "heldout" in suite.splits else {}
+
+  def averaged(record: Record) -> dict[str, float | None]:
+    """Scores by task and their mean; what is better low enters the mean with a minus."""
+    mean = signed([record.scores], fitness.tasks, fitness.signs).mean()
+    return {task: record.scores[task] for task in fitness.tasks} | {"average": nullable(mean)}
+
   table = []
   for name, candidate in rows.items():
     row: dict[str, Any] = {
-      "name": name,
-      "method": "linear" if settings.search.space != "free" else candidate.method,
-      "weights": list(candidate.weights),
-      "search": _averaged(scores.plain(candidate, "search").scores, fitness),
-    }
+      "name": name, "method": candidate.method, "weights": candidate.point.weights,
+      "numbers": candidate.point.numbers, "search": averaged(search[name]),
+    }  # fmt: skip
     if name in validation:
-      row["validation"] = _averaged(validation[name].scores, fitness)
-    row["test"] = _averaged(scores.plain(candidate, "test").scores, fitness)
-    examples = scores.examples(candidate, "test")
-    if examples is None:
-      row["test_stderr"] = None
-    else:
-      row["test_stderr"] = _nulls(uncertainty.standard_errors(examples, settings.bootstrap))
-    if "heldout" in inputs.batches and name in validation:
-      heldout = scores.plain(candidate, "heldout").scores
-      row["heldout"] = _nulls(heldout)
+      row["validation"] = averaged(validation[name])
+    row["test"] = averaged(test[name])
+    row["test_stderr"] = _errors(test[name], problem)
+    if name in heldout:
+      row["heldout"] = heldout[name].scores
     table.append(row)
-  points = points_of(records, fitness)
-  lowest = np.where(np.isfinite(points), points, np.inf)[: len(inputs.pool)].min(axis=0)
+  points = signed([r.scores for r in records], fitness.tasks, fitness.signs)
+  singles = points[: len(problem.pool)]
+  lowest = np.where(np.isfinite(singles), singles, np.inf).min(axis=0)
   reference = np.where(np.isfinite(lowest), lowest, 0.0)
+  sizes = {split: suite.sizes(split) for split in suite.splits}
   result = {
-    "checkpoints": inputs.labels,
+    "checkpoints": problem.labels,
     "tasks": [
-      {"name": task, "metric": metric, "examples": _sizes(inputs, task)}
-      for task, metric in zip(fitness.tasks, _metrics(inputs), strict=True)
+      task._asdict() | {"examples": {s: n[task.name] for s, n in sizes.items() if task.name in n}}
+      for task in suite.tasks
     ],
-    "selected_from": chosen,
+    "selected_from": selected,
     "rows": table,
-    "differences": _differences(rows, scores, fitness, settings.bootstrap),
+    "differences": [
+      {"row": name, **_difference(test["selected"], test[name], problem)}
+      for name in rows if name != "selected"
+    ],
     "pareto": {
       "front": np.flatnonzero(pareto.front(points)).tolist(),
       "reference": reference.tolist(),
       "hypervolume": pareto.hypervolume(points, reference),
-      "hypervolume_singles": pareto.hypervolume(points[: len(inputs.pool)], reference),
+      "hypervolume_singles": pareto.hypervolume(singles, reference),
     },
     "analysis": analysis.analyse(records, fitness),
-    "cost": _cost(settings, inputs, records),
-    "notes": inputs.notes,
-  }
-  return result, rows[chosen]
-
-
-def points_of(records: list[Record], fitness: Fitness) -> np.ndarray:
-  """Scores of all evaluated candidates, higher is better: `[records, tasks]`."""
-  raw = [[np.nan if r.scores[t] is None else r.scores[t] for t in fitness.tasks] for r in records]
-  return np.array(raw, np.float64) * np.array(fitness.signs)
-
-
-class _Cache:
-  """Evaluates each candidate once a split; the journal has the search scores already."""
-
-  def __init__(self, pool: Pool, inputs: Inputs, records: list[Record]):
-    self._pool, self._inputs = pool, inputs
-    self._examples: dict[tuple[str, tuple[float, ...], str], Any] = {}
-    self._plain: dict[tuple[str, tuple[float, ...], str], Evaluation] = {}
-    for record in records:
-      known = {t: np.nan if v is None else v for t, v in record.scores.items()}
-      self._plain[record.method, record.weights, "search"] = Evaluation(known)
-
-  def examples(self, candidate: Candidate, split: str) -> Any:
-    key = (candidate.method, candidate.weights, split)
-    if key not in self._examples:
-      self._examples[key] = self._pool.objective.examples(candidate, split)
-    return self._examples[key]
-
-  def plain(self, candidate: Candidate, split: str) -> Evaluation:
-    key = (candidate.method, candidate.weights, split)
-    if key not in self._plain:
-      examples = self.examples(candidate, split)
-      if examples is None:
-        self._plain[key] = self._pool.objective.evaluate(candidate, split)
-      else:
-        self._plain[key] = Evaluation(examples.scores(), examples.scores(loss=True))
-    return self._plain[key]
-
-
-def _nulls(values: Any) -> Any:
-  if values is None:
-    return None
-  return {name: float(v) if np.isfinite(v) else None for name, v in values.items()}
-
-
-def _averaged(scores: dict[str, float], fitness: Fitness) -> dict[str, float | None]:
-  """Scores by task and their mean; a loss enters the mean with a minus."""
-  values = np.array([scores[task] for task in fitness.tasks]) * np.array(fitness.signs)
-  return _nulls({task: scores[task] for task in fitness.tasks} | {"average": values.mean()})
-
-
-def _differences(
-  rows: dict[str, Candidate], scores: _Cache, fitness: Fitness, draws: int
-) -> list[dict[str, Any]]:
-  """Test gain of the selected model over every other row, mean over tasks, with paired errors."""
-  lines = []
-  for name, candidate in rows.items():
-    if name == "selected":
-      continue
-    mine, other = (scores.examples(rows[n], "test") for n in ("selected", name))
-    if mine is not None:
-      gain, error = uncertainty.paired_difference(mine, other, draws)
-      lines.append({"row": name, **_nulls({"gain": gain, "stderr": error})})
-      continue
-    averages = [_averaged(scores.plain(c, "test").scores, fitness)["average"]
-                for c in (rows["selected"], candidate)]  # fmt: skip
-    known = averages[0] is not None and averages[1] is not None
-    gain = float(averages[0] or 0) - float(averages[1] or 0)
-    lines.append({"row": name, "gain": gain if known else None, "stderr": None})
-  return lines
-
-
-def _metrics(inputs: Inputs) -> list[str]:
-  if inputs.splits is None:
-    return ["score"] * len(inputs.fitness.tasks)
-  return [task.metric for task in inputs.splits["search"]]
-
-
-def _sizes(inputs: Inputs, name: str) -> dict[str, int] | None:
-  if inputs.splits is None:
-    return None
-  return {
-    split: len(task.examples)
-    for split, tasks in inputs.splits.items() for task in tasks if task.name == name
+    "cost": _cost(problem, records, journal.records),
+    "notes": suite.notes,
   }  # fmt: skip
+  return json.loads(json.dumps(result, allow_nan=False)), rows[selected]
 
 
-def _cost(settings: Settings, inputs: Inputs, records: list[Record]) -> dict[str, Any]:
+def _errors(record: Record, problem: Problem) -> dict[str, float | None] | None:
+  """Bootstrap errors by task, where every example's score is known."""
+  if record.examples is None:
+    return None
+  examples = Examples.from_plain(record.examples, _signs(problem))
+  return nullables(uncertainty.standard_errors(examples, problem.settings.bootstrap))
+
+
+def _difference(mine: Record, other: Record, problem: Problem) -> dict[str, float | None]:
+  """Test gain of one merge over another, mean over tasks, with its paired error."""
+  fitness = problem.fitness
+  if mine.examples is None or other.examples is None:
+    means = signed([mine.scores, other.scores], fitness.tasks, fitness.signs).mean(axis=1)
+    return {"gain": nullable(means[0] - means[1]), "stderr": None}
+  a, b = (Examples.from_plain(plain, _signs(problem)) for plain in (mine.examples, other.examples))
+  gain, error = uncertainty.paired_difference(a, b, problem.settings.bootstrap)
+  return {"gain": nullable(gain), "stderr": nullable(error)}
+
+
+def _signs(problem: Problem) -> dict[str, float]:
+  return dict(zip(problem.suite.names, problem.suite.signs, strict=True))
+
+
+def _cost(problem: Problem, searched: Sequence[Record], everything: Sequence[Record]) -> dict[str, Any]:
   """Evaluations, seconds and FLOPs: 2 per parameter and token to evaluate, 6 to train."""
-  parameters = inputs.pool[0].parameters
-  merging = 2 * parameters * len(inputs.pool) * len(records)
-  evaluating = 2 * parameters * inputs.tokens * len(records)
-  tokens = read_training_tokens(inputs)
-  training = 6 * parameters * tokens if tokens else None
-  search = merging + evaluating if inputs.tokens else None
+  parameters, tokens = problem.pool[0].parameters, problem.suite.tokens("search")
+  one = 2 * parameters * (len(problem.pool) + tokens)
+  flops = one * len(searched) if tokens else None
+  trained = training_tokens(problem.checkpoints)
+  training = 6 * parameters * trained if trained else None
+  seconds = sum(record.seconds for record in searched)
   return {
-    "evaluations": len(records),
-    "budget": settings.search.budget,
-    "seconds": round(sum(record.seconds for record in records), 3),
-    "tokens_per_evaluation": inputs.tokens or None,
-    "search_flops": search,
+    "evaluations": len(searched),
+    "budget": problem.settings.search.budget,
+    "seconds": round(seconds, 3),
+    "final_seconds": round(sum(record.seconds for record in everything) - seconds, 3),
+    "tokens_per_evaluation": tokens or None,
+    "search_flops": flops,
     "training_flops": training,
-    "share_of_training": search / training if search and training else None,
+    "share_of_training": flops / training if flops and training else None,
   }
 
 
-def read_training_tokens(inputs: Inputs) -> int | None:
-  """Tokens that training read, from the `training.json` of all checkpoints and the base."""
+def training_tokens(checkpoints: Sequence[Checkpoint]) -> int | None:
+  """Tokens that training read, from the `training.json` of all checkpoints; None where one does not say."""
   total = 0
-  for checkpoint in (*inputs.pool, *([inputs.base] if inputs.base else [])):
+  for checkpoint in checkpoints:
     path = checkpoint.path / "training.json"
-    if not path.is_file():
+    try:
+      about: Mapping[str, Any] = decoding.decode(storage.read_bytes(path), dict[str, Any], str(path))
+    except (ValueError, OSError):  # somebody else's file of this name, or none
       return None
-    total += int(json.loads(path.read_text())["tokens"])
+    tokens = about.get("tokens")
+    if not isinstance(tokens, int):
+      return None
+    total += tokens
   return total

@@ -1,6 +1,7 @@
 """The figures of a search: Pareto scatters, weights, fitness by evaluation, correlations."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -21,12 +22,24 @@ STYLE: Any = {
 }  # fmt: skip
 
 
+Record = Mapping[str, Any]
+
+
 def signs_of(result: Mapping[str, Any]) -> dict[str, float]:
   """+1 for tasks where higher is better."""
-  return {task["name"]: -1.0 if task["metric"] == "loss" else 1.0 for task in result["tasks"]}
+  return {task["name"]: task["sign"] for task in result["tasks"]}
 
 
-def pareto(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Figure:
+def plain(text: str) -> str:
+  r"""A name as it is: a dollar would start a formula.
+
+  >>> plain("a$b")
+  'a\\$b'
+  """
+  return text.replace("$", r"\$")
+
+
+def pareto(result: Mapping[str, Any], records: Sequence[Record]) -> Figure:
   """Search scores of every evaluated candidate, a panel for each pair of tasks."""
   tasks, signs = [task["name"] for task in result["tasks"]], signs_of(result)
   rows = {row["name"]: row for row in result["rows"]}
@@ -55,7 +68,7 @@ def pareto(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> F
 
 
 def _scatter(
-  axis: Any, records: Sequence[Mapping[str, Any]], rows: Mapping[str, Any], x: str, y: str,
+  axis: Any, records: Sequence[Record], rows: Mapping[str, Any], x: str, y: str,
   signs: Mapping[str, float],
 ) -> None:  # fmt: skip
   from merge_jax.search.pareto import front
@@ -81,8 +94,8 @@ def _scatter(
   outside = _zoom(axis, both * [signs[x], signs[y]], [signs[x], signs[y]])
   if outside:
     axis.text(0.02, 0.02, f"{outside} outside", transform=axis.transAxes, fontsize=7, color="#5b6470")
-  axis.set_xlabel(x + (" (lower is better)" if signs[x] < 0 else ""))
-  axis.set_ylabel(y + (" (lower is better)" if signs[y] < 0 else ""))
+  axis.set_xlabel(plain(x) + (" (lower is better)" if signs[x] < 0 else ""))
+  axis.set_ylabel(plain(y) + (" (lower is better)" if signs[y] < 0 else ""))
 
 
 def _zoom(axis: Any, points: np.ndarray, signs: Sequence[float]) -> int:
@@ -102,18 +115,20 @@ def _zoom(axis: Any, points: np.ndarray, signs: Sequence[float]) -> int:
   return int((finite < low - margin).any(axis=1).sum())
 
 
-def weights(result: Mapping[str, Any]) -> Figure:
+def weights(result: Mapping[str, Any], records: Sequence[Record]) -> Figure:
   """Weights of the selected merge and of the five best solutions, as a heat map."""
+  del records
   rows = {row["name"]: row for row in result["rows"]}
-  top = result["analysis"]["top_weights"]
-  table = np.array([rows["selected"]["weights"], *top])
+  top = result["analysis"]["top_points"]
+  # Where groups of tensors have weights of their own, their mean is shown.
+  table = np.array([np.atleast_2d(one["weights"]).mean(axis=0) for one in (rows["selected"], *top)])
   names = ["selected", *(f"best {i + 1}" for i in range(len(top)))]
   limit = max(float(np.abs(table).max()), 1e-6)
   with plt.rc_context(STYLE):
     figure, axis = plt.subplots(figsize=(1.6 + 0.62 * table.shape[1], 0.9 + 0.36 * len(table)))
     image = axis.imshow(table, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     axis.set_yticks(range(len(names)), names)
-    axis.set_xticks(range(table.shape[1]), result["checkpoints"], rotation=40, ha="right")
+    axis.set_xticks(range(table.shape[1]), map(plain, result["checkpoints"]), rotation=40, ha="right")
     for i, j in np.ndindex(*table.shape):
       dark = abs(table[i, j]) > 0.6 * limit
       axis.text(j, i, f"{table[i, j]:.2f}", ha="center", va="center", fontsize=7.5,
@@ -123,14 +138,16 @@ def weights(result: Mapping[str, Any]) -> Figure:
   return figure
 
 
-def fitness(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Figure:
+def fitness(result: Mapping[str, Any], records: Sequence[Record]) -> Figure:
   """Fitness of every evaluation in order, and the best so far."""
-  values = np.array([np.nan if v is None else v for v in result["analysis"]["fitness_by_evaluation"]])
-  kinds = np.array([record["method"] for record in records])
+  del result
+  from merge_jax.search.baselines import KINDS
+
+  values = np.array([r["fitness"] for r in records], np.float64)
   steps = np.arange(len(values))
   with plt.rc_context(STYLE):
     figure, axis = plt.subplots(figsize=(6.6, 2.7))
-    known = kinds == "linear"
+    known = np.array([record["kind"] in KINDS for record in records])
     axis.scatter(steps[known], values[known], s=14, color=BLUE, label="known points")
     axis.scatter(steps[~known], values[~known], s=10, color=GREY, label="search")
     if np.isfinite(values).any():
@@ -147,9 +164,10 @@ def fitness(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> 
   return figure
 
 
-def correlations(result: Mapping[str, Any]) -> Figure:
+def correlations(result: Mapping[str, Any], records: Sequence[Record]) -> Figure:
   """Rank correlation of tasks over the single checkpoints: red where they trade off."""
-  tasks = [task["name"] for task in result["tasks"]]
+  del records
+  tasks = [plain(task["name"]) for task in result["tasks"]]
   table = np.array(
     [[np.nan if v is None else v for v in row] for row in result["analysis"]["task_spearman"]],
     float,
@@ -168,10 +186,19 @@ def correlations(result: Mapping[str, Any]) -> Figure:
   return figure
 
 
-def draw(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
-  """All figures that a result has data for, by name."""
-  figures = {"weights": weights(result), "fitness": fitness(result, records)}
-  if len(result["tasks"]) > 1:
-    figures["pareto"] = pareto(result, records)
-    figures["correlations"] = correlations(result)
-  return figures
+FIGURES: dict[str, Callable[[Mapping[str, Any], Sequence[Record]], Figure]] = {
+  "weights": weights, "fitness": fitness, "pareto": pareto, "correlations": correlations,
+}  # fmt: skip
+BETWEEN_TASKS = ("pareto", "correlations")
+
+
+def draw(result: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Callable[[], Figure]]:
+  """All figures that a result has data for, by name; each is drawn when it is called.
+
+  Args:
+    result: content of `result.json`.
+    records: lines of the journal.
+  """
+  searched = [r for r in records if r["split"] == "search" and r["kind"] != "search_mean"]
+  names = [name for name in FIGURES if len(result["tasks"]) > 1 or name not in BETWEEN_TASKS]
+  return {name: functools.partial(FIGURES[name], result, searched) for name in names}

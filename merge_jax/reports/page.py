@@ -1,21 +1,34 @@
 """`report.html`: one page without any other file, read in a minute."""
 
 import base64
-import dataclasses
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from merge_jax import storage
 from merge_jax.reports import text
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
-def write(folder: Path, result: Mapping[str, Any], records: Sequence[Any]) -> None:
-  """Writes `figures/*.png` and `report.html` into a result folder; needs its `manifest.json`."""
+class Report(NamedTuple):
+  """The page's HTML, and the figures as PNG by name."""
+
+  page: str
+  figures: dict[str, bytes]
+
+
+def make(
+  result: Mapping[str, Any], manifest: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+) -> Report:
+  """Draws the figures and the page.
+
+  Args:
+    result, manifest: content of the files of these names.
+    records: lines of the journal.
+
+  A figure that cannot be drawn is left out and named on the page: it never costs a result.
+  """
   import matplotlib
 
   matplotlib.use("agg")
@@ -23,37 +36,46 @@ def write(folder: Path, result: Mapping[str, Any], records: Sequence[Any]) -> No
 
   from merge_jax.reports import figures
 
-  lines = [record if isinstance(record, dict) else dataclasses.asdict(record) for record in records]
-  images = {}
-  with storage.new_folder(folder / "figures", replace=True) as partial:
-    for name, figure in figures.draw(result, lines).items():
-      buffer = io.BytesIO()
+  drawn, problems = {}, []
+  for name, draw in figures.draw(result, records).items():
+    buffer = io.BytesIO()
+    try:
       # No software tag: the same result gives the same bytes.
-      figure.savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
-      plt.close(figure)
-      (partial / f"{name}.png").write_bytes(buffer.getvalue())
-      images[name] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-  manifest = json.loads((folder / "manifest.json").read_text())
-  storage.write_text(folder / "report.html", render(result, manifest, images))
+      draw().savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
+      drawn[name] = buffer.getvalue()
+    except Exception as error:  # whatever a drawing library may raise
+      problems.append(f"The figure {name} could not be drawn: {error}")
+    finally:
+      plt.close("all")
+  return Report(render(result, manifest, drawn, problems), drawn)
 
 
-def render(result: Mapping[str, Any], manifest: Mapping[str, Any], images: Mapping[str, str]) -> str:
+def render(
+  result: Mapping[str, Any],
+  manifest: Mapping[str, Any],
+  images: Mapping[str, bytes],
+  problems: Sequence[str] = (),
+) -> str:
   """The page's HTML."""
   import jinja2
 
   environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
   analysis, front = result["analysis"], result["pareto"]
   singles = front["hypervolume_singles"]
-  losses = [task["name"] for task in result["tasks"] if task["metric"] == "loss"]
+  lower = [f"{task['name']} ({task['metric']})" for task in result["tasks"] if task["sign"] < 0]
+  sources = {
+    name: "data:image/png;base64," + base64.b64encode(image).decode() for name, image in images.items()
+  }
   pairs = len(result["tasks"]) * (len(result["tasks"]) - 1) // 2
   return environment.from_string(TEMPLATE.read_text()).render(
     headline=text.headline(result),
     manifest=manifest,
     result=result,
     rows=_rows(result),
-    losses=", ".join(losses),
+    lower=", ".join(lower),
+    notes=[*result["notes"], *problems],
     selected_from=text.label(result["selected_from"]),
-    images={"pareto": None, "correlations": None} | dict(images),
+    images=dict.fromkeys(("weights", "fitness", "pareto", "correlations")) | sources,
     many=pairs > 6,
     front=len(front["front"]),
     evaluations=result["cost"]["evaluations"],
@@ -66,7 +88,8 @@ def render(result: Mapping[str, Any], manifest: Mapping[str, Any], images: Mappi
 
 
 def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-  signs = {task["name"]: -1.0 if task["metric"] == "loss" else 1.0 for task in result["tasks"]}
+  signs = {task["name"]: task["sign"] for task in result["tasks"]}
+  formats = {task["name"]: task["format"] for task in result["tasks"]}
   best = {}
   for task, sign in signs.items():
     values = [sign * row["test"][task] for row in result["rows"] if row["test"][task] is not None]
@@ -76,7 +99,7 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
   for row in result["rows"]:
     errors, gain = row["test_stderr"], gains.get(row["name"])
     cells = [
-      {"text": text.number(row["test"][task]),
+      {"text": text.number(row["test"][task], formats[task]),
        "best": row["test"][task] is not None and sign * row["test"][task] == best[task]}
       for task, sign in signs.items()
     ]  # fmt: skip
@@ -96,10 +119,10 @@ def _facts(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple
   facts = [("checkpoints", ", ".join(result["checkpoints"]))]
   for task in result["tasks"]:
     sizes = task["examples"]
-    shown = "" if sizes is None else "; examples: " + ", ".join(f"{n} {k}" for k, n in sizes.items())
+    shown = "; examples: " + ", ".join(f"{n} {k}" for k, n in sizes.items()) if sizes else ""
     facts.append((f"task {task['name']}", f"{task['metric']}{shown}"))
-  facts.append(("search", f"{search['proposer']} in space {search['space']}, fitness {search['fitness']} of "
-                          f"{search['fitness_source']}, seed {search['seed']}"))  # fmt: skip
+  how = "{method} by {proposer} in space {space}, fitness {fitness} of {fitness_source}, seed {seed}"
+  facts.append(("search", how.format(**search)))
   facts.append(
     (
       "evaluations",

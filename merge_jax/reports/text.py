@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def number(value: float | None, format: str = ".3f") -> str:
   """A score for people.
 
   >>> number(0.5), number(None)
   ('0.500', '–')
   """
-  return "–" if value is None else f"{value:.{digits}f}"
+  return "–" if value is None else f"{value:{format}}"
 
 
 def headline(result: Mapping[str, Any]) -> str:
@@ -37,13 +37,13 @@ def headline(result: Mapping[str, Any]) -> str:
 
 def console(result: Mapping[str, Any]) -> str:
   """Test scores of every row, aligned, with the mean and the paired gain of the selected merge."""
-  tasks = [task["name"] for task in result["tasks"]]
+  tasks = {task["name"]: task["format"] for task in result["tasks"]}
   differences = {line["row"]: line for line in result["differences"]}
   header = ["", *tasks, "average", "±", "selected gains"]
   lines = [header]
   for row in result["rows"]:
     errors = row["test_stderr"]
-    line = [label(row["name"]), *(number(row["test"][task]) for task in tasks)]
+    line = [label(row["name"]), *(number(row["test"][task], form) for task, form in tasks.items())]
     line += [number(row["test"]["average"]), number(errors["average"]) if errors else "–"]
     gain = differences.get(row["name"])
     if gain is None or gain["gain"] is None:

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from merge_jax.search import baselines
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.journal import Record
+from merge_jax.search.scores import nullable, signed
 
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float | None:
@@ -42,11 +44,11 @@ def task_correlation(points: ArrayLike) -> list[list[float | None]]:
 
 
 def top(records: Sequence[Record], values: np.ndarray, count: int = 5) -> list[Record]:
-  """The best records by fitness, equal weights counted once."""
+  """The best records by fitness `values`, equal points counted once."""
   order = np.argsort(-np.where(np.isfinite(values), values, -np.inf), kind="stable")
   chosen: list[Record] = []
-  for i in order:
-    if np.isfinite(values[i]) and all(records[i].weights != r.weights for r in chosen):
+  for i in order[: np.isfinite(values).sum()]:
+    if all(records[i].point != record.point for record in chosen):
       chosen.append(records[i])
     if len(chosen) == count:
       break
@@ -55,34 +57,14 @@ def top(records: Sequence[Record], values: np.ndarray, count: int = 5) -> list[R
 
 def nonzero_weights(best: Sequence[Record], threshold: float = 0.015) -> list[int]:
   """How many weights of each of the best solutions exceed the threshold in magnitude."""
-  return [int(np.sum(np.abs(record.weights) > threshold)) for record in best]
+  return [int(np.sum(np.abs(record.point.array) > threshold)) for record in best]
 
 
-def analyse(records: Sequence[Record], fitness: Fitness) -> dict[str, Any]:
-  """All analyses of a search, as plain JSON."""
-  values = fitness.of(records)
-  singles = [r for r in records if r.kind == "single"]
-  single_values = [float(values[r.index]) for r in singles]
-  best = top(records, values)
-  mean_weights = np.mean([r.weights for r in best], axis=0) if best else np.zeros(0)
-  points = np.array(
-    [[np.nan if r.scores[t] is None else r.scores[t] for t in fitness.tasks] for r in singles],
-    np.float64,
-  ).reshape(-1, len(fitness.tasks)) * np.array(fitness.signs)
-  searched = [r for r in records if r.method == "search"]
-  curve = values[[r.index for r in searched]] if searched else np.zeros(0)
-  return {
-    "nonzero_weights": {"threshold": 0.015, "top": nonzero_weights(best)},
-    "top_weights": [list(r.weights) for r in best],
-    "weight_fitness_spearman": spearman(single_values, mean_weights) if best else None,
-    "task_spearman": task_correlation(points),
-    "fitness_by_evaluation": [None if not np.isfinite(v) else float(v) for v in values],
-    "fitness_slope": slope(curve),
-  }
+def slope(values: np.ndarray) -> dict[str, float | None] | None:
+  """Least-squares change of fitness per searched evaluation, with its standard error.
 
-
-def slope(values: np.ndarray) -> dict[str, float] | None:
-  """Least-squares change of fitness per searched evaluation, with its standard error."""
+  None below three finite values; an error that is not defined (a constant fitness) is None.
+  """
   from scipy import stats
 
   finite = np.isfinite(values)
@@ -91,4 +73,22 @@ def slope(values: np.ndarray) -> dict[str, float] | None:
   with warnings.catch_warnings():
     warnings.simplefilter("ignore", RuntimeWarning)
     line = stats.linregress(np.arange(len(values))[finite], values[finite])
-  return {"slope": float(line.slope), "stderr": float(line.stderr)}
+  return {"slope": nullable(line.slope), "stderr": nullable(line.stderr)}
+
+
+def analyse(records: Sequence[Record], fitness: Fitness) -> dict[str, Any]:
+  """All analyses of a search, as plain JSON."""
+  singles = [record for record in records if record.kind == "single"]
+  values = fitness.of(records)
+  best = top(records, values)
+  weights = np.mean([r.point.mean_weights for r in best], axis=0) if best else np.zeros(len(singles))
+  return {
+    "nonzero_weights": {"threshold": 0.015, "top": nonzero_weights(best)},
+    "top_points": [
+      {"method": r.method, "weights": r.point.weights, "numbers": r.point.numbers} for r in best
+    ],
+    "weight_fitness_spearman": spearman(fitness.of(singles), weights[: len(singles)]),
+    "task_spearman": task_correlation(signed([r.scores for r in singles], fitness.tasks, fitness.signs)),
+    "fitness_by_evaluation": [nullable(value) for value in values],
+    "fitness_slope": slope(values[baselines.searched(records)]),
+  }

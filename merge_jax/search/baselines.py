@@ -3,110 +3,104 @@
 All are linear merges, evaluated once, in the journal and in the budget like every candidate.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
-from merge_jax.search import fitness as fitnesses
 from merge_jax.search.fitness import Fitness
-from merge_jax.search.journal import Candidate, Record
+from merge_jax.search.journal import Record
 from merge_jax.search.loop import Proposal
+from merge_jax.search.point import Candidate, Point
+from merge_jax.search.scores import best, signed
+
+METHOD = "linear"
+KINDS = ("single", "uniform", "merge_best", "greedy")
+"""Kinds of the known points; every other kind is a proposer's."""
 
 
-def one_hot(index: int, count: int) -> tuple[float, ...]:
+def searched(records: Sequence[Record]) -> np.ndarray:
+  """Marks the records that a proposer asked for after the known points: bool `[records]`."""
+  return np.array([record.kind not in KINDS for record in records], bool)
+
+
+def one_hot(index: int, count: int) -> Point:
   """All weight on one checkpoint."""
-  return tuple(float(i == index) for i in range(count))
+  return Point(tuple(float(i == index) for i in range(count)))
 
 
-def mean_of(members: Sequence[int], count: int) -> tuple[float, ...]:
+def soup(members: Sequence[int], count: int) -> Point:
   """Equal weights on some checkpoints.
 
-  >>> mean_of([0, 2], 3)
+  >>> soup([0, 2], 3).weights
   (0.5, 0.0, 0.5)
   """
-  return tuple(1.0 / len(members) if i in members else 0.0 for i in range(count))
+  return Point(tuple(1.0 / len(members) if i in members else 0.0 for i in range(count)))
 
 
-def known_points(records: Sequence[Record], fitness: Fitness, count: int) -> Iterator[Proposal]:
-  """Proposes the known points of a pool of `count` checkpoints: at most 2 `count` + 1.
+def known_points(fitness: Fitness, count: int) -> Generator[Proposal, list[Record], list[Record]]:
+  """Proposes the known points of a pool of `count` checkpoints, at most 2 `count` + 1; returns their records.
 
   A soup that was evaluated already (merge-best of one checkpoint, the first greedy step of two) is
   not evaluated again. Greedy soup follows the authors (arXiv 2203.05482): checkpoints in order of
   fitness, each kept if the mean of the kept ones gets better.
   """
-  yield Proposal([Candidate("single", one_hot(i, count), "linear") for i in range(count)])
-  soups = {"uniform": mean_of(range(count), count)}
-  best = merge_best(records, fitness, count)
-  if best is not None:
-    soups["merge_best"] = best
+  records = list((yield Proposal([Candidate("single", METHOD, one_hot(i, count)) for i in range(count)])))
+  soups = {"uniform": soup(range(count), count), "merge_best": merge_best(records, fitness, count)}
   new: list[Candidate] = []
-  for kind, weights in soups.items():
-    if find(records, weights) is None and weights not in [c.weights for c in new]:
-      new.append(Candidate(kind, weights, "linear"))
-  yield Proposal(new)
-  yield from _greedy(records, fitness, count)
+  for kind, point in soups.items():
+    if point is not None and find(records, point) is None and all(point != c.point for c in new):
+      new.append(Candidate(kind, METHOD, point))
+  records += yield Proposal(new)
+  while (candidate := _greedy(records, fitness, count)[1]) is not None:
+    records += yield Proposal([Candidate("greedy", METHOD, candidate)])
+  return records
 
 
-def merge_best(records: Sequence[Record], fitness: Fitness, count: int) -> tuple[float, ...] | None:
+def merge_best(records: Sequence[Record], fitness: Fitness, count: int) -> Point | None:
   """Mean of the best checkpoint of each task (arXiv 2412.04144), each counted once.
 
   None if no checkpoint has a finite score on some task.
   """
-  members = []
-  for task in fitness.tasks:
-    at = best_on(records, fitness, task)
-    if at is None:
-      return None
-    members.append(records[at].weights.index(1.0))
-  return mean_of(sorted(set(members)), count)
+  found = [best_on(records, fitness, task) for task in fitness.tasks]
+  members = {record.point.weights.index(1.0) for record in found if record is not None}
+  return soup(sorted(members), count) if all(found) else None
 
 
-def best_on(records: Sequence[Record], fitness: Fitness, task: str) -> int | None:
-  """Index of the single checkpoint that is best on a task, by the task's metric."""
+def best_on(records: Sequence[Record], fitness: Fitness, task: str) -> Record | None:
+  """The single checkpoint that is best on a task, by the task's metric."""
   singles = [r for r in records if r.kind == "single"]
-  sign = dict(zip(fitness.tasks, fitness.signs, strict=True))[task]
-  values = [np.nan if r.scores[task] is None else sign * float(r.scores[task] or 0) for r in singles]
-  at = fitnesses.best(np.array(values))
-  return None if at is None else singles[at].index
+  sign = fitness.signs[fitness.tasks.index(task)]
+  at = best(signed([r.scores for r in singles], [task], [sign])[:, 0])
+  return None if at is None else singles[at]
 
 
-def greedy_members(records: Sequence[Record], fitness: Fitness, count: int) -> list[int]:
-  """Members of the greedy soup as far as the records tell."""
-  members, _ = _greedy_state(records, fitness, count)
-  return members
+def greedy(records: Sequence[Record], fitness: Fitness, count: int) -> Point | None:
+  """The greedy soup as far as the records tell."""
+  members, _ = _greedy(records, fitness, count)
+  return soup(members, count) if members else None
 
 
-def _greedy(records: Sequence[Record], fitness: Fitness, count: int) -> Iterator[Proposal]:
-  while True:
-    _, candidate = _greedy_state(records, fitness, count)
-    if candidate is None:
-      return
-    yield Proposal([Candidate("greedy", candidate, "linear")])
-
-
-def _greedy_state(
-  records: Sequence[Record], fitness: Fitness, count: int
-) -> tuple[list[int], tuple[float, ...] | None]:
+def _greedy(records: Sequence[Record], fitness: Fitness, count: int) -> tuple[list[int], Point | None]:
   """The members so far, and the soup that has to be evaluated next, if any."""
   values = fitness.of(records)
   singles = values[:count]
   order = [int(i) for i in np.argsort(-singles, kind="stable") if np.isfinite(singles[i])]
   if not order:
     return [], None
-  members, best = [order[0]], singles[order[0]]
+  members, highest = [order[0]], singles[order[0]]
   for i in order[1:]:
-    soup = mean_of([*members, i], count)
-    at = find(records, soup)
+    point = soup([*members, i], count)
+    at = find(records, point)
     if at is None:
-      return members, soup
-    if values[at] > best:
-      members, best = [*members, i], values[at]
+      return members, point
+    if values[at] > highest:
+      members, highest = [*members, i], values[at]
   return members, None
 
 
-def find(records: Sequence[Record], weights: tuple[float, ...]) -> int | None:
-  """Index of the linear merge with these weights, if it was evaluated."""
-  for record in records:
-    if record.method == "linear" and np.allclose(record.weights, weights, rtol=0, atol=1e-12):
-      return record.index
+def find(records: Sequence[Record], point: Point) -> int | None:
+  """Position of the linear merge at a point, if it was evaluated."""
+  for i, record in enumerate(records):
+    if record.method == METHOD and record.point.near(point, 1e-12):
+      return i
   return None

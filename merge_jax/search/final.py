@@ -5,86 +5,80 @@ own, the finalists compete on validation examples, and test examples are touched
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from merge_jax.search import baselines
-from merge_jax.search import fitness as fitnesses
 from merge_jax.search.analysis import top
 from merge_jax.search.fitness import Fitness
-from merge_jax.search.journal import Candidate, Record
+from merge_jax.search.journal import Record
+from merge_jax.search.loop import MEAN
+from merge_jax.search.point import Candidate, Point, mean_of
+from merge_jax.search.scores import best, signed
+
+SPECIALIST = "best_on_"
 
 
 def rows(
-  records: Sequence[Record],
-  fitness: Fitness,
-  count: int,
-  mean: tuple[float, ...] | None,
+  records: Sequence[Record], fitness: Fitness, count: int, method: str, mean: Point | None
 ) -> dict[str, Candidate]:
   """The named rows of a result, as far as the budget let them be evaluated.
 
   best_single (by the mean of the task scores), best_on_<task>, uniform, merge_best, greedy,
   search_best (highest fitness of all evaluated), search_mean (the mean of the proposer's
   distribution; of the five best points where it has none).
+
+  Args:
+    records: of the search.
+    fitness: the search's own.
+    count: number of checkpoints.
+    method: the merge rule that was searched.
+    mean: from `search`.
   """
-  found: dict[str, Candidate] = {}
   singles = [r for r in records if r.kind == "single"]
-  averages = np.array([fitnesses.metric_average(r, fitness.signs) for r in singles])
-  at = fitnesses.best(averages)
-  if at is not None:
-    found["best_single"] = singles[at].candidate
+  values = fitness.of(records)
+  found: dict[str, Record | None] = {}
+  at = best(signed([r.scores for r in singles], fitness.tasks, fitness.signs).mean(axis=1))
+  found["best_single"] = None if at is None else singles[at]
   for task in fitness.tasks:
-    index = baselines.best_on(records, fitness, task)
-    if index is not None:
-      found[f"best_on_{task}"] = records[index].candidate
-  soups: dict[str, tuple[float, ...] | None] = {
-    "uniform": baselines.mean_of(range(count), count),
-    "merge_best": None,
-    "greedy": None,
-  }
+    found[f"{SPECIALIST}{task}"] = baselines.best_on(records, fitness, task)
+  soups: dict[str, Point | None] = {"uniform": baselines.soup(range(count), count)}
   if len(singles) == count:
     soups["merge_best"] = baselines.merge_best(records, fitness, count)
-    members = baselines.greedy_members(records, fitness, count)
-    soups["greedy"] = baselines.mean_of(members, count) if members else None
-  for name, weights in soups.items():
-    index = None if weights is None else baselines.find(records, weights)
-    if index is not None:
-      found[name] = records[index].candidate
-  values = fitness.of(records)
-  best = fitnesses.best(values)
-  if best is not None:
-    found["search_best"] = records[best].candidate
+    soups["greedy"] = baselines.greedy(records, fitness, count)
+  for name, point in soups.items():
+    at = None if point is None else baselines.find(records, point)
+    found[name] = None if at is None else records[at]
+  at = best(values)
+  found["search_best"] = None if at is None else records[at]
+  result = {name: record.candidate for name, record in found.items() if record is not None}
   if mean is None:
-    searched = [record for record in records if record.method == "search"]
-    points = top(searched, values[[record.index for record in searched]]) if searched else []
-    if points:
-      centre = np.mean([r.weights for r in points], axis=0)
-      mean = tuple(float(w) for w in centre)
+    points = [record.point for record in top(records, np.where(baselines.searched(records), values, np.nan))]
+    mean = mean_of(points) if points else None
   if mean is not None:
-    found["search_mean"] = Candidate("search_mean", mean)
-  return found
+    result[MEAN] = Candidate(MEAN, method, mean)
+  return result
 
 
 def finalists(found: Mapping[str, Candidate]) -> list[str]:
   """The rows that compete on validation: all but the specialists of one task."""
-  return [name for name in found if not name.startswith("best_on_")]
+  return [name for name in found if not name.startswith(SPECIALIST)]
 
 
-def select(validation: Mapping[str, Mapping[str, Any]], fitness: Fitness, records: Sequence[Record]) -> str:
+def select(validation: Mapping[str, Record], fitness: Fitness, records: Sequence[Record]) -> str:
   """The finalist with the highest fitness on validation examples.
 
   Args:
-    validation: for each finalist `{"scores": {task: …}, "losses": {task: …} or None}`.
+    validation: each finalist's record there.
     fitness: the search's own.
-    records: for the single checkpoints that normalized scores refer to.
+    records: of the search, for the single checkpoints that normalized scores refer to.
 
   Raises:
     ValueError: if no finalist has a finite fitness.
   """
-  names = list(validation)
-  points = np.stack([fitness.values(v["scores"], v["losses"]) for v in validation.values()])
-  at = fitnesses.best(fitness.aggregated(points, fitness.singles(records)))
+  scored = list(validation.values())
+  values = fitness.values([r.scores for r in scored], [r.losses for r in scored])
+  at = best(fitness.aggregated(values, fitness.singles(records)))
   if at is None:
     raise ValueError("No finalist has finite scores on the validation examples.")
-  return names[at]
+  return list(validation)[at]

@@ -1,12 +1,13 @@
 """One number for a candidate, higher is better, from its scores on all tasks."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from merge_jax.errors import unknown
 from merge_jax.search.journal import Record
+from merge_jax.search.scores import Scores, signed
 
 AGGREGATES = ("mean", "normalized", "worst")
 SOURCES = ("auto", "metric", "loss")
@@ -43,37 +44,38 @@ class Fitness:
     for name, value in self.weights:
       if name not in self.tasks:
         raise ValueError(unknown("task in the fitness weights", name, self.tasks))
-      if not value >= 0:
-        raise ValueError(f"The fitness weight of task {name!r} is {value}; expected 0 or more.")
+      if not 0 <= value < np.inf:
+        raise ValueError(f"The fitness weight of task {name!r} is {value}; expected a finite number from 0.")
+    if not self._task_weights().sum() > 0:
+      raise ValueError("The fitness weights of all tasks are 0; expected a positive one.")
 
-  def values(
-    self,
-    scores: Mapping[str, float | None],
-    losses: Mapping[str, float | None] | None,
-  ) -> np.ndarray:
-    """What each task contributes, higher is better: float64 `[tasks]`, NaN where not finite."""
-    by_loss = self.source == "loss" or (self.source == "auto" and losses is not None)
-    if by_loss and losses is None:
+  def values(self, scores: Sequence[Scores], losses: Sequence[Scores | None]) -> np.ndarray:
+    """What each task contributes, higher is better: float64 `[models, tasks]`, NaN where not finite.
+
+    Raises:
+      ValueError: losses are asked for, and there are none.
+    """
+    known = any(one is not None for one in losses)
+    if self.source == "metric" or (self.source == "auto" and not known):
+      return signed(scores, self.tasks, self.signs)
+    if not known and losses:
       raise ValueError("The fitness asks for losses, but the scorer gives scores alone.")
-    source = losses if by_loss and losses is not None else scores
-    signs = (-1.0,) * len(self.tasks) if by_loss else self.signs
-    raw = [source[task] for task in self.tasks]
-    return np.array([np.nan if v is None else v for v in raw], np.float64) * np.array(signs)
+    missing = dict.fromkeys(self.tasks)
+    return signed([missing if one is None else one for one in losses], self.tasks, [-1.0] * len(self.tasks))
 
   def of(self, records: Sequence[Record]) -> np.ndarray:
     """The fitness of every record, float64; NaN where not finite or not yet defined."""
-    if not records:
-      return np.zeros(0)
-    points = np.stack([self.values(record.scores, record.losses) for record in records])
-    return self.aggregated(points, self.singles(records))
+    return self.aggregated(self._contributions(records), self.singles(records))
+
+  def _contributions(self, records: Sequence[Record]) -> np.ndarray:
+    return self.values([r.scores for r in records], [r.losses for r in records])
 
   def singles(self, records: Sequence[Record]) -> np.ndarray:
     """Per-task values of the single checkpoints, which normalized scores refer to."""
-    singles = [self.values(r.scores, r.losses) for r in records if r.kind == "single"]
-    return np.stack(singles) if singles else np.full((1, len(self.tasks)), np.nan)
+    return self._contributions([r for r in records if r.kind == "single"])
 
   def aggregated(self, points: np.ndarray, singles: np.ndarray) -> np.ndarray:
-    """Fitness of values `[points, tasks]`, given those of the singles."""
+    """Fitness of values `[models, tasks]`, given those of the single checkpoints."""
     if self.aggregate != "mean":
       finite = singles[np.isfinite(singles).all(axis=1)]
       low, high = (finite.min(0), finite.max(0)) if len(finite) else (np.nan, np.nan)
@@ -81,17 +83,9 @@ class Fitness:
       points = (points - low) / spread
     if self.aggregate == "worst":
       return points.min(axis=1)
-    weights = np.array([dict(self.weights).get(task, 1.0) for task in self.tasks])
+    weights = self._task_weights()
     return points @ weights / weights.sum()
 
-
-def metric_average(record: Record, signs: Sequence[float]) -> float:
-  """Plain mean of a record's task scores, higher is better; NaN if one is missing."""
-  values = [np.nan if v is None else v for v in record.scores.values()]
-  return float(np.mean(np.array(values) * np.array(signs)))
-
-
-def best(values: np.ndarray) -> int | None:
-  """Index of the largest finite value (the first among equals), or None."""
-  finite = np.where(np.isfinite(values), values, -np.inf)
-  return int(np.argmax(finite)) if len(values) and np.isfinite(finite).any() else None
+  def _task_weights(self) -> np.ndarray:
+    given = dict(self.weights)
+    return np.array([given.get(task, 1.0) for task in self.tasks])

@@ -1,85 +1,85 @@
 """The journal: every evaluated candidate, one JSON line each. Nothing else is state."""
 
-import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
-import numpy as np
+import msgspec
+from msgspec import Meta
 
-from merge_jax import storage
+from merge_jax import decoding, storage
+from merge_jax.search.point import Candidate, Point
 
-
-class Candidate(NamedTuple):
-  """Weights to evaluate.
-
-  Attributes:
-    kind: "single", "uniform", "merge_best", "greedy", or the proposer's name.
-    weights: K floats.
-    method: "linear" for the known points, "search" for the operator that is searched.
-  """
-
-  kind: str
-  weights: tuple[float, ...]
-  method: str = "search"
+Count = Annotated[int, Meta(ge=0)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   """An evaluated candidate.
 
   Attributes:
-    index, generation: position in the journal, and which proposal it came with.
-    kind, method, weights: the candidate's.
-    scores: each task's score by its metric; None where it was not finite.
+    split: whose examples were scored: "search", "validation", "test" or "heldout".
+    index: number of the record among those of its split.
+    generation: which proposal of the search it came with; 0 in other splits.
+    kind, method, point: the candidate's.
+    scores: each task's score by its metric; None where it is not finite.
     losses: each task's mean negative log-likelihood in nats, or None if the scorer has none.
-    fitness: higher is better; None if not finite, or not yet defined.
+    fitness: higher is better; None if not finite or not yet defined, and outside the search's split.
     seconds: wall time of the evaluation.
+    examples: what each test example scored, by task (see `merge_jax.evals.Examples`), or None.
   """
 
-  index: int
-  generation: int
+  split: str
+  index: Count
+  generation: Count
   kind: str
   method: str
-  weights: tuple[float, ...]
+  point: Point
   scores: dict[str, float | None]
   losses: dict[str, float | None] | None
   fitness: float | None
-  seconds: float
+  seconds: Annotated[float, Meta(ge=0)]
+  examples: dict[str, dict[str, list[float | None]]] | None = None
 
   @property
   def candidate(self) -> Candidate:
     """What was evaluated."""
-    return Candidate(self.kind, self.weights, self.method)
+    return Candidate(self.kind, self.method, self.point)
 
 
 class Journal:
-  """The records of a search in a file, or in memory alone.
+  """The records of a run in a file, or in memory alone.
+
+  Raises:
+    ValueError: a line that is not a record, or was changed after it was written; with its number.
 
   >>> journal = Journal()
-  >>> journal.append(Record(0, 0, "single", "linear", (1.0,), {"qa": 0.5}, None, 0.5, 0.1))
-  >>> len(journal.stored)
+  >>> scores = {"qa": 0.5}
+  >>> journal.append(Record("search", 0, 0, "single", "linear", Point((1.0,)), scores, None, 0.5, 0.1))
+  >>> len(journal.of("search"))
   1
   """
 
   def __init__(self, path: Path | None = None):
-    self._path = path
-    self.stored: list[Record] = []
-    if path is not None:
-      storage.cut_incomplete(path)
-      self.stored = [parse(line) for line in storage.read_lines(path)]
+    self._lines = None if path is None else storage.Lines(path)
+    lines = [] if self._lines is None else self._lines.records
+    self.records = [parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+
+  @classmethod
+  def check(cls, path: Path) -> None:
+    """Raises ValueError for a file that could not be continued; changes nothing."""
+    for number, line in enumerate(storage.read_lines(path), 1):
+      parse(line, f"{path}:{number}")
+
+  def of(self, split: str) -> list[Record]:
+    """The records of a split, in order."""
+    return [record for record in self.records if record.split == split]
 
   def append(self, record: Record) -> None:
     """Adds a record; it is on the disk when this returns."""
-    if self._path is not None:
-      storage.append_line(self._path, dataclasses.asdict(record))
-    self.stored.append(record)
+    if self._lines is not None:
+      self._lines.append(msgspec.to_builtins(record))
+    self.records.append(record)
 
 
-def parse(line: dict[str, Any]) -> Record:
+def parse(line: Any, where: str) -> Record:
   """A record from its JSON object."""
-  return Record(**line | {"weights": tuple(line["weights"])})
-
-
-def weights_of(records: list[Record]) -> np.ndarray:
-  """All weights, float64 `[records, K]`."""
-  return np.array([record.weights for record in records], np.float64)
+  return decoding.convert(line, Record, where)

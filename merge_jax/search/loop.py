@@ -1,25 +1,51 @@
 """The search: ask a proposer, evaluate, write to the journal, until the budget is spent.
 
-A proposer is a function of the journal: it yields the candidates of a generation, and when it is
-resumed the journal holds their records. A killed search is resumed by running the proposer again
-over the stored records; where it asks for something else than was stored, that is an error.
+A proposer is a generator: it yields the candidates of a generation and is sent their records. A killed
+search is resumed by sending it the stored ones; where it asks for something else than was stored, that
+is an error. Nothing but the journal is state.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
+from merge_jax.errors import shown
 from merge_jax.search.fitness import Fitness
-from merge_jax.search.journal import Candidate, Journal, Record
+from merge_jax.search.journal import Journal, Record
+from merge_jax.search.point import Candidate, Point
+from merge_jax.search.scores import nullable, nullables
+
+SPLIT = "search"
+"""The split whose examples a search sees."""
+MEAN = "search_mean"
+"""Kind of the mean of a proposer's distribution: scored on the search's examples, but no step of it."""
+REPORTED = "test"
+"""The split of which every example is kept, for the errors of what is reported."""
 
 
-class Evaluation(NamedTuple):
-  """Scores of one candidate by task, and losses if the scorer has them; NaN where it failed."""
+class Examples(Protocol):
+  """What every example scored; see `merge_jax.evals.Examples`."""
 
-  scores: dict[str, float]
-  losses: dict[str, float] | None = None
+  def to_plain(self) -> dict[str, Any]: ...
+
+
+class Evaluation(Protocol):
+  """What one model scored, NaN where it failed; see `merge_jax.evals.Evaluation`."""
+
+  @property
+  def scores(self) -> Mapping[str, float]: ...
+  @property
+  def losses(self) -> Mapping[str, float] | None: ...
+  @property
+  def examples(self) -> Examples | None: ...
+
+
+class Objective(Protocol):
+  """Scores merges of one pool, `batch` of them at a time; see `merge_jax.evals.objective`."""
+
+  @property
+  def batch(self) -> int: ...
+  def evaluate(self, candidates: Sequence[Candidate], split: str) -> Sequence[Evaluation]: ...
 
 
 class Proposal(NamedTuple):
@@ -27,15 +53,16 @@ class Proposal(NamedTuple):
 
   Attributes:
     candidates: to evaluate, in order.
-    mean: weights in the middle of the proposer's distribution, if it has one.
+    mean: the middle of the proposer's distribution, if it has one.
   """
 
   candidates: list[Candidate]
-  mean: tuple[float, ...] | None = None
+  mean: Point | None = None
 
 
-Proposer = Callable[[Sequence[Record]], Iterator[Proposal]]
-Evaluate = Callable[[Candidate], Evaluation]
+Generations = Generator[Proposal, list[Record], Any]
+Proposer = Callable[[], Generations]
+Progress = Callable[[Record], None]
 
 
 class Budget(NamedTuple):
@@ -44,104 +71,165 @@ class Budget(NamedTuple):
   evaluations: int
   seconds: float | None = None
 
-  def spent(self, records: Sequence[Record]) -> bool:
-    """Whether nothing more may be evaluated."""
+  def left(self, records: Sequence[Record]) -> int:
+    """How many more may be evaluated."""
     used = 0.0 if self.seconds is None else sum(record.seconds for record in records)
     over = self.seconds is not None and used >= self.seconds
-    return over or len(records) >= self.evaluations
+    return 0 if over else max(self.evaluations - len(records), 0)
 
 
 class Result(NamedTuple):
-  """The records, in order, and the last mean of the proposer's distribution."""
+  """The records of the search, in order, and the last mean of the proposer's distribution."""
 
   records: list[Record]
-  mean: tuple[float, ...] | None
+  mean: Point | None
 
 
 def search(
   propose: Proposer,
-  evaluate: Evaluate,
+  objective: Objective,
   journal: Journal,
   fitness: Fitness,
   budget: Budget,
   *,
-  progress: Callable[[Record], None] | None = None,
+  progress: Progress = lambda record: None,
 ) -> Result:
   """Runs or resumes a search.
 
   Args:
-    propose: yields generations, see `Proposal`; its end ends the search.
-    evaluate: scores a candidate.
+    propose: starts a generator of generations, see `Proposal`; its end ends the search.
+    objective: scores candidates.
     journal: what it holds is replayed, not evaluated again.
     fitness: written beside the scores, for the reader.
-    budget: when to stop.
+    budget: when to stop; with a larger one a journal continues as if it had been so from the start.
     progress: called after each record, replayed ones included.
 
   Raises:
     ValueError: the journal does not belong to this search.
   """
   records: list[Record] = []
-  mean = None
-  proposals = propose(records)
-  for generation, proposal in enumerate(proposals):
+  stored = [record for record in journal.of(SPLIT) if record.kind != MEAN]  # it is a finalist, not a step
+  mean: Point | None = None
+  proposals, told, generation = propose(), None, 0
+
+  def fitness_of(evaluation: Evaluation) -> float | None:
+    values = fitness.values([evaluation.scores], [evaluation.losses])
+    return nullable(fitness.aggregated(values, fitness.singles(records))[0])
+
+  while True:
+    try:
+      proposal = next(proposals) if told is None else proposals.send(told)
+    except StopIteration:
+      return Result(records, mean)
     mean = proposal.mean if proposal.mean is not None else mean
-    for candidate in proposal.candidates:
-      if budget.spent(records):
-        return Result(records, mean)
-      index = len(records)
-      if index < len(journal.stored):
-        record = journal.stored[index]
-        _compare(record, candidate, index)
-      else:
-        start = time.perf_counter()
-        evaluation = evaluate(candidate)
-        seconds = time.perf_counter() - start
-        record = _record(index, generation, candidate, evaluation, records, fitness, seconds)
-        journal.append(record)
-      records.append(record)
-      if progress is not None:
+    told = []
+    for chunk in _chunks(proposal.candidates, objective.batch):
+      chunk = chunk[: budget.left(records)]
+      here = stored[len(records) : len(records) + len(chunk)]
+      for record, candidate in zip(here, chunk, strict=False):
+        _compare(record, candidate)
+      known = [*here, *[None] * (len(chunk) - len(here))]
+      index = len(records) + len(here)
+      made = _scored(objective, journal, SPLIT, chunk, known, index, generation, fitness_of)
+      records += made
+      told += made
+      for record in made:
         progress(record)
-  return Result(records, mean)
+    if len(told) < len(proposal.candidates):
+      return Result(records, mean)
+    generation += 1
 
 
-def _record(
+def measure(
+  candidates: Sequence[Candidate],
+  split: str,
+  objective: Objective,
+  journal: Journal,
+  *,
+  progress: Progress = lambda record: None,
+) -> list[Record]:
+  """Scores candidates on the examples of another split; what the journal holds is not scored again.
+
+  Args:
+    candidates: in order; equal merges are scored once.
+    split: "validation", "test" or "heldout".
+    objective, journal: as for `search`.
+    progress: called after each new record.
+
+  Returns:
+    A record for each candidate.
+  """
+  records = journal.of(split)
+  different: list[Candidate] = []
+  for candidate in candidates:
+    if not any(candidate.same_model(other) for other in different):
+      different.append(candidate)
+  made: list[Record] = []
+  for chunk in _chunks(different, objective.batch):
+    known = [find(records, candidate) for candidate in chunk]
+    index = len(journal.of(split))
+    scored = _scored(objective, journal, split, chunk, known, index, 0, lambda evaluation: None)
+    made += scored
+    for record, old in zip(scored, known, strict=True):
+      if old is None:
+        progress(record)
+  return [one for candidate in candidates if (one := find(made, candidate))]
+
+
+def find(records: Sequence[Record], candidate: Candidate) -> Record | None:
+  """The record of the same merge, if there is one."""
+  return next((record for record in records if record.candidate.same_model(candidate)), None)
+
+
+def _chunks(candidates: Sequence[Candidate], size: int) -> Iterator[list[Candidate]]:
+  for start in range(0, len(candidates), size):
+    yield list(candidates[start : start + size])
+
+
+def _scored(
+  objective: Objective,
+  journal: Journal,
+  split: str,
+  candidates: Sequence[Candidate],
+  known: Sequence[Record | None],
   index: int,
   generation: int,
-  candidate: Candidate,
-  evaluation: Evaluation,
-  records: list[Record],
-  fitness: Fitness,
-  seconds: float,
-) -> Record:
-  def finite(values: dict[str, float]) -> dict[str, float | None]:
-    return {task: float(v) if np.isfinite(v) else None for task, v in values.items()}
+  fitness_of: Callable[[Evaluation], float | None],
+) -> list[Record]:
+  """Records of one batch; those that are not known are evaluated and written, numbered from `index`.
 
-  scores = finite(evaluation.scores)
-  losses = None if evaluation.losses is None else finite(evaluation.losses)
-  values = fitness.values(scores, losses)
-  value = float(fitness.aggregated(values[None], fitness.singles(records))[0])
-  return Record(
-    index,
-    generation,
-    candidate.kind,
-    candidate.method,
-    candidate.weights,
-    scores,
-    losses,
-    value if np.isfinite(value) else None,
-    round(seconds, 6),
-  )
+  A batch of which a part is known is evaluated whole, so that a resumed one is the same program call.
+  """
+  if all(record is not None for record in known):
+    return [record for record in known if record is not None]
+  start = time.perf_counter()
+  evaluations = objective.evaluate(candidates, split)
+  seconds = round((time.perf_counter() - start) / len(candidates), 6)
+  records = []
+  for candidate, old, evaluation in zip(candidates, known, evaluations, strict=True):
+    if old is not None:
+      records.append(old)
+      continue
+    losses = None if evaluation.losses is None else nullables(evaluation.losses)
+    kept = evaluation.examples if split == REPORTED else None
+    record = Record(
+      split, index, generation, candidate.kind, candidate.method, candidate.point,
+      nullables(evaluation.scores), losses, fitness_of(evaluation), seconds,
+      None if kept is None else kept.to_plain(),
+    )  # fmt: skip
+    journal.append(record)
+    records.append(record)
+    index += 1
+  return records
 
 
-def _compare(record: Record, candidate: Candidate, index: int) -> None:
+def _compare(record: Record, candidate: Candidate) -> None:
   if record.candidate == candidate:
     return
-  near = len(record.weights) == len(candidate.weights) and np.allclose(
-    record.weights, candidate.weights, rtol=0, atol=1e-9
-  )
+  same = (record.kind, record.method) == (candidate.kind, candidate.method)
   why = (
     "the weights differ in their last digits, as after a change of machine or numpy build"
-    if near and record.kind == candidate.kind
-    else f"it holds {record.kind} {record.weights}, the search asks for {candidate.kind} {candidate.weights}"
+    if same and record.point.near(candidate.point, 1e-9)
+    else f"it holds {shown(record.candidate)}, the search asks for {shown(candidate)}"
   )
-  raise ValueError(f"The journal cannot be continued at evaluation {index}: {why}.")
+  raise ValueError(f"The journal cannot be continued at evaluation {record.index}: {why}.")

@@ -1,35 +1,43 @@
-"""Proposers: what to evaluate after the known points. Each is a function of the journal."""
+"""Proposers: what to evaluate after the known points. Each is a generator that is sent its records."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from merge_jax.errors import unknown
 from merge_jax.search import baselines
-from merge_jax.search import fitness as fitnesses
 from merge_jax.search.fitness import Fitness
-from merge_jax.search.journal import Candidate, Record
-from merge_jax.search.loop import Proposal, Proposer
+from merge_jax.search.journal import Record
+from merge_jax.search.loop import Generations, Proposal, Proposer
+from merge_jax.search.point import Candidate, Point
+from merge_jax.search.scores import best
 from merge_jax.search.space import Space
+
+STARTS = ("best", "uniform")
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class Options:
   """What every proposer is made from.
 
   Attributes:
-    space: of the weights.
+    method: name of the merge rule that is searched.
+    space: from vectors to its points.
     fitness: of the records.
     count: number of checkpoints.
     seed: of everything random.
     sigma: first step width; None takes the space's.
-    population: candidates in a generation; None: 4 + 3 ln(count).
+    population: candidates in a generation; None: 4 + 3 ln(size of the space).
     start: "best" starts from the best known point, "uniform" from 1/count.
+
+  Raises:
+    ValueError: an unknown start.
   """
 
+  method: str
   space: Space
   fitness: Fitness
   count: int
@@ -38,38 +46,39 @@ class Setting:
   population: int | None = None
   start: str = "best"
 
-  def first(self, records: Sequence[Record]) -> tuple[np.ndarray, float]:
+  def __post_init__(self) -> None:
+    if self.start not in STARTS:
+      raise ValueError(unknown("start", self.start, STARTS))
+
+  def first(self, known: Sequence[Record]) -> tuple[np.ndarray, float]:
     """The vector to start from and its fitness (-inf if nothing is known)."""
-    values = self.fitness.of(records)
-    at = fitnesses.best(values) if self.start == "best" else None
-    if at is None:
-      uniform = np.full(self.count, 1.0 / self.count)
-      known = baselines.find(records, tuple(uniform))
-      value = -np.inf if known is None else values[known]
-      return self.space.point(uniform), float(np.nan_to_num(value, nan=-np.inf))
-    return self.space.point(np.array(records[at].weights)), float(values[at])
+    values = self.fitness.of(known)
+    uniform = Point.of(np.full(self.count, 1.0 / self.count))
+    at = best(values) if self.start == "best" else baselines.find(known, uniform)
+    point = uniform if at is None else known[at].point
+    value = -np.inf if at is None else float(np.nan_to_num(values[at], nan=-np.inf))
+    return self.space.encode(point), value
 
   def candidate(self, kind: str, x: np.ndarray) -> Candidate:
     """The candidate at a vector."""
-    return Candidate(kind, tuple(float(w) for w in self.space.weights(x)))
+    return Candidate(kind, self.method, self.space.decode(x))
 
 
-def cma_es(records: Sequence[Record], setting: Setting) -> Iterator[Proposal]:
+def cma_es(known: Sequence[Record], options: Options) -> Generations:
   """CMA-ES (pycma) on the vector; the paper's search, started from the best known point.
 
   Sources: arXiv 2412.04144; Hansen, arXiv 1604.00772.
   """
-  start, _ = setting.first(records)
-  population = setting.population or 4 + int(3 * math.log(setting.count))
-  strategy = _strategy(start, setting, population)
-  worst = 0.0
+  start, _ = options.first(known)
+  population = options.population or 4 + int(3 * math.log(options.space.size))
+  strategy = _strategy(start, options, population)
+  records, worst = list(known), 0.0
   while not strategy.stop():
     points = strategy.ask()
-    before = len(records)
-    mean = strategy.result.xfavorite if strategy.countiter else None
-    weights = None if mean is None else tuple(map(float, setting.space.weights(mean)))
-    yield Proposal([setting.candidate("cma_es", x) for x in points], weights)
-    losses = -setting.fitness.of(records)[before:]
+    mean = options.space.decode(strategy.result.xfavorite) if strategy.countiter else None
+    made = yield Proposal([options.candidate("cma_es", x) for x in points], mean)
+    records += made
+    losses = -options.fitness.of(records)[-len(made) :]
     finite = np.isfinite(losses)
     worst = max([worst, *losses[finite]])
     # A failed candidate is told as worse than the worst: NaN would corrupt the ranking.
@@ -91,51 +100,53 @@ class _Normal:
     return self._generator.standard_normal(shape)
 
 
-def _strategy(start: np.ndarray, setting: Setting, population: int) -> Any:
+def _strategy(start: np.ndarray, options: Options, population: int) -> Any:
   import cma
 
-  options: dict[str, Any] = {
-    "seed": float("nan"), "randn": _Normal(setting.seed), "popsize": population,
-    "CMA_diagonal": DIAGONAL * setting.count // population, "verbose": -9, "verb_log": 0,
+  settings: dict[str, Any] = {
+    "seed": float("nan"), "randn": _Normal(options.seed), "popsize": population,
+    "CMA_diagonal": DIAGONAL * options.space.size // population, "verbose": -9, "verb_log": 0,
     # The default stops end a search after one generation on a plateau (accuracy of few examples).
     "tolfun": 0.0, "tolfunhist": 0.0, "tolflatfitness": 20, "tolx": 1e-6,
     "tolstagnation": np.inf, "maxiter": np.inf,
   }  # fmt: skip
-  if setting.space.bounds is not None:
-    options["bounds"] = list(setting.space.bounds)
-    start = np.clip(start, *setting.space.bounds)
-  sigma = setting.sigma or setting.space.sigma
-  return cma.CMAEvolutionStrategy(np.asarray(start, float), sigma, options)
+  if options.space.bounds is not None:
+    settings["bounds"] = list(options.space.bounds)
+    start = np.clip(start, *options.space.bounds)
+  sigma = options.sigma or options.space.step
+  return cma.CMAEvolutionStrategy(np.asarray(start, float), sigma, settings)
 
 
-def line_search(records: Sequence[Record], setting: Setting) -> Iterator[Proposal]:
-  """Adaptive line search: the overall scale first, then each checkpoint's weight, in turns.
+def line_search(known: Sequence[Record], options: Options) -> Generations:
+  """Coordinate pattern search: the overall scale first, then each coordinate, in turns.
 
   Each direction keeps a step and a sign of its own. A success makes the step half as long again, a
   failure turns the sign, two failures halve the step. When all steps are below 0.01 they start
   again at 0.1, in another order.
   """
-  generator = np.random.default_rng(setting.seed)
-  x, best = setting.first(records)
-  singles = setting.fitness.of(records)[: setting.count]
-  if len(singles) < setting.count:
-    singles = np.zeros(setting.count)
-  order = [-1, *np.argsort(-np.nan_to_num(singles, nan=-np.inf), kind="stable")]
-  if setting.space.name != "free":
-    order = order[1:]  # elsewhere the scale has no effect
-  widths = dict.fromkeys(order, setting.sigma or 0.25)
+  generator = np.random.default_rng(options.seed)
+  space = options.space
+  x, highest = options.first(known)
+  records = list(known)
+  singles = options.fitness.of(records)[: space.size]
+  if len(singles) < space.size:
+    singles = np.zeros(space.size)
+  order = [int(i) for i in np.argsort(-np.nan_to_num(singles, nan=-np.inf), kind="stable")]
+  if space.scaled:
+    order = [-1, *order]
+  widths = dict.fromkeys(order, options.sigma or 0.25)
   signs = dict.fromkeys(order, 1.0)
   while True:
     for direction in order:
       for _ in range(2):
         step = signs[direction] * widths[direction]
-        trial = x * (1 + step) if direction == -1 else x + step * np.eye(setting.count)[direction]
-        if setting.space.bounds is not None:
-          trial = np.clip(trial, *setting.space.bounds)
-        yield Proposal([setting.candidate("line_search", trial)])
-        value = float(setting.fitness.of(records)[-1])
-        if value > best:
-          x, best = trial, value
+        trial = x * (1 + step) if direction == -1 else x + step * np.eye(space.size)[direction]
+        if space.bounds is not None:
+          trial = np.clip(trial, *space.bounds)
+        records += yield Proposal([options.candidate("line_search", trial)])
+        value = float(options.fitness.of(records)[-1])
+        if value > highest:
+          x, highest = trial, value
           widths[direction] *= 1.5
           break
         signs[direction] = -signs[direction]
@@ -146,40 +157,49 @@ def line_search(records: Sequence[Record], setting: Setting) -> Iterator[Proposa
       order = [order[i] for i in generator.permutation(len(order))]
 
 
-def random(records: Sequence[Record], setting: Setting) -> Iterator[Proposal]:
+def random(known: Sequence[Record], options: Options) -> Generations:
   """Dirichlet(1) weights: the control that a search has to beat."""
-  generator = np.random.default_rng(setting.seed)
+  generator = np.random.default_rng(options.seed)
   while True:
-    weights = generator.dirichlet(np.ones(setting.count))
-    yield Proposal([Candidate("random", tuple(map(float, weights)))])
+    weights = generator.dirichlet(np.ones(options.count))
+    yield Proposal([Candidate("random", options.method, Point.of(weights))])
 
 
-PROPOSERS: dict[str, Callable[[Sequence[Record], Setting], Iterator[Proposal]]] = {
-  "line_search": line_search,
-  "cma_es": cma_es,
-  "random": random,
+class Kind(NamedTuple):
+  """A proposer: how it starts from the known records, and the smallest space it can search."""
+
+  start: Callable[[Sequence[Record], Options], Generations]
+  least: int = 1
+
+
+PROPOSERS: dict[str, Kind] = {
+  "line_search": Kind(line_search),
+  "cma_es": Kind(cma_es, least=2),
+  "random": Kind(random),
 }
 
 
-def proposer(name: str, setting: Setting, *, known: bool = True) -> Proposer:
+def proposer(name: str, options: Options, *, known: bool = True) -> Proposer:
   """The known points, then a proposer by name.
 
   Args:
     name: a key of `PROPOSERS`.
-    setting: see `Setting`.
+    options: see `Options`.
     known: off leaves the known points out (a cold start).
 
   Raises:
-    ValueError: an unknown name, or start.
+    ValueError: an unknown name, or a space that is too small.
   """
   if name not in PROPOSERS:
     raise ValueError(unknown("proposer", name, PROPOSERS))
-  if setting.start not in ("best", "uniform"):
-    raise ValueError(unknown("start", setting.start, ("best", "uniform")))
+  if options.space.size < PROPOSERS[name].least:
+    raise ValueError(
+      f"{name} needs at least {PROPOSERS[name].least} numbers to search, one for each checkpoint; got "
+      f"{options.space.size}. Use line_search to scale a single one."
+    )
 
-  def propose(records: Sequence[Record]) -> Iterator[Proposal]:
-    if known:
-      yield from baselines.known_points(records, setting.fitness, setting.count)
-    yield from PROPOSERS[name](records, setting)
+  def propose() -> Generator[Proposal, list[Record], None]:
+    records = (yield from baselines.known_points(options.fitness, options.count)) if known else []
+    yield from PROPOSERS[name].start(records, options)
 
   return propose

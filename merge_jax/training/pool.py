@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import msgspec
 import numpy as np
 from jax import Array
 
 from merge_jax import checkpoints, models, storage
-from merge_jax.training.loop import Corpus, Recipe, Trained, train
+from merge_jax.training.corpus import Corpus
+from merge_jax.training.loop import State, begin, train
+from merge_jax.training.recipe import Recipe
 
 
 def save(
@@ -27,7 +30,7 @@ def save(
     params: by Hugging Face name.
     config: content of `config.json`.
     tokenizer: content of `tokenizer.json`.
-    about: content of `training.json`; `tokens` is what training read.
+    about: content of `training.json`; `tokens` is what training read, padding not counted.
   """
   config = dict(config) | {"dtype": str(np.dtype(next(iter(params.values())).dtype))}
   with storage.new_folder(folder) as partial:
@@ -44,6 +47,20 @@ def save(
     write_object(partial / "tokenizer_config.json", {k: v for k, v in special.items() if v is not None})
     write_object(partial / "training.json", about)
     checkpoints.write(partial, jax.device_get(dict(params)))
+
+
+def save_like(
+  folder: Path, params: Mapping[str, Array], like: checkpoints.Checkpoint, about: Mapping[str, Any]
+) -> None:
+  """Writes a checkpoint with the config, tokenizer and chat template of another, whole or not at all.
+
+  Args:
+    folder, params, about: as in `save`.
+    like: what it was trained from.
+  """
+  with storage.new_folder(folder) as partial:
+    checkpoints.write(partial, jax.device_get(dict(params)), like=like, format="safetensors")
+    write_object(partial / "training.json", about)
 
 
 def write_object(path: Path, value: Mapping[str, Any]) -> None:
@@ -77,28 +94,25 @@ def make(
   if not (folder / "base").is_dir():
     params, tokens = model.init(jax.random.key(base[0].seed)), 0
     for recipe in base:
-      trained = train(model.apply, params, data, recipe)
+      trained = train(model.apply, begin(params, recipe), data, recipe)
       params, tokens = trained.params, tokens + trained.tokens
-      say(f"base: loss {trained.losses[-1]:.3f} after {trained.steps} steps")
-    about = {"tokens": tokens, "stages": [describe(recipe, None) for recipe in base]}
+      say(f"base: loss {trained.final_loss:.3f} after {trained.step} steps")
+    about = {"tokens": tokens, "stages": [msgspec.to_builtins(recipe) for recipe in base]}
     save(folder / "base", params, config, tokenizer, about)
   start = checkpoints.open(folder / "base").load()
   for name, recipe in experts.items():
     if not (folder / name).is_dir():
-      trained = train(model.apply, start, data, recipe)
+      trained = train(model.apply, begin(start, recipe), data, recipe)
       save(folder / name, trained.params, config, tokenizer, describe(recipe, trained))
-      say(f"{name}: loss {trained.losses[-1]:.3f} after {trained.steps} steps at {recipe.learning_rate:g}")
+      say(f"{name}: loss {trained.final_loss:.3f} after {trained.step} steps at {recipe.learning_rate:g}")
   return [folder / name for name in experts]
 
 
-def describe(recipe: Recipe, trained: Trained | None) -> dict[str, Any]:
+def describe(recipe: Recipe, trained: State) -> dict[str, Any]:
   """What `training.json` holds: the recipe, and what came of it."""
-  plain = {name: dict(v) if isinstance(v, Mapping) else v for name, v in vars(recipe).items()}
-  if trained is None:
-    return plain
   return {
     "tokens": trained.tokens,
-    "steps": trained.steps,
-    "final_loss": trained.losses[-1],
-    "recipe": plain,
+    "steps": trained.step,
+    "final_loss": trained.final_loss,
+    "recipe": msgspec.to_builtins(recipe),
   }

@@ -1,0 +1,82 @@
+"""The files beside the tensors: config, tokenizer, chat template."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from merge_jax import storage
+from merge_jax.errors import shown
+
+SIDECARS = (
+  "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+  "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
+  "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "training.json",
+)  # fmt: skip
+"""Files beside the tensors that a merged checkpoint carries over, where they are."""
+
+
+def sidecars(folder: Path) -> tuple[Path, ...]:
+  """The side files that there are.
+
+  Raises:
+    FileNotFoundError: a link to nothing.
+    ValueError: one that is not a regular file.
+  """
+  there = tuple(folder / name for name in SIDECARS if os.path.lexists(folder / name))
+  for path in there:
+    storage.refuse_special(path)
+  return there
+
+
+def copy(source: Path, target: Path) -> None:
+  """Copies the side files that there are."""
+  for path in sidecars(source):
+    shutil.copyfile(path, target / path.name)
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+  """`config.json`, or None if there is none; ValueError if it is not a JSON object."""
+  path = folder / "config.json"
+  if not os.path.lexists(path):
+    return None
+  text = storage.read_bytes(path).removeprefix(b"\xef\xbb\xbf")
+  try:
+    config = json.loads(text)  # as transformers reads it: some configs hold Infinity
+  except (ValueError, RecursionError) as error:
+    reason = "nested too deeply" if isinstance(error, RecursionError) else error
+    raise ValueError(f"{path}: not valid JSON ({reason}).") from None
+  if not isinstance(config, dict):
+    raise ValueError(f"{path}: the content is {shown(config)}; expected an object.")
+  return config
+
+
+def tied(config: Mapping[str, Any] | None, names: Iterable[str], where: Path) -> dict[str, str]:
+  """Aliases that the config of the folder `where` declares: a head that is the embedding.
+
+  Raises:
+    ValueError: `tie_word_embeddings` is neither true nor false.
+  """
+  ties = (config or {}).get("tie_word_embeddings", False)
+  if not isinstance(ties, bool):
+    raise ValueError(
+      f"{where / 'config.json'}: tie_word_embeddings is {shown(ties)}; expected true or false."
+    )
+  pairs = {"lm_head.weight": "model.embed_tokens.weight"} if ties else {}
+  return {a: c for a, c in pairs.items() if {a, c} <= set(names)}
+
+
+def update_dtype(folder: Path, dtypes: Iterable[np.dtype]) -> None:
+  """Makes `config.json` say the dtype of the tensors, if all that are floating have one."""
+  config = read_config(folder)
+  floating = {str(dtype) for dtype in dtypes if jax.numpy.issubdtype(dtype, np.inexact)}
+  if config is None or len(floating) != 1:
+    return
+  key = "torch_dtype" if "torch_dtype" in config else "dtype"
+  if config.get(key) != min(floating):
+    (folder / "config.json").write_text(json.dumps(config | {key: min(floating)}, indent=2) + "\n")

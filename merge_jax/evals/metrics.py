@@ -1,0 +1,140 @@
+"""What a task can be scored by: one row a metric, and nobody else knows a metric by its name."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from merge_jax.errors import unknown
+
+
+class Likelihoods(NamedTuple):
+  """What a model says of the targets of a task's n examples, each padded to c targets.
+
+  Attributes:
+    losses: float32 `[n, c]`, negative log-likelihood of each target in nats.
+    tokens: float32 `[n, c]`, number of its tokens.
+    exact: float32 `[n, c]`, 1 where every token is the most likely one, given those before.
+    exists: bool `[n, c]`, false for padding.
+    right: int32 `[n, 1]`, position of the right target.
+
+  A broken model's losses and exactness are NaN, and its scores must be.
+  """
+
+  losses: Array
+  tokens: Array
+  exact: Array
+  exists: Array
+  right: Array
+
+  def of_right(self, values: Array) -> Array:
+    """The right targets' column of `values`: `[n]`."""
+    return jnp.take_along_axis(values, self.right, axis=1)[:, 0]
+
+
+Ratio = tuple[Array, Array]
+"""Numerator and denominator of each example, float32 `[n]`; a score is a ratio of their sums."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """One way to score a task.
+
+  Attributes:
+    name: as in `path:metric`.
+    description: one line for people.
+    sign: +1 where a higher score is better, -1 for a loss.
+    needs: what every line of the task must have: "targets", "choices", or "either".
+    format: how a score is printed.
+    compute: traceable, from likelihoods to each example's share of the score.
+  """
+
+  name: str
+  description: str
+  sign: float
+  needs: str
+  format: str
+  compute: Callable[[Likelihoods], Ratio]
+
+  def fits(self, kind: str) -> bool:
+    """Whether lines with "targets" or "choices" can be scored."""
+    return self.needs in (kind, "either")
+
+
+def loss(given: Likelihoods) -> Ratio:
+  """Negative log-likelihood and tokens of each example's right target: float32 `[n]` each."""
+  return given.of_right(given.losses), given.of_right(given.tokens)
+
+
+def _exact_match(given: Likelihoods) -> Ratio:
+  exact = given.of_right(given.exact)
+  return exact, jnp.ones_like(exact)
+
+
+def _choice_accuracy(given: Likelihoods) -> Ratio:
+  return _chosen_is_right(given, given.losses)
+
+
+def _choice_accuracy_normalized(given: Likelihoods) -> Ratio:
+  return _chosen_is_right(given, given.losses / given.tokens)
+
+
+def _chosen_is_right(given: Likelihoods, costs: Array) -> Ratio:
+  chosen = jnp.argmin(jnp.where(given.exists, costs, jnp.inf), axis=1)
+  hit = (chosen == given.right[:, 0]).astype(jnp.float32)
+  broken = jnp.isnan(given.of_right(given.losses))
+  return jnp.where(broken, jnp.nan, hit), jnp.ones_like(hit)
+
+
+METRICS: dict[str, Metric] = {
+  metric.name: metric
+  for metric in (
+    Metric(
+      "exact_match",
+      "share of examples whose every target token is the most likely one; with the end-of-text token "
+      "this is what greedy decoding gives",
+      1.0, "targets", ".3f", _exact_match,
+    ),
+    Metric(
+      "choice_accuracy",
+      "share of examples whose right choice has the highest log-likelihood",
+      1.0, "choices", ".3f", _choice_accuracy,
+    ),
+    Metric(
+      "choice_accuracy_normalized",
+      "the same with the log-likelihood divided by the number of tokens",
+      1.0, "choices", ".3f", _choice_accuracy_normalized,
+    ),
+    Metric(
+      "loss",
+      "mean negative log-likelihood in nats over all target tokens",
+      -1.0, "either", ".4f", loss,
+    ),
+  )
+}  # fmt: skip
+"""By name; the first that fits a task's lines is their default."""
+
+
+def named(name: str, where: str = "") -> Metric:
+  """The metric of a name.
+
+  Raises:
+    ValueError: no such metric.
+
+  >>> named("loss").sign
+  -1.0
+  """
+  if name not in METRICS:
+    raise ValueError(unknown("metric", name, METRICS, where))
+  return METRICS[name]
+
+
+def default(kind: str) -> Metric:
+  """What lines with "targets" or "choices" are scored by if nothing else is said.
+
+  >>> default("targets").name, default("choices").name
+  ('exact_match', 'choice_accuracy')
+  """
+  return next(metric for metric in METRICS.values() if metric.fits(kind))

@@ -1,0 +1,231 @@
+"""Suites: what scores are. Built-in tasks, an external command and a user's function have one face."""
+
+import abc
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from merge_jax.evals.batching import Batches, encode, pack
+from merge_jax.evals.external import Command
+from merge_jax.evals.metrics import METRICS
+from merge_jax.evals.objective import FunctionObjective, JittedObjective, Merge
+from merge_jax.evals.scoring import make_scorer
+from merge_jax.evals.splits import SPLITS
+from merge_jax.evals.tasks import Task
+from merge_jax.evals.tokens import Tokens
+
+PyTree = Any
+
+
+class TaskInfo(NamedTuple):
+  """What a reader of scores has to know of a task.
+
+  Attributes:
+    name, metric: as they are called.
+    sign: +1 where higher is better, -1 where lower is.
+    format: how a score is printed, such as ".3f".
+  """
+
+  name: str
+  metric: str
+  sign: float = 1.0
+  format: str = ".3f"
+
+
+class Suite(abc.ABC):
+  """The face of every suite.
+
+  Attributes:
+    tasks: those of the fitness, in order.
+    splits: names that `evaluate` of its objective takes.
+    losses: whether evaluations have losses beside scores.
+    notes: what the user should know.
+  """
+
+  tasks: tuple[TaskInfo, ...]
+  splits: tuple[str, ...] = SPLITS
+  losses: bool = False
+  notes: tuple[str, ...] = ()
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Names of the tasks."""
+    return tuple(task.name for task in self.tasks)
+
+  @property
+  def signs(self) -> tuple[float, ...]:
+    """Signs of the tasks."""
+    return tuple(task.sign for task in self.tasks)
+
+  def sizes(self, split: str) -> dict[str, int]:
+    """Number of examples by task; empty where it is not known."""
+    return {}
+
+  def tokens(self, split: str) -> int:
+    """Tokens of one evaluation; 0 where it is not known."""
+    return 0
+
+  def digests(self) -> dict[str, str]:
+    """SHA-256 of every file that scores depend on, by path."""
+    return {}
+
+  @abc.abstractmethod
+  def describe(self) -> list[tuple[str, str]]:
+    """Lines for people: a word and a text each."""
+
+  @abc.abstractmethod
+  def objective(self, merges: Mapping[str, Merge], batch: int = 1) -> JittedObjective | FunctionObjective:
+    """What scores the merges of a pool."""
+
+
+class TaskSuite(Suite):
+  """Built-in tasks, scored by a model's `apply`.
+
+  Args:
+    tasks: by split; the first split's are those of the fitness.
+    apply: `(params, tokens, positions) -> logits`, see `make_scorer`.
+    tokens: the tokenizer.
+    vocabulary: size of the model's.
+    max_length: most tokens of an example, or None.
+    append_eos, max_shapes, batch_tokens: see `encode` and `pack`.
+    dtype: of the computation.
+    files: the task files.
+    notes: what the user should know.
+
+  Raises:
+    ValueError: an example that the tokenizer or the model cannot take.
+  """
+
+  losses = True
+
+  def __init__(
+    self,
+    tasks: Mapping[str, Sequence[Task]],
+    apply: Callable[..., Any],
+    tokens: Tokens,
+    *,
+    vocabulary: int,
+    max_length: int | None = None,
+    append_eos: bool = True,
+    max_shapes: int = 4,
+    batch_tokens: int = 65_536,
+    dtype: Any = None,
+    files: Sequence[Path] = (),
+    notes: Sequence[str] = (),
+  ):
+    self._tasks = {split: list(chosen) for split, chosen in tasks.items() if any(t.examples for t in chosen)}
+    self.splits, self.notes = tuple(self._tasks), tuple(notes)
+    first = self._tasks[self.splits[0]]
+    self.tasks = tuple(
+      TaskInfo(task.name, task.metric, METRICS[task.metric].sign, METRICS[task.metric].format)
+      for task in first
+    )
+    self._apply, self._dtype, self._files = apply, dtype, files
+    self._batches: dict[str, Batches] = {
+      split: pack(
+        encode(chosen, tokens, append_eos=append_eos, max_length=max_length, vocabulary=vocabulary),
+        max_shapes=max_shapes, batch_tokens=batch_tokens, vocabulary=vocabulary,
+      )
+      for split, chosen in self._tasks.items()
+    }  # fmt: skip
+
+  def sizes(self, split: str) -> dict[str, int]:
+    """Number of examples by task."""
+    return {task.name: len(task.examples) for task in self._tasks[split]}
+
+  def tokens(self, split: str) -> int:
+    """Tokens of one evaluation, padding apart."""
+    return self._batches[split].tokens
+
+  def digests(self) -> dict[str, str]:
+    """SHA-256 of the task files, by path."""
+    return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in self._files}
+
+  def describe(self) -> list[tuple[str, str]]:
+    """A line a split."""
+    return [
+      (split, ", ".join(f"{task.name} {len(task.examples)} ({task.metric})" for task in tasks)
+       + f"; {self.tokens(split):,} tokens")
+      for split, tasks in self._tasks.items()
+    ]  # fmt: skip
+
+  def objective(self, merges: Mapping[str, Merge], batch: int = 1) -> JittedObjective:
+    """Merge and evaluation as one program a method and split."""
+    scorers = {
+      split: make_scorer(self._apply, self._tasks[split], batches, dtype=self._dtype)
+      for split, batches in self._batches.items()
+    }
+    return JittedObjective(merges, scorers, batch)
+
+
+class FunctionSuite(Suite):
+  """Any function `(params, split) -> {task: score}`.
+
+  Args:
+    tasks: names, with +1 where a higher score is better and -1 where a lower one is.
+    score: the function, called on the host.
+
+  >>> import merge_jax as mj
+  >>> import numpy as np
+  >>> from merge_jax import search
+  >>> pool = [{"w": np.array([1.0, 0.0], np.float32)}, {"w": np.array([0.0, 1.0], np.float32)}]
+  >>> merge = Merge(lambda source, weights, _: mj.combine(source, weights), mj.prepare(mj.linear(), pool))
+  >>> suite = FunctionSuite({"middle": 1.0}, lambda params, split: {"middle": float(params["w"].min())})
+  >>> fitness = search.Fitness(suite.names, suite.signs)
+  >>> options = search.Options("linear", search.space("simplex", 2), fitness, count=2)
+  >>> found = search.search(
+  ...   search.proposer("line_search", options), suite.objective({"linear": merge}), search.Journal(),
+  ...   fitness, search.Budget(10),
+  ... )
+  >>> max(found.records, key=lambda record: record.fitness).point.weights
+  (0.5, 0.5)
+  """
+
+  def __init__(self, tasks: Mapping[str, float], score: Callable[[PyTree, str], Mapping[str, float]]):
+    self.tasks = tuple(TaskInfo(name, "score", sign) for name, sign in tasks.items())
+    self._score = score
+
+  def describe(self) -> list[tuple[str, str]]:
+    """The names of the scores."""
+    return [("scores", ", ".join(self.names))]
+
+  def objective(self, merges: Mapping[str, Merge], batch: int = 1) -> FunctionObjective:
+    """One call of the function a candidate, whatever the batch."""
+    return FunctionObjective(merges, self._score)
+
+
+class CommandSuite(FunctionSuite):
+  """An external scorer: every candidate is written as a folder, and a command scores it.
+
+  Args:
+    command: see `Command`; checked here.
+    write: `(folder, params)`, writes a candidate.
+    scratch: where candidates are written and removed again; made where it does not exist.
+
+  Raises:
+    ValueError: a command that cannot work.
+  """
+
+  def __init__(self, command: Command, write: Callable[[Path, PyTree], None], scratch: Path):
+    command.check()
+    super().__init__(dict.fromkeys(command.tasks, 1.0), self._call)
+    self._command, self._write, self._scratch = command, write, scratch
+    if not command.splits:
+      self.notes = (
+        "The scorer command has no {split}: search, validation and test are the same examples, so the "
+        "reported scores are optimistic.",
+      )
+
+  def describe(self) -> list[tuple[str, str]]:
+    """The command."""
+    return [("scorer", self._command.template), *super().describe()]
+
+  def _call(self, params: PyTree, split: str) -> Mapping[str, float]:
+    self._scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
+      model_dir = Path(folder) / "model"
+      model_dir.mkdir()
+      self._write(model_dir, params)
+      return self._command(model_dir, split, folder=Path(folder))

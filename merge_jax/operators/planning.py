@@ -1,0 +1,186 @@
+"""What is settled before any work, from names, shapes and dtypes: which models match, who merges what.
+
+Merges in memory, streams and sharded pools all start from a `Plan`, so that they cannot disagree.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from merge_jax.errors import shown, unknown
+from merge_jax.operators import naming
+from merge_jax.operators.core import Leaf, Operator, PyTree, Route
+from merge_jax.operators.naming import Axes, AxesRules
+
+
+def merges(dtype: Any, where: str) -> bool:
+  """Whether tensors of a dtype merge: floating ones do, all others are carried over.
+
+  Raises:
+    ValueError: complex numbers, and floating ones wider than JAX computes with here.
+
+  >>> merges(jnp.dtype("bfloat16"), "w"), merges(jnp.dtype("int8"), "w")
+  (True, False)
+  """
+  if jnp.issubdtype(dtype, jnp.complexfloating):
+    raise ValueError(f"{where} is {dtype}; complex tensors do not merge: pass real and imaginary parts.")
+  floating = jnp.issubdtype(dtype, jnp.floating)
+  if floating and dtype.itemsize > (8 if jax.config.read("jax_enable_x64") else 4):
+    raise ValueError(f"{where} is {dtype}, which JAX would narrow: cast it, or enable jax_enable_x64.")
+  return floating
+
+
+class Entry(NamedTuple):
+  """What happens to one tensor.
+
+  Attributes:
+    name: its canonical name.
+    shape: its shape, the stack included.
+    merged: whether it is merged; integer, boolean and empty tensors are carried over.
+    operator: which of the operator's `parts` merges it; under `jit` only an index tells them apart.
+    axes: what its axes mean.
+    slices: names of its slices along `axes.stack`, or its own: keys and rows of weights go by them.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  merged: bool
+  operator: int
+  axes: Axes
+  slices: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """An entry for each tensor, in the order of the tree; hashable, and static under `jit`."""
+
+  entries: tuple[Entry, ...]
+
+  def of(self, operator: int) -> tuple[Entry, ...]:
+    """The tensors that one of the operator's `parts` merges: what its surveys cover."""
+    return tuple(entry for entry in self.entries if entry.merged and entry.operator == operator)
+
+  def size(self, operator: int) -> int:
+    """Number of elements of these tensors, in one model."""
+    return sum(math.prod(entry.shape) for entry in self.of(operator))
+
+
+def plan(operator: Operator | Route, specs: Mapping[str, Any], axes: AxesRules = ()) -> Plan:
+  """Plans a merge from what is known before a tensor is read.
+
+  Args:
+    operator: the merge rule.
+    specs: by canonical name anything with a shape and a dtype (`jax.ShapeDtypeStruct`, an array).
+    axes: rules for leaves that are not `[out, in]`, or stacked; see `Axes`.
+
+  Raises:
+    ValueError: something that is no operator; a tensor that no pattern of a route matches, whose
+      axes do not fit, or whose dtype neither merges nor is carried over.
+
+  >>> import jax
+  >>> import merge_jax as mj
+  >>> operator = mj.route((r".*norm", mj.uniform()), (r".*", mj.ties()))
+  >>> specs = {"mlp": jax.ShapeDtypeStruct((4, 2), "float32"), "step": jax.ShapeDtypeStruct((), "int32")}
+  >>> [(entry.name, entry.merged, entry.operator) for entry in plan(operator, specs).entries]
+  [('mlp', True, 1), ('step', False, 1)]
+  """
+  if not isinstance(operator, Operator | Route):
+    raise ValueError(f"{shown(operator)} is no operator; pass what a factory returns, as mj.linear().")
+  entries = []
+  for name, spec in specs.items():
+    shape = tuple(spec.shape)
+    merged = merges(spec.dtype, f"Tensor {name!r}") and math.prod(shape) > 0
+    entries.append(Entry(name, shape, merged, operator.index(name), *naming.axes_of(name, shape, axes)))
+  return Plan(tuple(entries))
+
+
+def match(
+  experts: Any, base: PyTree | None, statistics: Sequence[Mapping[str, PyTree]] | None
+) -> tuple[list[int | str], dict[str, Leaf], Any]:
+  """The experts' names or positions, all tensors by name, and the structure of the first expert.
+
+  Raises:
+    ValueError: models, or statistics, that do not have the same tensors.
+  """
+  if isinstance(experts, Sequence) and not isinstance(experts, str):
+    experts = dict(enumerate(experts))
+  elif not isinstance(experts, Mapping):
+    raise ValueError(f"The experts are {shown(experts)}; pass a list of trees, or trees by model name.")
+  elif any(jax.tree_util.all_leaves([tree]) for tree in experts.values()):
+    raise ValueError("The experts are one tree of tensors; pass a list of trees, or trees by model name.")
+  if not experts:
+    raise ValueError("There is no model to merge; give at least one expert.")
+  trees = {f"expert {one!r}": tree for one, tree in experts.items()}
+  models = {label: _tensors(tree, label) for label, tree in trees.items()}
+  if base is not None:
+    models["the base"] = _tensors(base, "the base")
+  (first, names), *others = models.items()
+  if not names:
+    raise ValueError("The models have no tensors.")
+  for label, other in others:
+    _require_same(first, names, label, other)
+  if statistics is not None and len(statistics) != len(experts):
+    raise ValueError(f"There are {len(statistics)} statistics for {len(experts)} experts; give one each.")
+  for label, measured in zip(trees, statistics or (), strict=False):
+    if stranger := next((name for name in measured if name not in names), None):
+      raise ValueError(unknown("tensor", stranger, names, f"statistics of {label}"))
+    if missing := next((name for name in names if name not in measured), None):
+      raise ValueError(f"statistics of {label}: tensor {missing!r} is missing.")
+  leaves = {
+    name: Leaf(
+      tuple(models[label][name] for label in trees),
+      None if base is None else models["the base"][name],
+      statistics=None if statistics is None else tuple(one[name] for one in statistics),
+    )
+    for name in names
+  }
+  return list(experts), leaves, jax.tree.structure(trees[first])
+
+
+def _tensors(tree: PyTree, label: str) -> dict[str, Any]:
+  """The arrays of one model by name, on the host or a device as they came."""
+  arrays = {}
+  for name, value in naming.flatten(tree)[0].items():
+    if type(value) is float:  # as JAX reads it; numpy's float64 would count as too wide
+      value = np.asarray(value, jax.dtypes.canonicalize_dtype(float))
+    arrays[name] = value if isinstance(value, Array) else np.asarray(value)
+    if arrays[name].dtype == object:
+      raise ValueError(f"Tensor {name!r} in {label} is {shown(value)}; expected an array.")
+  return arrays
+
+
+def _require_same(first: str, flat: dict[str, Any], label: str, other: dict[str, Any]) -> None:
+  if other.keys() != flat.keys():
+    name = min(other.keys() ^ flat.keys())
+    where = label if name in flat else first
+    raise ValueError(f"Tensor {name!r} is missing in {where}; all models need the same tensors.")
+  for name, value in other.items():
+    expected, tensor = flat[name], f"Tensor {name!r}"
+    if value.shape != expected.shape:
+      raise ValueError(
+        f"{tensor} has shape {value.shape} in {label} but {expected.shape} in {first}; only models of "
+        "one architecture merge."
+      )
+    if merges(value.dtype, f"{tensor} in {label}") != merges(expected.dtype, f"{tensor} in {first}"):
+      raise ValueError(
+        f"{tensor} is {value.dtype} in {label} but {expected.dtype} in {first}; a tensor is floating in "
+        "all models or in none."
+      )
+
+
+def require_equal(name: str, leaf: Leaf) -> None:
+  """Raises ValueError if a tensor that does not merge differs between concrete models."""
+  first, *others = leaf.experts if leaf.base is None else (*leaf.experts, leaf.base)
+  if any(isinstance(value, jax.core.Tracer) for value in (first, *others)):
+    return
+  if not all(np.array_equal(first, value) for value in others):
+    raise ValueError(
+      f"Tensor {name!r} of dtype {first.dtype} differs between the models; only floating tensors "
+      "merge. Make it equal, or leave it out."
+    )

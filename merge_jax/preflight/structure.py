@@ -1,0 +1,126 @@
+"""What headers and side files tell: names, shapes, dtypes, configs, vocabularies."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from merge_jax import storage
+from merge_jax.checkpoints import Checkpoint
+from merge_jax.errors import shown
+from merge_jax.models import differences
+from merge_jax.models.config import WITHOUT_EFFECT
+from merge_jax.preflight.findings import Finding
+
+Models = Sequence[tuple[str, Checkpoint]]
+"""Labels and open checkpoints: the pool, and the base."""
+Config = Mapping[str, Any]
+
+
+def tensors(models: Models) -> Iterator[Finding]:
+  """The same names and shapes everywhere; dtypes that merge."""
+  (first_label, first), errors = models[0], 0
+  for label, other in models[1:]:
+    for name in sorted(first.specs.keys() ^ other.specs.keys())[:3]:
+      where = label if name in first.specs else first_label
+      errors += 1
+      yield Finding("error", "names", f"tensor {name!r} is missing in {where}")
+    for name in sorted(first.specs.keys() & other.specs.keys()):
+      a, b = first.specs[name], other.specs[name]
+      if a.shape != b.shape:
+        errors += 1
+        yield Finding(
+          "error", "shapes", f"tensor {name!r} is {a.shape} in {first_label}, {b.shape} in {label}"
+        )
+        break
+      if _merges(a) != _merges(b):
+        errors += 1
+        detail = (
+          f"tensor {name!r} is {a.dtype} in {first_label}, {b.dtype} in {label}: only one of them merges"
+        )
+        yield Finding("error", "dtypes", detail)
+        break
+  for name, spec in first.specs.items():
+    if _merges(spec) and (reason := _beyond(spec.dtype)):
+      errors += 1
+      yield Finding("error", "dtypes", f"tensor {name!r} of {first_label} is {spec.dtype}, {reason}")
+      break
+  if not errors:
+    yield Finding("ok", "names and shapes", f"{len(first.specs)} tensors, {first.parameters:,} parameters")
+  dtypes = {label: sorted({str(s.dtype) for s in c.specs.values()}) for label, c in models}
+  if len({tuple(names) for names in dtypes.values()}) > 1:
+    yield Finding("warning", "dtypes", f"differ: {dtypes}; the result has those of {first_label}")
+  else:
+    yield Finding("ok", "dtypes", ", ".join(dtypes[first_label]))
+  formats = {c.format for _, c in models}
+  if len(formats) > 1:
+    yield Finding("warning", "formats", f"{sorted(formats)}; the result is {first.format}")
+
+
+def _beyond(dtype: np.dtype) -> str:
+  """Why tensors of a dtype are not merged, or nothing."""
+  if np.issubdtype(dtype, np.complexfloating):
+    return "which is not merged: store real and imaginary part apart"
+  if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
+    return "which JAX would cut to 32 bits: set JAX_ENABLE_X64=1, or convert the checkpoints"
+  return ""
+
+
+def _merges(spec: jax.ShapeDtypeStruct) -> bool:
+  return bool(jax.numpy.issubdtype(spec.dtype, np.inexact))
+
+
+def configs(pool: Models) -> Iterator[Finding]:
+  """Configs that compute the same: one of the pool's is used for all merges."""
+  have = [(label, c.config) for label, c in pool if c.config is not None]
+  if len(have) < 2:
+    return
+  first_label, first = have[0]
+  found = [line for label, other in have[1:] for line in _differences(first, other, first_label, label)]
+  yield from (Finding("error", "configs", line) for line in found)
+  if not found:
+    yield Finding("ok", "configs", f"{len(have)} that compute the same")
+
+
+def _differences(a: Config, b: Config, where_a: str, where_b: str) -> list[str]:
+  """Field by field; as they are where no built-in model reads them."""
+  try:
+    return [] if a == b else differences(a, b, where_a, where_b)
+  except ValueError:
+    names = sorted(name for name in a.keys() | b.keys() if name not in WITHOUT_EFFECT)
+    pairs = [(name, a.get(name), b.get(name)) for name in names]
+    return [f"{name} is {shown(x)} in {where_a}, {shown(y)} in {where_b}" for name, x, y in pairs if x != y]
+
+
+def vocabulary(models: Models) -> Iterator[Finding]:
+  """The same tokens with the same numbers, as many as the embedding has rows."""
+  from tokenizers import Tokenizer
+
+  have = [(label, c) for label, c in models if (c.path / "tokenizer.json").exists()]
+  if not have:
+    yield Finding("ok", "vocabulary", "no tokenizer beside the tensors: not compared")
+    return
+  texts = {label: storage.read_bytes(c.path / "tokenizer.json") for label, c in have}
+  (first_label, first_text), same = next(iter(texts.items())), True
+  for label, text in texts.items():
+    if text == first_text:
+      continue
+    try:
+      a, b = (Tokenizer.from_buffer(t).get_vocab() for t in (first_text, text))
+    except Exception as error:  # the library raises bare Exception
+      yield Finding("error", "vocabulary", f"tokenizer.json of {label} cannot be read: {error}")
+      return
+    if a != b:
+      same = False
+      token = min(a.items() ^ b.items())[0]
+      yield Finding("error", "vocabulary", f"{label} and {first_label} differ, first in token {token!r}")
+  for label, c in models:
+    size = (c.config or {}).get("vocab_size")
+    rows = c.specs.get("model.embed_tokens.weight")
+    if size is not None and rows is not None and rows.shape[:1] != (size,):
+      same = False
+      detail = f"{label}: config says {size}, the embedding has shape {rows.shape}"
+      yield Finding("error", "vocabulary", detail)
+  if same:
+    yield Finding("ok", "vocabulary", f"the same in {len(have)} tokenizers")

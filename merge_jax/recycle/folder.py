@@ -1,0 +1,178 @@
+"""The folder of a run: what it wrote, and nothing else, is ever replaced or removed.
+
+A marker names the run and lists its files before they are written. A folder without one is somebody's.
+"""
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from merge_jax import decoding, storage
+from merge_jax.errors import shown
+from merge_jax.recycle import manifest as manifests
+from merge_jax.recycle.manifest import Manifest
+
+MARKER, SCRATCH = ".merge_jax.json", ".merge_jax_candidates"
+JOURNAL, RESULT, REPORT, FIGURES, MERGED = "journal.jsonl", "result.json", "report.html", "figures", "merged"
+OUTPUTS = (manifests.NAME, JOURNAL, RESULT, REPORT, FIGURES, MERGED)
+
+
+class Refused(ValueError):
+  """The output folder holds something that this job must not continue or replace."""
+
+
+class Marker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+  """The content of the marker.
+
+  Attributes:
+    run: identity of the run, from its first manifest.
+    wrote: files that the run wrote or was about to, relative to the folder.
+    result: SHA-256 of `result.json`, or "" while there is none.
+  """
+
+  run: str
+  wrote: tuple[str, ...] = ()
+  result: str = ""
+
+
+class RunFolder:
+  """One output folder, as it is when it is opened; opening changes nothing.
+
+  Raises:
+    Refused: a file, or a marker that is not a run's.
+  """
+
+  def __init__(self, path: Path):
+    self.path = path
+    if path.exists() and not path.is_dir():
+      raise Refused(f"{path} is a file; --output_dir must be a folder.")
+    self._marker = None
+    if (path / MARKER).exists():
+      self._marker = decoding.decode(storage.read_bytes(path / MARKER), Marker, str(path / MARKER))
+      for name in self._marker.wrote:
+        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+          raise Refused(
+            f"{path / MARKER}: lists {shown(name)}, which is no file of a run; restore it or remove it."
+          )
+
+  @property
+  def known(self) -> bool:
+    """Whether a run wrote here."""
+    return self._marker is not None
+
+  def refuse_foreign(self, inputs: Iterable[Path]) -> None:
+    """Raises Refused if the folder holds anything but a run's files, hidden ones and the job's own inputs."""
+    if self.known or not self.path.is_dir():
+      return
+    sources = [path.resolve() for path in inputs]
+    for entry in sorted(self.path.iterdir()):
+      holds_input = any(source.is_relative_to(entry.resolve()) for source in sources)
+      if not entry.name.startswith(".") and not holds_input:
+        raise Refused(
+          f"{self.path} is not empty (holds {entry.name!r}) and not of this job; choose another --output_dir."
+        )
+
+  def refuse_changed(self, new: Manifest, *, versions: bool) -> None:
+    """Raises Refused if the run that is here was started otherwise, or lost what it cannot go on without."""
+    if not self.known:
+      return
+    old = manifests.read(self.path)
+    has_journal = (self.path / JOURNAL).exists()
+    for name, missing in (
+      (manifests.NAME, old is None and has_journal),
+      (JOURNAL, self._concluded and not has_journal),
+    ):
+      if missing:
+        raise Refused(
+          f"{self.path / name} of the run is missing; restore it, or begin anew with --overwrite."
+        )
+    changed = [] if old is None else manifests.changes(old, new, versions=versions)
+    if changed:
+      raise Refused(
+        f"{self.path} holds a run that was started otherwise:\n  " + "\n  ".join(changed) + "\nStart it the "
+        "same way to resume, use --overwrite to begin anew, or choose another --output_dir. A change of "
+        "versions or devices alone is allowed by --config.allow_version_change."
+      )
+
+  @property
+  def _concluded(self) -> bool:
+    return self._marker is not None and MERGED in {Path(name).parts[0] for name in self._marker.wrote}
+
+  def finished(self, new: Manifest) -> bool:
+    """Whether the run is complete, with this budget, and all it wrote is there."""
+    marker = self._marker
+    if marker is None or not marker.result or manifests.read(self.path) is None:
+      return False
+    there = all((self.path / name).is_file() for name in marker.wrote)
+    same = manifests.read(self.path) == msgspec.structs.replace(new, **self._kept())
+    return there and same and _digest((self.path / RESULT).read_bytes()) == marker.result
+
+  def _kept(self) -> dict[str, object]:
+    """What a resumed run keeps of the first manifest: where it started."""
+    old = manifests.read(self.path)
+    return {} if old is None else {"versions": old.versions, "devices": old.devices}
+
+  def claim(self, manifest: Manifest) -> None:
+    """Marks the folder as a run's and writes its manifest, or that of a larger budget; needs the lock."""
+    text = manifests.text(msgspec.structs.replace(manifest, **self._kept()))
+    marker = self._marker or Marker(_digest(text.encode())[:16])
+    self._mark(msgspec.structs.replace(marker, result=""))
+    self.add([JOURNAL])
+    self.write(manifests.NAME, text)
+
+  def clear(self) -> None:
+    """Removes what the run wrote, its folders where they are empty then, and its marker at last."""
+    marker = self._marker
+    if marker is None:
+      return
+    shutil.rmtree(self.path / SCRATCH, ignore_errors=True)
+    for name in marker.wrote:
+      file = self.path / name
+      if file.parent.resolve().is_relative_to(self.path.resolve()):  # never through a user's link
+        file.unlink(missing_ok=True)
+    for name in (FIGURES, MERGED):
+      folder = self.path / name
+      if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+    (self.path / MARKER).unlink()
+    self._marker = None
+
+  def write(self, name: str, text: str) -> None:
+    """Writes a file, whole or not at all."""
+    self.add([name])
+    storage.write_text(self.path / name, text)
+
+  def conclude(self, text: str) -> None:
+    """Writes `result.json`: it says that the run is complete."""
+    self.add([RESULT], result=_digest(text.encode()))
+    storage.write_text(self.path / RESULT, text)
+
+  @contextlib.contextmanager
+  def new_folder(self, name: str) -> Iterator[Path]:
+    """Yields a folder to fill; it then takes the place of the run's earlier one."""
+    old = [] if self._marker is None else self._marker.wrote
+    owned = [str(Path(file).relative_to(name)) for file in old if Path(file).parts[0] == name]
+    with storage.new_folder(self.path / name, owned=owned) as partial:
+      yield partial
+      files = [path for path in partial.rglob("*") if path.is_file()]
+      self.add([str(Path(name) / path.relative_to(partial)) for path in files])
+
+  def add(self, names: Iterable[str], *, result: str | None = None) -> None:
+    """Lists files before they are written."""
+    marker = self._marker or Marker("")
+    wrote = tuple(dict.fromkeys((*marker.wrote, *names)))
+    new = Marker(marker.run, wrote, marker.result if result is None else result)
+    if new != marker:
+      self._mark(new)
+
+  def _mark(self, marker: Marker) -> None:
+    storage.write_json(self.path / MARKER, msgspec.to_builtins(marker))
+    self._marker = marker
+
+
+def _digest(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,77 @@
+"""The merge rules that a job can search, one row each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from merge_jax import operators as mj
+from merge_jax.checkpoints import Checkpoint
+from merge_jax.errors import unknown
+from merge_jax.evals import Merge
+from merge_jax.preflight import Needs
+from merge_jax.search.space import SPACES
+
+PyTree = Any
+
+
+class Method(NamedTuple):
+  """A merge rule as a search sees it.
+
+  Attributes:
+    operator: made once.
+    spaces: of the weights that make sense for it.
+    needs_base: whether the pool is held beside a base.
+  """
+
+  operator: Callable[[], mj.Operator]
+  spaces: tuple[str, ...]
+  needs_base: bool
+
+
+METHODS: dict[str, Method] = {
+  "linear": Method(lambda: mj.linear(normalize=False), ("simplex", "softmax"), False),
+  "task_arithmetic": Method(mj.task_arithmetic, ("free", "simplex", "softmax"), True),
+}
+
+
+def check(method: str, space: str) -> None:
+  """Raises ValueError for an unknown method, or a space that its weights cannot come from."""
+  if method not in METHODS:
+    raise ValueError(unknown("search method", method, METHODS))
+  if space not in SPACES:
+    raise ValueError(unknown("search space", space, SPACES))
+  if space not in METHODS[method].spaces:
+    raise ValueError(
+      f"config: search.method {method!r} cannot be searched in space {space!r}; expected one of "
+      f"{', '.join(METHODS[method].spaces)}."
+    )
+
+
+def merges(names: tuple[str, ...], experts: list[PyTree], base: PyTree | None) -> dict[str, Merge]:
+  """The pool prepared for each method, by name.
+
+  Args:
+    names: keys of `METHODS`.
+    experts: the pool's parameters.
+    base: the common ancestor's; None takes the mean of the pool where a method needs one.
+  """
+  result = {}
+  for name in dict.fromkeys(names):
+    operator = METHODS[name].operator()
+    if METHODS[name].needs_base and base is None:
+      base = mj.merge(mj.uniform(), experts)
+    prepared = mj.prepare(operator, experts, base=base if METHODS[name].needs_base else None)
+    result[name] = Merge(_combine, prepared)
+  return result
+
+
+def _combine(prepared: mj.Prepared, weights: Any, numbers: Mapping[str, Any]) -> PyTree:
+  del numbers  # none of these rules has one that is searched
+  return mj.combine(prepared, weights)
+
+
+def memory(method: str, pool: Sequence[Checkpoint], base: Checkpoint | None, batch: int) -> Needs:
+  """What a search holds on the devices: the pool, a base where the method needs one, a batch of merges."""
+  held = [checkpoint.specs for checkpoint in pool]
+  if METHODS[method].needs_base:
+    held.append((base or pool[0]).specs)  # the mean of the pool has the shapes of its members
+  return Needs(tuple(held), pool[0].specs, batch)

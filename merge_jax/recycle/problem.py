@@ -1,0 +1,140 @@
+"""A job that can work: everything a user can get wrong is found here, before anything is written."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from merge_jax import preflight, storage
+from merge_jax.checkpoints import Checkpoint
+from merge_jax.evals import tasks as task_files
+from merge_jax.evals.suite import Suite
+from merge_jax.preflight import Finding
+from merge_jax.recycle import folder as folders
+from merge_jax.recycle import manifest as manifests
+from merge_jax.recycle import methods, suites
+from merge_jax.recycle.manifest import Manifest
+from merge_jax.recycle.settings import Settings
+from merge_jax.search.fitness import Fitness
+from merge_jax.search.loop import Budget, Proposer
+from merge_jax.search.proposers import Options, proposer
+from merge_jax.search.space import space
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """A pool, what its merges are scored by, and how they are searched; no tensor is read.
+
+  Attributes:
+    settings: what it was built from.
+    pool, base: open checkpoints; no base: the mean of the pool, where the method needs one.
+    labels: short names of the pool's checkpoints.
+    suite: the scores.
+    fitness: one number of them.
+    propose: the search's proposer, known points first.
+    budget: when it stops.
+    findings: of the checks that read no tensors; none is an error.
+    manifest: what the run is made from.
+  """
+
+  settings: Settings
+  pool: tuple[Checkpoint, ...]
+  base: Checkpoint | None
+  labels: tuple[str, ...]
+  suite: Suite
+  fitness: Fitness
+  propose: Proposer
+  budget: Budget
+  findings: tuple[Finding, ...]
+  manifest: Manifest
+
+  @property
+  def method(self) -> str:
+    """Name of the method that is searched."""
+    return self.settings.search.method
+
+  @property
+  def checkpoints(self) -> tuple[Checkpoint, ...]:
+    """The pool and its base."""
+    return self.pool if self.base is None else (*self.pool, self.base)
+
+  @property
+  def inputs(self) -> tuple[Path, ...]:
+    """Folders and files that are read."""
+    return tuple(_inputs(self.settings))
+
+  @property
+  def files(self) -> list[Path]:
+    """Every file that is read."""
+    tensors = [file for checkpoint in self.checkpoints for file in checkpoint.files()]
+    return [*tensors, *map(Path, self.suite.digests())]
+
+
+def build(settings: Settings) -> Problem:
+  """Reads headers, configs and task files, and checks every setting; writes nothing.
+
+  Raises:
+    ValueError, OSError: the first thing that cannot work, in one sentence.
+  """
+  s = settings.search
+  _check_lists(settings)
+  methods.check(s.method, s.space)
+  made = space(s.space, len(settings.checkpoints))
+  if s.population == 1:
+    raise ValueError("config: search.population is 1; expected at least 2, or 0 for the proposer's own.")
+  pool, base = preflight.open_pool(settings.checkpoints, settings.base)
+  _check_outputs(settings)
+  if s.budget < len(pool):
+    raise ValueError(
+      f"config: search.budget is {s.budget}; expected at least {len(pool)}, one for each checkpoint."
+    )
+  needs = methods.memory(s.method, pool, base, s.batch)
+  findings = tuple(preflight.check(pool, base, needs=needs, values=False))
+  preflight.require(findings)
+  suite = suites.build(settings, pool[0])
+  weights = tuple(sorted(task_files.shares(s.task_weights, "config: search.task_weights").items()))
+  fitness = Fitness(suite.names, suite.signs, s.fitness, s.fitness_source, weights)
+  if s.fitness_source == "loss" and not suite.losses:
+    raise ValueError("config: search.fitness_source is 'loss', but a scorer command gives scores alone.")
+  options = Options(
+    s.method, made, fitness, len(pool), s.seed, s.sigma or None, s.population or None, s.start
+  )
+  preflight.require_disk(settings.folder, pool[0].nbytes)
+  checkpoints = [*pool, *([base] if base else [])]
+  return Problem(
+    settings, tuple(pool), base, tuple(preflight.labels(pool)), suite, fitness,
+    proposer(s.proposer, options), Budget(s.budget, s.seconds or None), findings,
+    manifests.make(settings, checkpoints, suite.digests()),
+  )  # fmt: skip
+
+
+def _check_lists(settings: Settings) -> None:
+  if not settings.checkpoints:
+    raise ValueError("There is no checkpoint; give at least one: --checkpoints=a,b,c.")
+  if not settings.tasks:
+    raise ValueError("There is no task; give at least one: --tasks=a.jsonl,b.jsonl:loss.")
+  if not settings.output_dir.strip():
+    raise ValueError("There is no output folder; give --output_dir=runs/x.")
+  for flag in ("checkpoints", "tasks", "heldout_tasks"):
+    entries = getattr(settings, flag)
+    for number, entry in enumerate(entries, 1):
+      if not entry.strip():
+        raise ValueError(f"--{flag}: entry {number} of {len(entries)} is empty; check the commas.")
+
+
+def _inputs(settings: Settings) -> Iterator[Path]:
+  for path in (*settings.checkpoints, *([settings.base] if settings.base else [])):
+    yield Path(path).expanduser()
+  yield from suites.files(settings)
+
+
+def _check_outputs(settings: Settings) -> None:
+  """Outputs never lie on or in an input; inputs may lie in the output folder, but not under its names."""
+  folder, inputs = settings.folder, list(_inputs(settings))
+  storage.refuse_inside(folder, inputs, "--output_dir")
+  for name in (*folders.OUTPUTS, folders.MARKER, folders.SCRATCH):
+    storage.refuse_inside(folder / name, inputs, "--output_dir")
+    for path in inputs:
+      if path.resolve().is_relative_to((folder / name).resolve()):
+        raise ValueError(
+          f"--output_dir: the input {path} lies where {folder / name} is written; choose another."
+        )

@@ -1,0 +1,102 @@
+"""Which suite a job's settings ask for: the one place that knows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from merge_jax import checkpoints, evals, models
+from merge_jax.checkpoints import Checkpoint
+from merge_jax.evals import tasks as task_files
+from merge_jax.evals.external import Command
+from merge_jax.evals.suite import CommandSuite, Suite, TaskSuite
+from merge_jax.recycle.folder import SCRATCH
+from merge_jax.recycle.settings import Evals, Settings
+
+
+def build(settings: Settings, first: Checkpoint) -> Suite:
+  """The suite of a job, from its settings and the files of its first checkpoint.
+
+  Raises:
+    ValueError, OSError: tasks, tokenizers, configs or commands that cannot work.
+  """
+  s = settings.scorer
+  command = Command(s.command, settings.tasks, s.timeout, s.retries, s.nan)
+  return _external(settings, command, first) if s.command else _builtin(settings, first)
+
+
+def files(settings: Settings) -> list[Path]:
+  """The task files of a job."""
+  specs = () if settings.scorer.command else (*settings.tasks, *settings.heldout_tasks)
+  return [task_files.path_of(spec) for spec in specs]
+
+
+def _external(settings: Settings, command: Command, first: Checkpoint) -> Suite:
+  if settings.heldout_tasks:
+    raise ValueError("--heldout_tasks need built-in tasks; a scorer command has --tasks alone.")
+
+  def write(folder: Path, params: Any) -> None:
+    checkpoints.write(folder, params, like=first)
+
+  return CommandSuite(command, write, settings.folder / SCRATCH)
+
+
+def _builtin(settings: Settings, first: Checkpoint) -> Suite:
+  tasks, options, notes = task_files.load_all(settings.tasks), settings.splits, []
+  limits = tuple(limit or None for limit in options.limits)
+  made = evals.split(tasks, options.fractions, seed=options.seed, limits=limits)
+  splits = dict(made.tasks)
+  if made.duplicates:
+    notes.append(f"{made.duplicates} examples stand twice in their file; each is used once.")
+  if made.shared:
+    notes.append(f"{made.shared} prompts stand in several tasks; each is in one split in all of them.")
+  if settings.heldout_tasks:
+    splits["heldout"] = _heldout(settings.heldout_tasks, tasks, [*splits["search"], *splits["validation"]])
+  return task_suite(splits, first, settings.evals, files(settings), notes)
+
+
+def task_suite(
+  splits: dict[str, list[evals.Task]],
+  checkpoint: Checkpoint,
+  options: Evals,
+  files: Sequence[Path] = (),
+  notes: Sequence[str] = (),
+) -> TaskSuite:
+  """Built-in tasks for models with the config and tokenizer of a checkpoint.
+
+  Raises:
+    ValueError: no config, one that is not supported, or that its tensors do not fit.
+  """
+  where = str(checkpoint.path / "config.json")
+  if checkpoint.config is None:
+    raise ValueError(
+      f"{checkpoint.path} has no config.json, so there is no model to score: give --scorer_command, or "
+      "search from Python with your own function."
+    )
+  models.check(checkpoint.config, checkpoint.specs, where)
+  model = models.build(checkpoint.config, where)
+  return TaskSuite(
+    splits, model.apply, evals.Tokens.from_folder(checkpoint.path),
+    vocabulary=model.config.vocab_size, max_length=model.config.max_positions, append_eos=options.append_eos,
+    max_shapes=options.max_shapes, batch_tokens=options.batch_tokens, dtype=jnp.dtype(options.dtype),
+    files=files, notes=notes,
+  )  # fmt: skip
+
+
+def _heldout(
+  specs: Sequence[str], tasks: Sequence[evals.Task], chosen: Sequence[evals.Task]
+) -> list[evals.Task]:
+  heldout = task_files.load_all(specs)
+  names = [task.name for task in tasks]
+  for task in heldout:
+    if task.name in names:
+      raise ValueError(f"Held-out task {task.name!r} has the name of a task; rename one of the files.")
+  seen = {example.prompt.strip() for task in chosen for example in task.examples}
+  both = sum(example.prompt.strip() in seen for task in heldout for example in task.examples)
+  if both:
+    raise ValueError(
+      f"{both} prompts of the held-out tasks stand in the search or validation examples; held-out "
+      "tasks must share none."
+    )
+  return heldout

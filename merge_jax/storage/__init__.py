@@ -1,0 +1,20 @@
+"""Files that are whole or absent, chained journal lines, locks, and what is known of inputs."""
+
+from merge_jax.storage.folders import clear_partial as clear_partial
+from merge_jax.storage.folders import new_folder as new_folder
+from merge_jax.storage.folders import refuse_filled as refuse_filled
+from merge_jax.storage.folders import refuse_unwritable as refuse_unwritable
+from merge_jax.storage.folders import sync as sync
+from merge_jax.storage.folders import sync_tree as sync_tree
+from merge_jax.storage.folders import write_json as write_json
+from merge_jax.storage.folders import write_text as write_text
+from merge_jax.storage.inputs import digest as digest
+from merge_jax.storage.inputs import fingerprint as fingerprint
+from merge_jax.storage.inputs import read_bytes as read_bytes
+from merge_jax.storage.inputs import refuse_inside as refuse_inside
+from merge_jax.storage.inputs import refuse_special as refuse_special
+from merge_jax.storage.lines import Lines as Lines
+from merge_jax.storage.lines import read_lines as read_lines
+from merge_jax.storage.locks import Locked as Locked
+from merge_jax.storage.locks import locked as locked
+from merge_jax.storage.locks import refuse_locked as refuse_locked

@@ -1,0 +1,143 @@
+"""Whole-or-nothing files and folders."""
+
+import contextlib
+import glob
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+
+def sync(path: Path) -> None:
+  """Flushes a file or folder to the disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+  """Flushes a folder with all that is in it to the disk."""
+  for path in (*folder.rglob("*"), folder):
+    if path.is_file() or path.is_dir():
+      sync(path)
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a file that appears whole or not at all; clears what a killed writer of it left."""
+  clear_partial(path)
+  descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.partial-")
+  try:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    Path(name).chmod(0o644)
+    Path(name).replace(path)
+  except BaseException:
+    Path(name).unlink(missing_ok=True)
+    raise
+  sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes JSON, whole or not at all; NaN is an error, say null."""
+  write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *, owned: Collection[str] | None = None) -> Iterator[Path]:
+  """Yields a folder beside `path` to fill; it becomes `path` when the block ends well.
+
+  A folder that it replaces is first renamed to `<name>.before-1` (the next free number), then the
+  new one takes its name, then the owned files of the old one are removed, and its empty folders. What is
+  left of it stays there. A kill finds the old or the new folder whole under `path`, or the old one whole
+  under its other name.
+
+  Args:
+    path: a link to a folder is followed, and stays.
+    owned: None if `path` must not exist or be empty; else the relative names of the files that may be
+      removed from a folder that is there.
+
+  Raises:
+    FileExistsError: there is something already.
+  """
+  path = Path(os.path.realpath(path))
+  if owned is None:
+    refuse_filled(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  clear_partial(path)
+  partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
+  partial.chmod(0o755)
+  before = None
+  try:
+    yield partial
+    sync_tree(partial)
+    if owned is None:
+      refuse_filled(path)
+    elif path.exists():
+      before = path.rename(_before(path))
+    partial.rename(path)
+  except BaseException:
+    if before is not None and not path.exists():
+      before.rename(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    raise
+  sync(path.parent)
+  if before is not None:
+    _remove(before, owned or ())
+
+
+def _before(path: Path) -> Path:
+  number = 1
+  while os.path.lexists(before := path.with_name(f"{path.name}.before-{number}")):
+    number += 1
+  return before
+
+
+def _remove(folder: Path, names: Collection[str]) -> None:
+  """Removes these files of a folder, then its folders that are empty, itself included."""
+  for name in names:
+    file = folder / name
+    inside = Path(os.path.realpath(file.parent)).is_relative_to(folder)  # never through a user's link
+    if inside and (file.is_file() or file.is_symlink()):
+      file.unlink()
+  if folder.is_dir():
+    for parent, _, _ in os.walk(folder, topdown=False):
+      if not any(Path(parent).iterdir()):
+        Path(parent).rmdir()
+
+
+def clear_partial(path: Path) -> None:
+  """Removes what a killed writer of `path` left beside it; call it as the only writer."""
+  prefix = f".{path.name}.partial-"
+  for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+    if not re.fullmatch(r"[a-z0-9_]{8}", left.name.removeprefix(prefix)):  # as `tempfile` names them
+      continue
+    if left.is_dir() and not left.is_symlink():
+      shutil.rmtree(left)
+    else:
+      left.unlink()
+
+
+def refuse_filled(path: Path) -> None:
+  """Raises FileExistsError if `path` is a file or a folder with something in it."""
+  if path.is_dir() and not any(path.iterdir()):
+    return
+  if path.exists():
+    raise FileExistsError(f"{path} exists and is not empty; choose another folder or remove it.")
+
+
+def refuse_unwritable(path: Path) -> None:
+  """Raises OSError unless a file can be written at `path`: its folder is there, it is none itself."""
+  if path.is_dir():
+    raise IsADirectoryError(f"{path} is a folder; expected a file to write.")
+  if not path.parent.is_dir():
+    raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first.")
+  if not os.access(path.parent, os.W_OK):
+    raise PermissionError(f"{path.parent} cannot be written into.")

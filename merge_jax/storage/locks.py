@@ -1,0 +1,46 @@
+"""One writer a folder."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+_NAME = ".lock"
+
+
+class Locked(RuntimeError):
+  """Another process writes into the folder."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+  """Holds a folder, made if need be; the kernel lets go of it when the process ends, however.
+
+  Raises:
+    Locked: another process holds it.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / _NAME).open("a+") as file:
+    _lock(file, fcntl.LOCK_EX, folder)
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    yield
+
+
+def refuse_locked(folder: Path) -> None:
+  """Raises Locked if a folder is held; only looks: makes, changes and holds nothing."""
+  if (folder / _NAME).is_file():
+    with (folder / _NAME).open("r") as file:
+      _lock(file, fcntl.LOCK_SH, folder)
+
+
+def _lock(file: IO[str], kind: int, folder: Path) -> None:
+  try:
+    fcntl.flock(file, kind | fcntl.LOCK_NB)
+  except BlockingIOError:
+    file.seek(0)
+    holder = file.read().strip() or "unknown"
+    raise Locked(f"{folder} is in use by process {holder}; wait for it or stop it.") from None

@@ -1,0 +1,164 @@
+"""Training examples on the host, and the batches that are drawn from them."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from merge_jax.evals.batching import Bucket, encode
+from merge_jax.evals.tasks import Task
+from merge_jax.evals.tokens import Tokens
+from merge_jax.training.recipe import Recipe, shares
+
+SHORTEST = 32
+"""Shapes are not made shorter than this many tokens: each costs a compilation."""
+WINDOW = 20
+"""Steps whose examples are drawn at once, and sorted into batches of like lengths."""
+
+
+class Corpus(NamedTuple):
+  """Rows of token ids, end to end and without padding.
+
+  Attributes:
+    ids: int32 `[tokens]`.
+    starts: int64 `[rows]`, where each row begins.
+    lengths: int64 `[rows]`, its tokens.
+    prompts: int64 `[rows]`, those of its prompt; the others are targets.
+    names: of the tasks.
+    first: int64 `[tasks]`, the first row of each; `counts`, how many it has.
+    shapes: pairs of most tokens that are read and most targets of a row, increasing.
+  """
+
+  ids: np.ndarray
+  starts: np.ndarray
+  lengths: np.ndarray
+  prompts: np.ndarray
+  names: tuple[str, ...]
+  first: np.ndarray
+  counts: np.ndarray
+  shapes: tuple[tuple[int, int], ...]
+
+  def digest(self) -> str:
+    """SHA-256 of rows and tasks."""
+    total = hashlib.sha256(repr(self.names).encode())
+    for array in (self.ids, self.lengths, self.prompts, self.counts):
+      total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
+
+
+def corpus(
+  tasks: Sequence[Task], tokens: Tokens, *, max_length: int | None = None, vocabulary: int | None = None
+) -> Corpus:
+  """Encodes the right answers of all tasks.
+
+  Shapes are the longest row, its half, its quarter, … down to `SHORTEST` tokens, so padding at most
+  doubles a batch whose rows are alike; rows that are all short have one shape.
+
+  Args:
+    tasks: the tasks.
+    tokens: the tokenizer.
+    max_length: of the model.
+    vocabulary: of the model.
+
+  Raises:
+    ValueError: a row that is longer than the model takes, or a token outside its vocabulary.
+  """
+  right = [
+    dataclasses.replace(
+      task,
+      examples=tuple(e._replace(targets=(e.targets[e.answer],), answer=0) for e in task.examples),
+    )
+    for task in tasks
+  ]
+  rows = encode(right, tokens, max_length=max_length)
+  ids, lengths = np.concatenate(rows.ids), np.array([len(row) for row in rows.ids])
+  if vocabulary is not None and ids.max() >= vocabulary:
+    raise ValueError(
+      f"The tokenizer gives token {ids.max()}, the model has {vocabulary}; they do not belong together."
+    )
+  counts, prompts = np.array([len(task.examples) for task in tasks]), np.array(rows.starts)
+  return Corpus(
+    ids, _before(lengths), lengths, prompts, tuple(task.name for task in tasks), _before(counts), counts,
+    _shapes(lengths, prompts),
+  )  # fmt: skip
+
+
+def batches(data: Corpus, recipe: Recipe, start: int, most: int = 1) -> Iterator[tuple[Bucket, int]]:
+  """The batches of steps `start`, `start + 1`, …, stacked by calls, each call with its real tokens.
+
+  An example's task is drawn by its share, then one of the task's rows uniformly. Where there are several
+  shapes, the examples of `WINDOW` steps are sorted by length and cut into batches, whose order is drawn:
+  each example is as likely as before, and a batch holds rows of like lengths.
+
+  Args:
+    data: from `corpus`.
+    recipe: its `mixture`, `batch_size`, `steps` and `seed` decide.
+    start: the step to begin at; what comes after does not depend on it.
+    most: steps of a call, at most `WINDOW`; 1 where there are several shapes.
+
+  Raises:
+    ValueError: a mixture that does not fit the data.
+  """
+  parts, key = shares(recipe.mixture, data.names), jax.random.key(recipe.seed)
+  run = most if len(data.shapes) == 1 else 1
+  for window in range(start - start % WINDOW, recipe.steps, WINDOW):
+    count = min(WINDOW, recipe.steps - window)
+    of_window = jax.random.fold_in(key, window)
+    drawn = _draw(jax.random.split(of_window, count), parts, data.first, data.counts, recipe.batch_size)
+    rows = np.asarray(drawn)
+    if len(data.shapes) > 1:
+      ordered = rows.ravel()[np.argsort(data.lengths[rows.ravel()], kind="stable")]
+      order = jax.random.permutation(jax.random.fold_in(of_window, count), count)
+      rows = ordered.reshape(rows.shape)[np.asarray(order)]
+    for first in range(max(start - window, 0), count, run):
+      chosen = rows[first : first + run]
+      yield batch(data, chosen), int(data.lengths[chosen].sum()) - chosen.size
+
+
+def batch(data: Corpus, rows: np.ndarray) -> Bucket:
+  """Rows `[…]` in the smallest shape that holds them: `[…, tokens]` and `[…, targets]`.
+
+  The last token of a row is only predicted, never read.
+  """
+  lengths, prompts, starts = (x[rows][..., None] for x in (data.lengths, data.prompts, data.starts))
+  length, asked = next(shape for shape in data.shapes if shape[0] >= lengths.max() - 1)
+  read, of_target = np.arange(length), np.arange(asked)
+  mask = of_target < lengths - prompts
+  tokens = np.where(read < lengths - 1, data.ids[np.where(read < lengths - 1, starts + read, 0)], 0)
+  targets = np.where(mask, data.ids[np.where(mask, starts + prompts + of_target, 0)], 0)
+  positions = np.where(mask, prompts - 1 + of_target, 0)
+  tokens, positions, targets = (x.astype(np.int32) for x in (tokens, positions, targets))
+  return Bucket(tokens, positions, targets, mask.astype(np.float32))
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _draw(keys: Array, parts: Array, first: Array, counts: Array, size: int) -> Array:
+  """Rows `[steps, size]`, a key a step."""
+
+  def one(key: Array) -> Array:
+    of_task, of_row = jax.random.split(key)
+    task = jax.random.choice(of_task, len(parts), (size,), p=parts)
+    places = jax.random.uniform(of_row, (size,)) * counts[task].astype(jnp.float32)
+    return first[task] + jnp.minimum(places.astype(jnp.int32), counts[task] - 1)
+
+  return jax.vmap(one)(keys)
+
+
+def _shapes(lengths: np.ndarray, prompts: np.ndarray) -> tuple[tuple[int, int], ...]:
+  sizes = [int(lengths.max()) - 1]
+  while (half := -(-sizes[-1] // 2)) >= SHORTEST:
+    sizes.append(half)
+  asked = lengths - prompts
+  inside = [(size, lengths - 1 <= size) for size in sizes[::-1]]
+  return tuple((size, int(asked[rows].max())) for size, rows in inside if rows.any())
+
+
+def _before(counts: np.ndarray) -> np.ndarray:
+  """Sums of the counts before each."""
+  return np.cumsum(counts) - counts

@@ -1,0 +1,162 @@
+"""States of a training on disk, so that a killed one continues where it was."""
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import msgspec
+import numpy as np
+from jax import Array
+
+from merge_jax import checkpoints, decoding, storage
+from merge_jax.training.corpus import Corpus
+from merge_jax.training.loop import Diverged, State, begin, train
+from merge_jax.training.recipe import Recipe
+
+
+class Stopped(RuntimeError):
+  """The training was asked to stop; its state is on disk."""
+
+
+class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+  """`state.json`: what lies beside the tensors of a state."""
+
+  recipe: Recipe
+  data: str
+  start: str
+  losses: list[float]
+  tokens: int
+
+
+def continued(
+  apply: Callable[..., Array],
+  params: Mapping[str, Array],
+  data: Corpus,
+  recipe: Recipe,
+  folder: Path,
+  *,
+  save_every: int = 0,
+  stop: Callable[[], bool] = lambda: False,
+  progress: Callable[[State], None] | None = None,
+) -> State:
+  """Trains as `train` does, from the newest state in a folder; the result is the same bit for bit.
+
+  Args:
+    apply, params, data, recipe: of `train` and `begin`.
+    folder: of the states `step-N`; see `states`.
+    save_every: least steps from state to state; 0 saves when it is asked to stop alone.
+    stop: asked after each call of steps but the last; true saves the state and ends with `Stopped`.
+    progress: called with the state at the start and after each call of steps.
+
+  Raises:
+    ValueError: the states are of another recipe, of other examples or of another start.
+    Diverged: see `train`; the states, which lead there, are removed.
+    Stopped: see `stop`.
+  """
+  about = _Record(recipe, data.digest(), _digest(params), [], 0)
+  state = begin(params, recipe)
+  if saved := _saved(folder):
+    state = _restore(saved[-1], state, about)
+
+  last = state.step
+
+  def after(state: State) -> None:
+    nonlocal last
+    if progress is not None:
+      progress(state)
+    stopping = state.step < recipe.steps and stop()
+    if stopping or (save_every and state.step - last >= save_every):
+      _save(folder, state, about)
+      last = state.step
+    if stopping:
+      raise Stopped(f"Stopped after {state.step} steps; the same command continues.")
+
+  if progress is not None:
+    progress(state)
+  try:
+    return train(apply, state, data, recipe, progress=after)
+  except Diverged:
+    for path in _saved(folder):
+      shutil.rmtree(path)
+    raise
+
+
+@contextlib.contextmanager
+def states(target: Path) -> Iterator[Path]:
+  """A hidden folder beside a checkpoint to be, for its states; gone when it is written, or there are none.
+
+  Raises:
+    storage.Locked: another process trains the same checkpoint.
+  """
+  folder = target.with_name(f".{target.name}.training")
+  with storage.locked(folder):
+    try:
+      yield folder
+    finally:
+      if not _saved(folder) or _written(target):
+        shutil.rmtree(folder)
+
+
+def refuse_written(target: Path) -> None:
+  """As `storage.refuse_filled`; removes states that a kill left beside a checkpoint that was written."""
+  if _written(target):
+    with states(target):
+      pass
+  storage.refuse_filled(target)
+
+
+def _written(target: Path) -> bool:
+  return (target / "training.json").is_file()
+
+
+def _saved(folder: Path) -> list[Path]:
+  return sorted(folder.glob("step-*"))
+
+
+def _save(folder: Path, state: State, about: _Record) -> None:
+  path, before = folder / f"step-{state.step:09d}", _saved(folder)
+  if path in before:
+    return
+  with storage.new_folder(path) as partial:
+    record = msgspec.structs.replace(about, losses=state.losses, tokens=state.tokens)
+    (partial / "state.json").write_bytes(msgspec.json.encode(record))
+    checkpoints.write(partial, _named(state))
+  for old in before:
+    shutil.rmtree(old)
+
+
+def _restore(path: Path, like: State, about: _Record) -> State:
+  record = decoding.decode((path / "state.json").read_bytes(), _Record, str(path / "state.json"))
+  changed = {"recipe": "the settings", "data": "the examples", "start": "the parameters to start from"}
+  for field, what in changed.items():
+    if getattr(record, field) != getattr(about, field):
+      raise ValueError(
+        f"{path.parent} holds a training that began with other values of {what}; repeat its command to "
+        "continue, or remove the folder to begin anew."
+      )
+  # A copy: what is given to the computation must not lie in a mapped file.
+  read = {name: jnp.array(np.array(value)) for name, value in checkpoints.open(path).load().items()}
+  names = list(_named(like))
+  tree = jax.tree.structure((like.params, like.optimizer))
+  params, optimizer = jax.tree.unflatten(tree, [read[name] for name in names])
+  return State(params, optimizer, record.losses, record.tokens)
+
+
+def _named(state: State) -> dict[str, Array]:
+  """Parameters and the optimizer's arrays by path, in the order of the tree."""
+  leaves, _ = jax.tree.flatten_with_path((state.params, state.optimizer))
+  return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _digest(params: Mapping[str, Any]) -> str:
+  total = hashlib.sha256()
+  for name in sorted(params):
+    value = np.ascontiguousarray(params[name])
+    total.update(f"{name}\0{value.dtype}\0{value.shape}\0".encode())
+    total.update(value.reshape(-1).view(np.uint8).data)
+  return total.hexdigest()

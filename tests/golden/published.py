@@ -1,0 +1,37 @@
+"""What the `config.json` of published models says, in its older and newer spellings."""
+
+CONFIGS = {
+  "SmolLM2-135M": {
+    "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "rope_theta": 100000,
+    "rope_scaling": None, "rope_interleaved": False, "is_llama_config": True, "pretraining_tp": 1,
+    "attention_bias": False, "attention_dropout": 0.0, "hidden_act": "silu", "use_cache": True,
+    "initializer_range": 0.041666666666666664, "rms_norm_eps": 1e-05, "tie_word_embeddings": True,
+    "transformers.js_config": {"dtype": {"q4": "q4"}}, "bos_token_id": 0, "eos_token_id": 0,
+  },
+  "Llama-3.1-8B-Instruct": {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "rope_theta": 500000.0,
+    "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                     "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+    "max_position_embeddings": 131072, "eos_token_id": [128001, 128008, 128009], "mlp_bias": False,
+  },
+  "Mistral-7B-v0.1": {
+    "model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "rope_theta": 10000.0,
+    "sliding_window": 4096, "max_position_embeddings": 32768, "torch_dtype": "bfloat16",
+  },
+  "Qwen2.5-7B-Instruct": {
+    "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+    "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064, "rope_theta": 1000000.0,
+    "use_sliding_window": False, "sliding_window": 131072, "max_window_layers": 28, "use_mrope": False,
+    "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+  },
+  "Qwen3-0.6B": {
+    "model_type": "qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+    "attention_bias": False, "max_window_layers": 28, "sliding_window": None, "use_sliding_window": False,
+    "layer_types": ["full_attention"] * 28,
+    "rope_parameters": {"rope_theta": 1000000, "rope_type": "default"},
+  },
+}  # fmt: skip

@@ -1,0 +1,138 @@
+"""Candidates side by side score as they do alone, on one device and on a mesh; suites have one face."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import merge_jax as mj
+from merge_jax import evals, models, sharding
+from merge_jax.evals import Merge
+from merge_jax.evals.suite import FunctionSuite, TaskSuite
+from merge_jax.search import Candidate, Point
+from merge_jax.training import puzzles
+from tests import pools
+
+MODEL = models.build(pools.CONFIG | {"num_hidden_layers": 1})
+BASE = MODEL.init(jax.random.key(0))
+EXPERTS = [
+  {name: value + 0.05 * jax.random.normal(jax.random.key(i), value.shape) for name, value in BASE.items()}
+  for i in (1, 2, 3)
+]
+PATTERNS = (r".*mlp.*", r".*")
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+  tasks = [evals.load(str(path)) for path in pools.make_tasks(tmp_path_factory.mktemp("tasks"), 12)]
+  splits = {"search": tasks, "test": tasks[:1]}
+  return TaskSuite(splits, MODEL.apply, evals.Tokens(puzzles.tokenizer(), 1), vocabulary=97, max_shapes=1)
+
+
+def combine(prepared, weights, numbers):
+  weights = mj.Weights(weights, PATTERNS) if weights.ndim == 2 else weights
+  return mj.combine(prepared, weights)
+
+
+def scaled(source, weights, numbers):
+  """A number of the operator is part of the point."""
+  base, experts = source
+  return mj.merge(mj.task_arithmetic(scaling=numbers["scaling"]), experts, weights, base=base)
+
+
+def merges(*names, place=lambda tree: tree):
+  base, experts = place(BASE), [place(tree) for tree in EXPERTS]
+  made = {
+    "linear": Merge(combine, mj.prepare(mj.linear(normalize=False), experts)),
+    "task_arithmetic": Merge(combine, mj.prepare(mj.task_arithmetic(), experts, base=base)),
+    "ties": Merge(combine, mj.prepare(mj.ties(0.5), experts, base=base)),
+    "scaled": Merge(scaled, (base, experts)),
+  }
+  return {name: made[name] for name in names or made}
+
+
+def shard(tree):
+  mesh = sharding.make_mesh({"fsdp": 4})
+  return {name: jax.device_put(tree[name], rule) for name, rule in sharding.shardings(tree, mesh).items()}
+
+
+CANDIDATES = [
+  Candidate("a", "linear", Point((0.2, 0.3, 0.5))),
+  Candidate("b", "task_arithmetic", Point((1.0, -0.5, 0.2))),
+  Candidate("c", "linear", Point((0.0, 1.0, 0.0))),
+  Candidate("d", "ties", Point((1.0, 0.5, 2.0))),
+  *[Candidate("e", "task_arithmetic", Point((0.1 * i, 0.5, 0.2))) for i in range(5)],
+  *[Candidate("f", "scaled", Point((1.0, 1.0, 0.5), {"scaling": 0.2 * i})) for i in range(3)],
+]
+
+
+def assert_same(made, expected):
+  for one, other in zip(made, expected, strict=True):
+    for a, b in ((one.scores, other.scores), (one.losses, other.losses)):
+      np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(one.examples.values, other.examples.values, rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_scores_as_single_candidates(suite):
+  pool = merges()
+  one, four = suite.objective(pool), suite.objective(pool, batch=4)
+  assert (one.batch, four.batch) == (1, 4)
+  expected = [one.evaluate([candidate], "search")[0] for candidate in CANDIDATES]
+  for size in (4, 3, len(CANDIDATES), 4):  # no call traces again, whatever the number of candidates
+    assert_same(four.evaluate(CANDIDATES[:size], "search"), expected[:size])
+
+
+def test_a_batch_on_a_mesh_scores_as_single_candidates(suite):
+  candidates = [c for c in CANDIDATES if c.method == "task_arithmetic"][:4]
+  sharded, whole = merges("task_arithmetic", place=shard), merges("task_arithmetic")
+  expected = [suite.objective(whole).evaluate([c], "search")[0] for c in candidates]
+  four = suite.objective(sharded, batch=4)
+  assert_same(four.evaluate(candidates, "search"), expected)
+  assert_same(four.evaluate(candidates[:3], "search"), expected[:3])
+
+
+def test_weights_by_group_are_a_batch_too(suite):
+  pool = merges("linear")
+  points = [Point(((0.2, 0.3, 0.5), (1.0, 0.0, 0.0))), Point(((0.0, 1.0, 0.0), (0.4, 0.4, 0.2)))]
+  candidates = [Candidate("x", "linear", point) for point in points]
+  one, two = suite.objective(pool), suite.objective(pool, batch=2)
+  for candidate, made in zip(candidates, two.evaluate(candidates, "search"), strict=True):
+    params = mj.merge(
+      mj.linear(), EXPERTS, mj.Weights(jnp.array(candidate.point.array, jnp.float32), PATTERNS)
+    )
+    alone = suite.objective({"itself": Merge(lambda p, w, n: p, params)})
+    expected = alone.evaluate([Candidate("x", "itself", Point((1.0,)))], "search")[0]
+    for other in (made, one.evaluate([candidate], "search")[0]):
+      np.testing.assert_allclose(list(other.losses.values()), list(expected.losses.values()), rtol=1e-6)
+
+
+def test_a_program_that_would_compile_again_is_an_error(suite):
+  objective = suite.objective(merges("linear", "task_arithmetic", "ties"))
+  objective.evaluate(CANDIDATES[:4], "search")  # two methods of one class are two programs
+  with pytest.raises(RuntimeError, match=r"'linear' on split 'search' was traced twice"):
+    objective.evaluate([Candidate("x", "linear", Point(((0.2, 0.3, 0.5), (1.0, 0.0, 0.0))))], "search")
+
+
+def test_other_sources_use_the_same_programs(suite):
+  objective = suite.objective(merges("linear"))
+  other = mj.prepare(mj.linear(normalize=False), EXPERTS[::-1])
+  reverse = objective.on({"linear": other})
+  a = objective.evaluate([Candidate("a", "linear", Point((0.2, 0.3, 0.5)))], "search")
+  b = reverse.evaluate([Candidate("a", "linear", Point((0.5, 0.3, 0.2)))], "search")
+  np.testing.assert_allclose(list(a[0].losses.values()), list(b[0].losses.values()), rtol=1e-5)
+
+
+def test_suites_have_one_face(suite):
+  mine = FunctionSuite({"norm": -1.0, "mean": 1.0}, lambda params, split: {
+    "norm": float(jnp.linalg.norm(params["model.norm.weight"])), "mean": len(split),
+  })  # fmt: skip
+  pool = merges()
+  (made,) = mine.objective(pool, batch=4).evaluate(CANDIDATES[:1], "search")
+  merged = mj.merge(mj.linear(), EXPERTS, CANDIDATES[0].point.weights)["model.norm.weight"]
+  np.testing.assert_allclose(made.scores["norm"], np.linalg.norm(merged), rtol=1e-6)
+  assert made.scores["mean"] == 6 and made.losses is None and made.examples is None
+  for one in (suite, mine):
+    assert len(one.names) == len(one.signs) == len(one.tasks) and one.describe()
+    assert one.tokens(one.splits[0]) >= 0 and isinstance(one.sizes(one.splits[0]), dict)
+  assert suite.signs == (1.0, 1.0) and mine.signs == (-1.0, 1.0)
+  assert suite.losses and not mine.losses

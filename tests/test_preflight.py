@@ -1,0 +1,75 @@
+"""What is found before anything long starts: dtypes that do not merge, memory that is not there."""
+
+import jax
+import numpy as np
+import pytest
+
+from merge_jax import checkpoints, preflight, sharding
+from merge_jax.preflight import memory
+from merge_jax.recycle import methods
+from tests import pools
+
+
+@pytest.fixture
+def pool(tmp_path):
+  return [checkpoints.open(path) for path in pools.make_pool(tmp_path)]
+
+
+def rewrite(checkpoint, dtype):
+  tensors = {name: np.asarray(value) for name, value in checkpoint.load().items()}
+  tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(dtype)
+  checkpoints.write(checkpoint.path, tensors)
+  return checkpoints.open(checkpoint.path)
+
+
+@pytest.mark.parametrize(
+  ("which", "dtype", "message"),
+  [
+    ((1,), np.int32, "'model.norm.weight' is float32 in m0, int32 in m1"),
+    ((0, 1, 2), np.float64, "cut to 32 bits"),
+    ((0, 1, 2), np.complex64, "not merged"),
+  ],
+)
+def test_dtypes_that_do_not_merge(pool, which, dtype, message):
+  found = preflight.check([rewrite(c, dtype) if i in which else c for i, c in enumerate(pool)], values=False)
+  assert [message in f.detail for f in found if f.level == "error"] == [True]
+
+
+def specs(size):
+  return {
+    "w": jax.ShapeDtypeStruct((size, 2), np.dtype("bfloat16")),
+    "b": jax.ShapeDtypeStruct((3,), np.float32),
+  }
+
+
+def test_bytes_of_each_device_follow_the_shardings():
+  mesh = sharding.make_mesh({"fsdp": 8})
+  made = memory.per_device(specs(64), sharding.shardings(specs(64), mesh))
+  assert made == dict.fromkeys(mesh.devices.flat, 64 * 2 * 2 // 8 + 12)
+  assert memory.per_device(specs(64)) == {jax.devices()[0]: 64 * 2 * 2 + 12}
+
+
+def test_memory_counts_the_mean_base_and_a_batch(pool, monkeypatch):
+  """A pool that fits alone does not with a base, nor with more candidates side by side."""
+  one = sum(c.nbytes for c in pool) // len(pool)
+
+  def verdict(method, batch, free):
+    monkeypatch.setattr(memory, "available_memory", lambda: free)
+    (found,) = memory.verdict(methods.memory(method, pool, None, batch))
+    return found.level
+
+  assert verdict("linear", 1, 5 * one) == "ok"  # three, and a candidate with as much for its evaluation
+  assert verdict("linear", 1, 5 * one - 1) == "error"
+  assert verdict("task_arithmetic", 1, 5 * one) == "error"
+  assert verdict("task_arithmetic", 1, 6 * one) == "ok"
+  assert verdict("linear", 4, 11 * one) == "ok" and verdict("linear", 4, 11 * one - 1) == "error"
+
+
+def test_the_fullest_device_decides(monkeypatch):
+  mesh = sharding.make_mesh({"fsdp": 4})
+  needs = preflight.Needs([specs(64)] * 3, specs(64), 1, sharding.shardings(specs(64), mesh))
+  device = 3 * (64 + 12) + 2 * (128 + 12)  # the merge is float32
+  monkeypatch.setattr(memory, "available_memory", lambda: 4 * device)
+  assert [f.level for f in memory.verdict(needs)] == ["ok"]
+  monkeypatch.setattr(memory, "available_memory", lambda: 4 * device - 1)
+  assert [f.level for f in memory.verdict(needs)] == ["error"]
