@@ -112,7 +112,7 @@ class Progress:
   def __init__(self, total: int | None, unit: str, every: float = 10.0):
     self._bar = tqdm(total=total, unit=f" {unit}", dynamic_ncols=True, disable=not sys.stderr.isatty())
     self._total, self._unit, self._every = total, unit, every
-    self._start = self._said = time.monotonic()
+    self._start = self._said = 0.0  # of the first call
     self._done = 0
 
   def __call__(self, done: int, note: str = "") -> None:
@@ -120,6 +120,7 @@ class Progress:
     self._bar.set_postfix_str(note, refresh=False)
     self._bar.update(done - self._done)
     self._done, now = done, time.monotonic()
+    self._start, self._said = self._start or now, self._said or now
     if self._bar.disable and (now - self._said > self._every or done == self._total):
       self._said = now
       rate = done / max(now - self._start, 1e-9)
@@ -136,13 +137,14 @@ class Progress:
 def recycle_and_show(job: Settings, overwrite: bool) -> dict[str, Any]:
   """Runs a recycle job with a progress bar, then prints the table, the sentence and the paths."""
   from merge_jax import recycle, reports
+  from merge_jax.search.loop import MEAN, SPLIT
 
   bars = {True: Progress(job.search.budget, "evaluations"), False: Progress(None, "scores of finalists")}
   done, best = {True: 0, False: 0}, float("-inf")
 
   def progress(record: Record) -> None:
     nonlocal best
-    searching = record.fitness is not None or record.split == "search"
+    searching = record.split == SPLIT and record.kind != MEAN
     done[searching] += 1
     best = max(best, record.fitness if record.fitness is not None else best)
     bars[searching](done[searching], f"best fitness {best:.4f}" if searching else f"on {record.split}")

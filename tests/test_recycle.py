@@ -605,6 +605,17 @@ def test_overwrite_spares_what_is_the_users(world, finished, tmp_path):
   assert contents(other) == before
 
 
+def test_a_run_of_an_older_version_is_refused(world, finished, tmp_path):
+  copy = tmp_path / "copy"
+  shutil.copytree(finished[0], copy)
+  (copy / ".merge_jax.json").unlink()
+  before = contents(copy)
+  for overwrite in (False, True):
+    with pytest.raises(recycle.Refused, match="older merge_jax"):
+      run(world, copy, overwrite=overwrite)
+  assert contents(copy) == before
+
+
 def test_a_hostile_marker_removes_nothing(world, finished, tmp_path):
   copy, precious = tmp_path / "copy", tmp_path / "precious"
   shutil.copytree(finished[0], copy)

@@ -68,6 +68,10 @@ class RunFolder:
     """Raises Refused if the folder holds anything but a run's files, hidden ones and the job's own inputs."""
     if self.known or not self.path.is_dir():
       return
+    if (self.path / manifests.NAME).exists() and (self.path / JOURNAL).exists():
+      raise Refused(
+        f"{self.path} holds a run of an older merge_jax, without {MARKER}; choose another --output_dir."
+      )
     sources = [path.resolve() for path in inputs]
     for entry in sorted(self.path.iterdir()):
       holds_input = any(source.is_relative_to(entry.resolve()) for source in sources)
