@@ -104,7 +104,7 @@ def test_a_signal_finishes_the_record_and_has_its_own_status(world, tmp_path, se
       ["--checkpoints=a,b", "--tasks=a.jsonl", "--output_dir=x", "--budget=-1"],
       "search.budget is -1",
     ),
-    ("recycle", ["--config=configs/recycle.py:cold"], "has no mode 'cold'"),
+    ("recycle", [f"--config={CONFIGS}/recycle.py:cold"], "has no mode 'cold'"),
     ("evaluate", ["--checkpoints=a", "--tasks=b", "--output=c", "--batch_tokens=0"], "batch_tokens"),
     ("check", [], "There is no checkpoint"),
     (
