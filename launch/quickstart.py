@@ -82,7 +82,7 @@ def claim(folder: Path, plain: dict[str, Any], config: Config) -> None:
   """Refuses a folder of another quickstart; `--overwrite` removes what that one wrote."""
   path = folder / "tasks" / "quickstart.json"
   if path.is_file() and _OVERWRITE.value:
-    earlier = decoding.convert(json.loads(path.read_text()), Config, str(path))
+    earlier = decoding.decode(path.read_bytes(), Config, str(path))
     for entry in outputs(folder, earlier):
       if entry.is_dir():
         shutil.rmtree(entry)
@@ -93,10 +93,15 @@ def claim(folder: Path, plain: dict[str, Any], config: Config) -> None:
     for entry in outputs(folder, config):
       storage.refuse_filled(entry)
     storage.write_json(path, plain)
-  elif json.loads(path.read_text()) != plain:
+  elif of_pool(decoding.decode(path.read_bytes(), dict[str, Any], str(path))) != of_pool(plain):
     raise ValueError(
       f"{folder} holds a quickstart of another config; use --overwrite or another --output_dir."
     )
+
+
+def of_pool(config: dict[str, Any]) -> dict[str, Any]:
+  """What data and pool are made from; the recycle job has a manifest of its own, and may grow."""
+  return {name: value for name, value in config.items() if name != "recycle"}
 
 
 def outputs(folder: Path, config: Config) -> Iterator[Path]:
