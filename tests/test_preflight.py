@@ -26,8 +26,8 @@ def rewrite(checkpoint, dtype):
   ("which", "dtype", "message"),
   [
     ((1,), np.int32, "'model.norm.weight' is float32 in m0, int32 in m1"),
-    ((0, 1, 2), np.float64, "cut to 32 bits"),
-    ((0, 1, 2), np.complex64, "not merged"),
+    ((0, 1, 2), np.float64, "enable jax_enable_x64"),
+    ((0, 1, 2), np.complex64, "do not merge"),
   ],
 )
 def test_dtypes_that_do_not_merge(pool, which, dtype, message):

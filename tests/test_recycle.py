@@ -586,7 +586,7 @@ def test_a_batch_of_candidates_gives_the_same_result(world, finished, tmp_path):
 
 
 def test_overwrite_spares_what_is_the_users(world, finished, tmp_path):
-  """Their files beside ours, also in our folders, and a folder that only looks like a run's."""
+  """Their files beside ours, also in our folders."""
   copy = tmp_path / "copy"
   shutil.copytree(finished[0], copy)
   for name in ("notes.txt", "figures/mine.png", "merged/README.md"):
@@ -594,24 +594,20 @@ def test_overwrite_spares_what_is_the_users(world, finished, tmp_path):
   run(world, copy, overwrite=True, search={"budget": 5})
   kept = [path for path in copy.rglob("*") if path.is_file() and path.read_bytes() == b"years of work"]
   assert sorted(path.name for path in kept) == ["README.md", "mine.png", "notes.txt"]
-  other = tmp_path / "other"
-  (other / "figures").mkdir(parents=True)
-  (other / "manifest.json").write_text("{}")
-  (other / "figures" / "a.png").write_text("years of work")
-  before = contents(other)
-  for overwrite in (False, True):
-    with pytest.raises(recycle.Refused, match="not of this job"):
-      run(world, other, overwrite=overwrite)
-  assert contents(other) == before
 
 
-def test_a_run_of_an_older_version_is_refused(world, finished, tmp_path):
+@pytest.mark.parametrize(
+  ("lost", "message"),
+  [((".merge_jax.json",), "older merge_jax"), ((".merge_jax.json", "journal.jsonl"), "not of this job")],
+)
+def test_a_folder_that_only_looks_like_a_run_is_refused(world, finished, tmp_path, lost, message):
   copy = tmp_path / "copy"
   shutil.copytree(finished[0], copy)
-  (copy / ".merge_jax.json").unlink()
+  for name in lost:
+    (copy / name).unlink()
   before = contents(copy)
   for overwrite in (False, True):
-    with pytest.raises(recycle.Refused, match="older merge_jax"):
+    with pytest.raises(recycle.Refused, match=message):
       run(world, copy, overwrite=overwrite)
   assert contents(copy) == before
 

@@ -136,14 +136,6 @@ def pack(rows: Rows, *, max_shapes: int = 4, batch_tokens: int = 16_384, vocabul
   return Batches(tuple(buckets), places, int(lengths.sum()), padded)
 
 
-def pad(rows: Rows) -> Bucket:
-  """All rows in one shape, in order: `[rows, …]`, for training."""
-  length = max(len(row) for row in rows.ids) - 1
-  asked = max(len(row) - start for row, start in zip(rows.ids, rows.starts, strict=True))
-  whole = _bucket(rows, np.arange(len(rows.ids)), 1, len(rows.ids), length, asked)
-  return Bucket(*(x[0] for x in whole))
-
-
 def _bucket(rows: Rows, chosen: np.ndarray, chunks: int, height: int, length: int, asked: int) -> Bucket:
   tokens = np.zeros((chunks * height, length), np.int32)
   positions = np.zeros((chunks * height, asked), np.int32)

@@ -3,14 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
 from merge_jax import storage
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.errors import shown
 from merge_jax.models import differences
 from merge_jax.models.config import WITHOUT_EFFECT
+from merge_jax.operators.planning import merges
 from merge_jax.preflight.findings import Finding
 
 Models = Sequence[tuple[str, Checkpoint]]
@@ -20,6 +18,13 @@ Config = Mapping[str, Any]
 
 def tensors(models: Models) -> Iterator[Finding]:
   """The same names and shapes everywhere; dtypes that merge."""
+  for label, checkpoint in models:
+    for name, spec in checkpoint.specs.items():
+      try:
+        merges(spec.dtype, f"tensor {name!r} of {label}")
+      except ValueError as error:
+        yield Finding("error", "dtypes", str(error))
+        return
   (first_label, first), errors = models[0], 0
   for label, other in models[1:]:
     for name in sorted(first.specs.keys() ^ other.specs.keys())[:3]:
@@ -34,18 +39,13 @@ def tensors(models: Models) -> Iterator[Finding]:
           "error", "shapes", f"tensor {name!r} is {a.shape} in {first_label}, {b.shape} in {label}"
         )
         break
-      if _merges(a) != _merges(b):
+      if merges(a.dtype, name) != merges(b.dtype, name):
         errors += 1
         detail = (
           f"tensor {name!r} is {a.dtype} in {first_label}, {b.dtype} in {label}: only one of them merges"
         )
         yield Finding("error", "dtypes", detail)
         break
-  for name, spec in first.specs.items():
-    if _merges(spec) and (reason := _beyond(spec.dtype)):
-      errors += 1
-      yield Finding("error", "dtypes", f"tensor {name!r} of {first_label} is {spec.dtype}, {reason}")
-      break
   if not errors:
     yield Finding("ok", "names and shapes", f"{len(first.specs)} tensors, {first.parameters:,} parameters")
   dtypes = {label: sorted({str(s.dtype) for s in c.specs.values()}) for label, c in models}
@@ -56,19 +56,6 @@ def tensors(models: Models) -> Iterator[Finding]:
   formats = {c.format for _, c in models}
   if len(formats) > 1:
     yield Finding("warning", "formats", f"{sorted(formats)}; the result is {first.format}")
-
-
-def _beyond(dtype: np.dtype) -> str:
-  """Why tensors of a dtype are not merged, or nothing."""
-  if np.issubdtype(dtype, np.complexfloating):
-    return "which is not merged: store real and imaginary part apart"
-  if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
-    return "which JAX would cut to 32 bits: set JAX_ENABLE_X64=1, or convert the checkpoints"
-  return ""
-
-
-def _merges(spec: jax.ShapeDtypeStruct) -> bool:
-  return bool(jax.numpy.issubdtype(spec.dtype, np.inexact))
 
 
 def configs(pool: Models) -> Iterator[Finding]:

@@ -109,20 +109,14 @@ class RunFolder:
   def finished(self, new: Manifest) -> bool:
     """Whether the run is complete, with this budget, and all it wrote is there."""
     marker = self._marker
-    if marker is None or not marker.result or manifests.read(self.path) is None:
+    if marker is None or not marker.result or not all((self.path / name).is_file() for name in marker.wrote):
       return False
-    there = all((self.path / name).is_file() for name in marker.wrote)
-    same = manifests.read(self.path) == msgspec.structs.replace(new, **self._kept())
-    return there and same and _digest((self.path / RESULT).read_bytes()) == marker.result
-
-  def _kept(self) -> dict[str, object]:
-    """What a resumed run keeps of the first manifest: where it started."""
     old = manifests.read(self.path)
-    return {} if old is None else {"versions": old.versions, "devices": old.devices}
+    return old == _continued(old, new) and _digest((self.path / RESULT).read_bytes()) == marker.result
 
   def claim(self, manifest: Manifest) -> None:
     """Marks the folder as a run's and writes its manifest, or that of a larger budget; needs the lock."""
-    text = manifests.text(msgspec.structs.replace(manifest, **self._kept()))
+    text = manifests.text(_continued(manifests.read(self.path), manifest))
     marker = self._marker or Marker(_digest(text.encode())[:16])
     self._mark(msgspec.structs.replace(marker, result=""))
     self.add([JOURNAL])
@@ -176,6 +170,11 @@ class RunFolder:
   def _mark(self, marker: Marker) -> None:
     storage.write_json(self.path / MARKER, msgspec.to_builtins(marker))
     self._marker = marker
+
+
+def _continued(old: Manifest | None, new: Manifest) -> Manifest:
+  """The manifest of a resumed run: it keeps where it started."""
+  return new if old is None else msgspec.structs.replace(new, versions=old.versions, devices=old.devices)
 
 
 def _digest(content: bytes) -> str:

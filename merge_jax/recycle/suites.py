@@ -21,9 +21,7 @@ def build(settings: Settings, first: Checkpoint) -> Suite:
   Raises:
     ValueError, OSError: tasks, tokenizers, configs or commands that cannot work.
   """
-  s = settings.scorer
-  command = Command(s.command, settings.tasks, s.timeout, s.retries, s.nan)
-  return _external(settings, command, first) if s.command else _builtin(settings, first)
+  return _external(settings, first) if settings.scorer.command else _builtin(settings, first)
 
 
 def files(settings: Settings) -> list[Path]:
@@ -32,13 +30,15 @@ def files(settings: Settings) -> list[Path]:
   return [task_files.path_of(spec) for spec in specs]
 
 
-def _external(settings: Settings, command: Command, first: Checkpoint) -> Suite:
+def _external(settings: Settings, first: Checkpoint) -> Suite:
   if settings.heldout_tasks:
     raise ValueError("--heldout_tasks need built-in tasks; a scorer command has --tasks alone.")
 
   def write(folder: Path, params: Any) -> None:
     checkpoints.write(folder, params, like=first)
 
+  s = settings.scorer
+  command = Command(s.command, settings.tasks, s.timeout, s.retries, s.nan)
   return CommandSuite(command, write, settings.folder / SCRATCH)
 
 

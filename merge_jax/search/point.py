@@ -6,8 +6,6 @@ from typing import Annotated
 import msgspec
 import numpy as np
 
-from merge_jax import decoding
-
 Row = tuple[float, ...]
 
 
@@ -79,8 +77,3 @@ class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   def same_model(self, other: "Candidate") -> bool:
     """Whether both are the same merge, whoever proposed it."""
     return self.method == other.method and self.point == other.point
-
-
-def parse_point(value: object, where: str) -> Point:
-  """A point from plain data; ValueError for anything else."""
-  return decoding.convert(value, Point, where)

@@ -72,7 +72,7 @@ def train(
   times: with a large vocabulary and long targets these are most of it, and `batch_size` bounds them.
 
   Args:
-    apply: `(params, tokens, asked) -> logits`.
+    apply: `(params, tokens, positions) -> logits`.
     state: from `begin`, or an earlier one; its arrays are given to the computation, use them no more.
     data: from `corpus`; on the host, only a batch is on the device.
     recipe: see `Recipe`.
