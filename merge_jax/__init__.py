@@ -9,10 +9,13 @@ from merge_jax.operators import Leaf as Leaf
 from merge_jax.operators import Operator as Operator
 from merge_jax.operators import Plan as Plan
 from merge_jax.operators import Prepared as Prepared
+from merge_jax.operators import Ranked as Ranked
 from merge_jax.operators import TaskVector as TaskVector
+from merge_jax.operators import Total as Total
 from merge_jax.operators import WeightedSum as WeightedSum
 from merge_jax.operators import Weights as Weights
 from merge_jax.operators import combine as combine
+from merge_jax.operators import dare_linear as dare_linear
 from merge_jax.operators import dare_ties as dare_ties
 from merge_jax.operators import drop as drop
 from merge_jax.operators import linear as linear

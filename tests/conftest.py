@@ -8,6 +8,13 @@ import pytest
 from absl import flags
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Tests of a file run in one process, but for those that name another group."""
+  for item in items:
+    if item.get_closest_marker("xdist_group") is None:
+      item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
 def pytest_configure(config: pytest.Config) -> None:
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", 8)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import merge_jax as mj
-from merge_jax.operators import leafwise, naming
+from merge_jax.operators import counting, leafwise, naming
 
 KEY = jax.random.key(3)
 SHAPES = {"a.w": (20, 10), "a.x": (10,), "b.w": (3, 20, 10), "b.x": (30,), "c": (8, 8)}
@@ -52,11 +52,16 @@ def streamed(operator, weights=None):
   def survey(index):
     surveyed = ()
     for one in parts[index].survey():
-      carry = one.init(plan.size(index), len(EXPERTS))
-      while not bool(one.done(carry)):
-        totals = (leafwise.measure(parts[index], carry, read(e), surveyed, e.axes) for e in plan.of(index))
-        carry = one.update(carry, functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), totals))
-      surveyed = (*surveyed, carry)
+      entries = plan.of(index)
+      if isinstance(one, mj.Total):
+        parts_of = [leafwise.measure(parts[index], read(e), surveyed, e.axes) for e in entries]
+        result = one.finish(functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts_of))
+      else:
+        keys = [leafwise.keys(parts[index], read(e), surveyed, e.axes) for e in entries]
+        flat = [np.sort(np.concatenate([np.ravel(x) for x in each])) for each in zip(*keys, strict=True)]
+        ranks = (int(counting.number(k)) for k in one.ranks(plan.size(index), len(EXPERTS)))
+        result = tuple(jnp.asarray(x[len(x) - k]) for x, k in zip(flat, ranks, strict=True))
+      surveyed = (*surveyed, result)
     return surveyed
 
   surveyed = [survey(index) for index in range(len(parts))]

@@ -85,22 +85,37 @@ class Leaf(NamedTuple):
   statistics: tuple[PyTree, ...] | None = None
 
 
-class Survey(NamedTuple):
-  """A whole-model statistic: a fold over all tensors, repeated until `done`.
-
-  Totals are sums over tensors and shards, so a survey runs in memory, streamed and over processes.
+class Total(NamedTuple):
+  """A whole-model statistic that is a sum over tensors, found in one pass.
 
   Attributes:
-    init: `(size, count)` to the first carry, for `count` models of `size` elements each.
-    measure: `(carry, leaf)` to what one tensor, as `Operator.observe` gives it, adds to the total.
-    update: `(carry, total)` to the next carry.
-    done: `carry` to whether it is the result (a boolean scalar).
+    measure: a tensor, as `Operator.observe` gives it, to what it adds: a pytree of numbers, counts as
+      limbs (`counting.py`); sums over elements, so that shards and processes add up alike.
+    finish: the total to the result.
   """
 
-  init: Callable[[int, int], PyTree]
-  measure: Callable[[PyTree, Leaf], PyTree]
-  update: Callable[[PyTree, PyTree], PyTree]
-  done: Callable[[PyTree], Array]
+  measure: Callable[[Leaf], PyTree]
+  finish: Callable[[PyTree], PyTree]
+
+
+class Ranked(NamedTuple):
+  """Whole-model order statistics: thresholds that exactly the k largest keys reach, ties apart.
+
+  Only what is wanted is said here; `selection.py` finds it by counting in memory, and a stream by reading
+  what a sample leaves in doubt. The result is a tuple of uint32, one threshold for each array of keys.
+
+  Attributes:
+    keys: a tensor, as `Operator.observe` gives it, to arrays of uint32 below 2^31, for example one of
+      magnitudes for each model.
+    ranks: the number of elements in all tensors, and the number of models, to k for each array of
+      keys, as limbs `[3]`.
+  """
+
+  keys: Callable[[Leaf], tuple[Array, ...]]
+  ranks: Callable[[int, int], tuple[Array, ...]]
+
+
+Survey = Total | Ranked
 
 
 class Operator(abc.ABC):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from merge_jax.operators import naming
+from merge_jax.operators import counting, naming, selection
 from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed
 from merge_jax.operators.naming import Axes
 
@@ -37,11 +37,49 @@ def _over_stack(function: Callable, operator: Operator, axes: Axes, leaf: Leaf, 
 
 
 @functools.partial(jax.jit, static_argnames="axes")
-def measure(operator: Operator, carry: PyTree, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> PyTree:
-  """What one leaf adds to the total of the operator's next survey, after those in `surveyed`."""
-  survey = operator.survey()[len(surveyed)]
-  part = _over_stack(lambda one: survey.measure(carry, operator.observe(one, surveyed)), operator, axes, leaf)
+def measure(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> PyTree:
+  """What one leaf adds to the operator's next survey, a `Total`, after those in `surveyed`."""
+
+  def measured(one: Leaf) -> PyTree:
+    survey: Any = operator.survey()[len(surveyed)]
+    return survey.measure(operator.observe(one, surveyed))
+
+  part = _over_stack(measured, operator, axes, leaf)
   return part if axes.stack is None else jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), part)
+
+
+def _keys(operator: Operator, leaf: Leaf, surveyed: Surveyed) -> tuple[Array, ...]:
+  survey: Any = operator.survey()[len(surveyed)]
+  return survey.keys(operator.observe(leaf, surveyed))
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def keys(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> tuple[Array, ...]:
+  """The keys of the operator's next survey, a `Ranked`; stacked in front where the leaf is."""
+  return _over_stack(lambda one: _keys(operator, one, surveyed), operator, axes, leaf)
+
+
+@functools.partial(jax.jit, static_argnames=("axes", "every"))
+def sample(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes, every: int) -> tuple[Array, ...]:
+  """About one in `every` of these keys, flat."""
+
+  def some(one: Leaf) -> tuple[Array, ...]:
+    return tuple(selection.strided(x, every) for x in _keys(operator, one, surveyed))
+
+  return tuple(x.reshape(-1) for x in _over_stack(some, operator, axes, leaf))
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def tally(
+  operator: Operator, thresholds: tuple[Array, ...], leaf: Leaf, surveyed: Surveyed, axes: Axes
+) -> tuple[Array, ...]:
+  """How many of these keys reach each threshold `[4]`: limbs `[4, 3]` for each array of keys."""
+
+  def count(one: Leaf) -> tuple[Array, ...]:
+    return tuple(map(counting.tally, _keys(operator, one, surveyed), thresholds))
+
+  counts = _over_stack(count, operator, axes, leaf)
+  return counts if axes.stack is None else tuple(jnp.sum(x, axis=0, dtype=x.dtype) for x in counts)
 
 
 @functools.partial(jax.jit, static_argnames="axes")
@@ -65,3 +103,11 @@ def combine(
 
   merged = _over_stack(one, operator, axes, leaf, prepared, weights)
   return merged if axes.stack is None else jnp.moveaxis(merged, 0, axes.stack)
+
+
+@functools.partial(jax.jit, static_argnames=("axes", "dtype"))
+def merge(
+  operator: Operator, leaf: Leaf, surveyed: Surveyed, weights: Array, axes: Axes, dtype: Any
+) -> Array:
+  """`combine` of what `prepare` finds, as one program: for a leaf that is merged once."""
+  return combine(operator, leaf, prepare(operator, leaf, surveyed, axes), weights, axes, dtype)

@@ -1,7 +1,6 @@
 """Lifts an operator from one tensor to whole models: `merge`, `prepare`, `combine`."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,9 +11,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.errors import shown
-from merge_jax.operators import leafwise, naming, planning
+from merge_jax.operators import leafwise, naming, planning, surveying
 from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree, Route, Surveyed, Weights, pytree
-from merge_jax.operators.naming import Axes, AxesRules
+from merge_jax.operators.naming import AxesRules
 from merge_jax.operators.planning import Entry, Plan, plan
 
 
@@ -35,22 +34,6 @@ class Prepared:
 
 
 WeightsLike = ArrayLike | Sequence[ArrayLike] | Weights | None
-
-
-@functools.partial(jax.jit, static_argnames=("size", "axes"))
-def _survey(
-  operator: Operator, leaves: list[Leaf], surveyed: Surveyed, size: int, axes: tuple[Axes, ...]
-) -> PyTree:
-  """The operator's next survey, after those in `surveyed`, over all its tensors."""
-  survey = operator.survey()[len(surveyed)]
-
-  def step(carry: PyTree) -> PyTree:
-    pairs = zip(leaves, axes, strict=True)
-    parts = [leafwise.measure(operator, carry, leaf, surveyed, one) for leaf, one in pairs]
-    return survey.update(carry, functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts))
-
-  first = survey.init(size, len(leaves[0].experts))
-  return jax.lax.while_loop(lambda carry: ~survey.done(carry), step, first)
 
 
 def prepare(
@@ -111,7 +94,7 @@ def prepare(
     entries = planned.of(index)
     for _ in part.survey() if entries else ():
       chosen, of = [leaves[entry.name] for entry in entries], tuple(entry.axes for entry in entries)
-      results[index] += (_survey(part, chosen, results[index], planned.size(index), of),)
+      results[index] += (surveying.survey(part, chosen, of, results[index], planned.size(index)),)
   prepared = {}
   for one in planned.entries:
     if one.merged:

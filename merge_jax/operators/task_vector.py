@@ -1,16 +1,17 @@
 """Task-vector methods: one operator made of blocks, and its presets."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from merge_jax.operators import blocks
-from merge_jax.operators.blocks import AgreeingMean, Reducer, Sparsifier, WeightedSum, drop, trim
+from merge_jax.operators import reduce as reducers
+from merge_jax.operators import sparsify as sparsifiers
 from merge_jax.operators.core import Leaf, Operator, PyTree, Survey, Surveyed, check_number, pytree
+from merge_jax.operators.reduce import AgreeingMean, Reducer, WeightedSum
+from merge_jax.operators.sparsify import Sparsifier, drop, trim
 
 
 @pytree
@@ -51,6 +52,14 @@ class TaskVector(Operator):
   def normalize(self) -> bool:  # type: ignore[override]
     return self.reduce.normalize
 
+  @property
+  def weightless(self) -> bool:  # type: ignore[override]
+    return self.reduce.weightless
+
+  @property
+  def by_rows(self) -> bool:  # type: ignore[override]
+    return any(block.by_rows for block in self.sparsify)
+
   def survey(self) -> tuple[Survey, ...]:
     surveys = (block.survey() for block in (*self.sparsify, self.reduce))
     return tuple(survey for survey in surveys if survey is not None)
@@ -65,23 +74,22 @@ class TaskVector(Operator):
     fits, surveyed = prepared
     base, deltas = _task_vectors(leaf)
     for block, fit in zip(self.sparsify, fits, strict=True):
-      deltas = tuple(map(block.apply, fit, deltas))
+      deltas = block.apply(fit, deltas)
     return base + jnp.asarray(self.scaling, base.dtype) * self.reduce.reduce(deltas, weights, surveyed)
 
   def _sparse(self, leaf: Leaf, surveyed: Surveyed) -> tuple[tuple[Array, ...], list[PyTree]]:
     """Task vectors up to the first block whose survey has no result yet, and what was fitted to them."""
     deltas, fits, results = _task_vectors(leaf)[1], [], list(surveyed)
     for i, block in enumerate(self.sparsify):
-      keys: Any = [None] * len(deltas)
-      found = keys
+      found, keys = None, leaf.keys or (None,) * len(deltas)
       if block.survey() is not None:
         if not results:
           break
         found = results.pop(0)
       if block.random and leaf.keys is not None:
-        keys = [jax.random.fold_in(key, i) for key in leaf.keys]
-      fits.append(tuple(map(block.fit, deltas, keys, found)))
-      deltas = tuple(map(block.apply, fits[-1], deltas))
+        keys = tuple(jax.random.fold_in(key, i) for key in leaf.keys)
+      fits.append(block.fit(deltas, keys, found))
+      deltas = block.apply(fits[-1], deltas)
     return deltas, fits
 
 
@@ -114,21 +122,23 @@ def ties(
   density: ArrayLike = 0.2,
   *,
   scaling: ArrayLike = 1.0,
-  scope: blocks.Scope = "model",
-  keep: blocks.Keep = "threshold",
-  election: blocks.Election = "unweighted",
-  divisor: blocks.Divisor = "count",
-  zero_sign: blocks.ZeroSign = "majority",
+  scope: sparsifiers.Scope = "model",
+  keep: sparsifiers.Keep = "threshold",
+  rescale: sparsifiers.Rescale = "none",
+  election: reducers.Election = "unweighted",
+  divisor: reducers.Divisor = "count",
+  zero_sign: reducers.ZeroSign = "majority",
 ) -> TaskVector:
   """TIES: trim each task vector, elect a sign for each element, average what agrees.
 
       τ̂ᵢ = trim(θᵢ - θ₀)     e = sign(Σ τ̂ᵢ)     θ = θ₀ + λ Σ [sign(τ̂ᵢ) = e] wᵢ τ̂ᵢ / D
 
   Args:
-    density: fraction of each task vector that is kept; the authors' is 0.2.
+    density: fraction of each task vector that is kept, or one for each model; the authors' is 0.2.
     scaling: λ, the authors sweep 0.8 … 2.5.
-    scope, keep: of the trim, see `trim`. mergekit: "tensor", "exact".
-    election, divisor, zero_sign: see `AgreeingMean`. mergekit: "weighted", "weights", "positive".
+    scope, keep, rescale: of the trim, see `trim`. mergekit: "tensor", "exact".
+    election, divisor, zero_sign: see `AgreeingMean`. mergekit: "weighted", "weights", "positive"; the sum
+      over the agreeing ("dis-sum" of the authors) is divisor "none".
 
   Weights default to 1 for every model; the defaults are those of the authors' code. Raises
   ValueError for an unknown variant or a density outside [0, 1].
@@ -141,27 +151,53 @@ def ties(
   [2.0, -2.0, 0.0]
   """
   reduce = AgreeingMean(election, divisor, zero_sign)
-  return TaskVector((trim(density, scope=scope, keep=keep),), reduce, scaling)
+  return TaskVector((trim(density, scope=scope, keep=keep, rescale=rescale),), reduce, scaling)
+
+
+def dare_linear(
+  density: ArrayLike,
+  *,
+  scaling: ArrayLike = 1.0,
+  rescale: sparsifiers.Rescale = "inverse",
+  normalize: bool = False,
+) -> TaskVector:
+  """DARE before task arithmetic: drop elements at random, rescale, add.
+
+      mᵢ ~ Bernoulli(density)     τ̂ᵢ = mᵢ (θᵢ - θ₀) / density     θ = θ₀ + λ Σ wᵢ τ̂ᵢ
+
+  Args:
+    density: probability that an element is kept, 1 - drop rate, or one for each model; the authors use
+      0.1 … 0.9.
+    scaling: λ.
+    rescale: "inverse" divides by the density; "l1" is mergekit's; "none".
+    normalize: divide by `Σ wᵢ`.
+
+  Needs `key=`. Source: Language Models are Super Mario (arXiv 2311.03099).
+
+  >>> import merge_jax as mj
+  >>> base, experts = {"w": jnp.zeros(2)}, [{"w": jnp.array([1.0, 2.0])}]
+  >>> mj.merge(mj.dare_linear(1.0, scaling=0.5), experts, base=base, key=jax.random.key(0))["w"].tolist()
+  [0.5, 1.0]
+  """
+  return TaskVector((drop(density, rescale=rescale),), WeightedSum(normalize), scaling)
 
 
 def dare_ties(
   density: ArrayLike,
   *,
   scaling: ArrayLike = 1.0,
-  rescale: bool = True,
-  election: blocks.Election = "unweighted",
-  divisor: blocks.Divisor = "count",
-  zero_sign: blocks.ZeroSign = "majority",
+  rescale: sparsifiers.Rescale = "inverse",
+  election: reducers.Election = "unweighted",
+  divisor: reducers.Divisor = "count",
+  zero_sign: reducers.ZeroSign = "majority",
 ) -> TaskVector:
   """DARE in place of the trim of TIES: drop elements at random and rescale, elect, average.
 
       mᵢ ~ Bernoulli(density)     τ̂ᵢ = mᵢ (θᵢ - θ₀) / density     then as `ties`
 
   Args:
-    density: probability that an element is kept, 1 - drop rate; the authors use 0.1 … 0.9.
-    scaling: λ.
-    rescale: divide what is kept by the density.
-    election, divisor, zero_sign: see `AgreeingMean`.
+    density, scaling, rescale: as `dare_linear`.
+    election, divisor, zero_sign: see `AgreeingMean`. mergekit: "weighted", "none", "positive".
 
   Needs `key=`. Sources: arXiv 2311.03099 (DARE), 2306.01708 (TIES).
 
