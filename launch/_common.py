@@ -34,7 +34,7 @@ def run(main: Callable[[], int | None]) -> None:
     except (ValueError, OSError, RuntimeError) as error:
       if flags.FLAGS.traceback:
         raise
-      print(f"error: {error}", file=sys.stderr)
+      print(f"error: {_sentence(error)}", file=sys.stderr)
       status = STOPPED if type(error).__name__ == "Stopped" else 1
     except KeyboardInterrupt:
       print("error: interrupted; the same command continues.", file=sys.stderr)
@@ -42,6 +42,13 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(status or 0)
 
   app.run(guarded, flags_parser=_parse)
+
+
+def _sentence(error: Exception) -> str:
+  """One line; of what the system says the file and the reason, without its number."""
+  if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+    return f"{error.filename}: {error.strerror}."
+  return " ".join(str(error).split("\n"))
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Will these checkpoints merge, and do they fit? A table, and an exit status.
 
 python -m launch.check --checkpoints=a,b,c --base=base
+python -m launch.check --recipe=ties.yml
 """
 
 from absl import flags
@@ -11,14 +12,29 @@ from . import _common
 
 _CHECKPOINTS = flags.DEFINE_list("checkpoints", [], "Folders, separated by commas.")
 _BASE = flags.DEFINE_string("base", "", "Folder of their common ancestor.")
+_RECIPE = flags.DEFINE_string("recipe", "", "In place of checkpoints: a recipe, as of launch.merge.")
 
 
 def main() -> int:
   """0 if nothing is wrong, 1 if they will not merge."""
+  if _RECIPE.value:
+    return _recipe()
   pool, base = preflight.open_pool(_CHECKPOINTS.value, _BASE.value)
   findings = list(preflight.check(pool, base))
   print(preflight.table(findings))
   return 1 if any(finding.level == "error" for finding in findings) else 0
+
+
+def _recipe() -> int:
+  """All that `launch.merge` checks before it reads weights; what is wrong is raised."""
+  from merge_jax import recipes
+  from merge_jax.recipes import card
+
+  if _CHECKPOINTS.value or _BASE.value:
+    raise ValueError("--recipe names its models itself: leave --checkpoints and --base out.")
+  for built in recipes.check(_RECIPE.value):
+    print(card.plan(built))
+  return 0
 
 
 if __name__ == "__main__":

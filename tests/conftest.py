@@ -25,6 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
   compiled = config.rootpath / ".pytest_cache" / f"jax-{worker}"
   for name, value in (
     ("jax_compilation_cache_dir", str(compiled)),
+    ("jax_disable_most_optimizations", True),  # programs run once or twice: half of the time was compilation
     ("jax_persistent_cache_min_compile_time_secs", 0),
     ("jax_persistent_cache_min_entry_size_bytes", -1),
   ):

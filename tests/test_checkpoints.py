@@ -1,8 +1,10 @@
 """Both formats read back what was written; damage is named."""
 
+import ast
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -312,13 +314,114 @@ def test_folders_that_are_no_checkpoints(tmp_path, monkeypatch):
     checkpoints.open(tmp_path / "none")
   with pytest.raises(ValueError, match="remote paths are not supported yet"):
     checkpoints.open("gs://bucket/model")
-  (tmp_path / "pytorch_model.bin").write_bytes(b"")
-  with pytest.raises(ValueError, match="no pickle is ever loaded"):
+  (tmp_path / "notes.txt").write_text("")
+  with pytest.raises(ValueError, match="neither a safetensors folder nor an Orbax directory"):
     checkpoints.open(tmp_path)
+  with pytest.raises(
+    ValueError, match=r"notes.txt: is a file; expected a folder, or a file named \*.safetensors"
+  ):
+    checkpoints.open(tmp_path / "notes.txt")
   monkeypatch.setenv("HOME", str(tmp_path))
   (tmp_path / "m").mkdir()
   checkpoints.write(tmp_path / "m", {"w": np.ones(2, np.float32)})
   assert checkpoints.open("~/m").path == tmp_path / "m"
+
+
+@pytest.mark.parametrize(
+  ("names", "command"),
+  [
+    (
+      ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "training_args.bin", "x.pt"],
+      r"model.safetensors'? .*pytorch_model-00001-of-00002.bin'? .*pytorch_model-00002-of-00002.bin'?",
+    ),
+    (["consolidated.00.pth", "optimizer.pt", "rng_state_0.pth"], r"model.safetensors .*consolidated.00.pth"),
+    (["last.ckpt"], r"model.safetensors .*last.ckpt"),
+  ],
+)
+def test_pickles_are_refused_with_the_command_that_converts_them(tmp_path, names, command):
+  for name in names:
+    (tmp_path / name).write_bytes(b"\x80\x02.")
+  with pytest.raises(
+    ValueError, match=f"no pickle is ever loaded; convert them: python -c .*{command}$"
+  ) as raised:
+    checkpoints.open(tmp_path)
+  code = shlex.split(str(raised.value).partition("convert them: ")[2])[2]
+  assert "weights_only=True" in code and ast.parse(code)
+  with pytest.raises(ValueError, match="convert them: python"):
+    checkpoints.open(tmp_path / names[0])
+  checkpoints.write(tmp_path, {"w": np.ones(2)})
+  assert checkpoints.open(tmp_path).specs.keys() == {"w"}  # what lies beside safetensors is not looked at
+
+
+def test_a_plain_file_is_a_checkpoint(tmp_path):
+  checkpoints.write(tmp_path, TENSORS)
+  (tmp_path / "config.json").write_text("{}")
+  file = (tmp_path / "model.safetensors").rename(tmp_path / "any name.safetensors")
+  opened = checkpoints.open(file)
+  same({name: opened.read(name) for name in TENSORS}, TENSORS)
+  assert opened.files() == (file,) and opened.config is None and opened.format == "safetensors"
+  assert opened.digest() == checkpoints.open(file).digest() and opened.name == file.name
+  checkpoints.write(tmp_path / "out", TENSORS, like=opened)
+  assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.safetensors"]
+
+
+NUMBERED = ["model-00001-of-00002", "model-00002-of-00002"]
+
+
+@pytest.mark.parametrize(
+  ("names", "read"),
+  [
+    (["model", "consolidated", "adapter_model", "other"], ["model"]),
+    ([*NUMBERED, "consolidated"], NUMBERED),
+    (
+      ["diffusion-00001-of-00002", "diffusion-00002-of-00002"],
+      ["diffusion-00001-of-00002", "diffusion-00002-of-00002"],
+    ),
+    (["consolidated"], ["consolidated"]),
+    (["any", "adapter_model"], ["any"]),
+    (
+      ["any", "consolidated"],
+      r"holds any.safetensors, consolidated.safetensors and no model.safetensors.index",
+    ),
+    (
+      ["a-00001-of-00002", "a-00002-of-00002", "b"],
+      "which of them are the model is not known; name one file",
+    ),
+    (
+      ["model-00001-of-00003", "model-00003-of-00003"],
+      "of the 3 files like model-00001-of-00003.* number 2 is missing",
+    ),
+    (["adapter_model"], "is a PEFT adapter and no model"),
+  ],
+)
+def test_which_files_of_a_folder_are_the_model(tmp_path, names, read):
+  for name in names:
+    safetensors.numpy.save_file({f"in {name}": np.ones(2)}, tmp_path / f"{name}.safetensors")
+  if isinstance(read, str):
+    with pytest.raises(ValueError, match=read):
+      checkpoints.open(tmp_path)
+  else:
+    assert checkpoints.open(tmp_path).specs.keys() == {f"in {name}" for name in read}
+
+
+def test_side_files_of_unknown_architectures_are_carried_over(tmp_path):
+  """Of a vision model with code of its own, too; the code is copied and not run."""
+  kept = {
+    "config.json": '{"model_type": "x", "auto_map": {"AutoModel": "modeling_later.M"}, "dtype": "float64"}',
+    "generation_config.json": "{}", "tokenizer.json": "{}", "tokenizer_config.json": "{}",
+    "tokenizer.model": "x", "special_tokens_map.json": "{}", "added_tokens.json": "{}", "vocab.json": "{}",
+    "vocab.txt": "a", "merges.txt": "a",
+    "chat_template.jinja": "{{ x }}", "preprocessor_config.json": "{}", "processor_config.json": "{}",
+    "video_preprocessor_config.json": "{}", "qwen.tiktoken": "x", "modeling_later.py": "raise RuntimeError",
+    "configuration_later.py": "raise RuntimeError",
+  }  # fmt: skip
+  left = ["README.md", "LICENSE", "optimizer.pt", "trainer_state.json", "model.safetensors.bak", "x.gguf"]
+  checkpoints.write(tmp_path / "in", {"w": np.ones(2)})
+  for name, text in (kept | dict.fromkeys(left, "x")).items():
+    (tmp_path / "in" / name).write_text(text)
+  (tmp_path / "in" / "folder.py").mkdir()
+  checkpoints.write(tmp_path / "out", {"w": np.ones(2)}, like=checkpoints.open(tmp_path / "in"))
+  assert {p.name: p.read_text() for p in (tmp_path / "out").iterdir() if p.suffix != ".safetensors"} == kept
 
 
 @pytest.fixture
@@ -386,6 +489,29 @@ def test_finite_reads_bits():
       for bad in (np.nan, np.inf, -np.inf):
         values[777] = bad
         assert not preflight.finite(values)
+
+
+FLOATS = (
+  "float64 float32 float16 bfloat16 complex64 complex128 float8_e4m3fn float8_e5m2 float8_e4m3fnuz "
+  "float8_e5m2fnuz float8_e8m0fnu float8_e4m3 float4_e2m1fn"
+)
+
+
+@pytest.mark.parametrize("dtype", FLOATS.split())
+def test_nonfinite_elements_are_counted(dtype):
+  kind = np.dtype(dtype)
+  rng = np.random.default_rng(0)
+  bits = rng.integers(0, 256, (3 << 18) * kind.itemsize, dtype=np.uint8)
+  if kind.itemsize > 2:  # most bits are of the mantissa: make more exponents full
+    bits.reshape(-1, kind.itemsize)[::3, -2:] = 0xFF
+  value = bits.view(kind).reshape(3, -1)
+  with np.errstate(all="ignore"):
+    wide = value if kind.kind in "fc" else value.astype(np.float32)
+    expected = int((~np.isfinite(wide)).sum())
+  assert checkpoints.nonfinite(value) == expected and (expected or dtype == "float4_e2m1fn")
+  assert checkpoints.nonfinite(value.T) == expected  # not contiguous
+  assert checkpoints.nonfinite(value[0, 0]) in (0, 1) and checkpoints.nonfinite(value[:0]) == 0
+  assert checkpoints.nonfinite(np.ones(3, np.int32)) == 0
 
 
 def test_a_full_disk_is_found_before(tmp_path):

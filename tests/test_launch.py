@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 import merge_jax
 from merge_jax import checkpoints
+from merge_jax.recipes import methods, reading
 from tests import pools
 
 ROOT = Path(__file__).parent.parent
@@ -211,13 +213,20 @@ def test_evaluate_scores_each_as_recycle_does(world, tmp_path):
   assert scores[str(other)] != scores[str(paths[0])] and scores[str(paths[0])]["copy"] > 0
 
 
-def test_the_readme_example_runs():
-  readme = ROOT / "README.md"
-  code = re.search(r"```python\n(.*?)```", readme.read_text(), re.DOTALL)
-  assert code is not None
+def test_the_readme_examples_run():
+  text = (ROOT / "README.md").read_text()
   names: dict = {}
-  exec(code.group(1), names)
-  assert names["many"]["w"].shape == (5, 4)
+  for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+    exec(code, names)
+  assert names["many"]["w"].shape == (5, 4) and names["clipped"]["w"].shape == (4,)
+  recipes = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+  read = [reading.parse(yaml.safe_load(recipe), "README.md") for recipe in recipes]
+  assert [(one.origin, one.method) for one in read] == [
+    ("own", "ties"),
+    ("mergekit", "dare_ties"),
+    ("own", "fisher"),
+  ]
+  assert [name for name in methods.OWN if hasattr(merge_jax, name) and f"`{name}`" not in text] == []
 
 
 def test_jobs_are_listed():
@@ -231,8 +240,11 @@ def test_jobs_are_listed():
 
 @pytest.mark.parametrize(
   "module",
-  ["merge_jax", "merge_jax.search", "merge_jax.checkpoints", "merge_jax.storage", "merge_jax.models"],
-)
+  [
+    "merge_jax", "merge_jax.search", "merge_jax.checkpoints", "merge_jax.storage", "merge_jax.models",
+    "merge_jax.recipes, merge_jax.streaming, merge_jax.preflight",
+  ],
+)  # fmt: skip
 def test_imports_stay_light(module):
   """Start-up time is half of a small merge."""
   heavy = ["flax", "orbax", "matplotlib", "cma", "scipy", "tokenizers", "moocore", "optax", "absl.flags"]

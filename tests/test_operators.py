@@ -19,6 +19,7 @@ from tests.cases.common import BASE, EXPERTS, KEY, SHAPES, arguments, deltas, ex
 from tests.cases.task_vector import np_ties
 
 EXPERTS3 = EXPERTS[:3]
+FAMILIES = ("linear", "slerp", "task_arithmetic", "ties", "dare_ties", "sce", "karcher", "regmean", "tsv")
 
 
 def cases(law=lambda case: True):
@@ -32,16 +33,26 @@ def grid(kind):
   return jax.make_mesh((4, 2), ("fsdp", "tp"), axis_types=(axis,) * 2)
 
 
-SPECS = {"model.embed.weight": P("fsdp", "tp"), "model.layers.0.w": P(None, "tp")}
+SPECS = {"model.layers.0.w": P("fsdp", "tp")}
 
 
 def place(tree, mesh):
   return {n: jax.device_put(v, NamedSharding(mesh, SPECS.get(n, P("tp")))) for n, v in tree.items()}
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
-@pytest.mark.parametrize("mesh", ["one", "auto", "explicit"])
-@pytest.mark.parametrize("name", cases())
+PLACES = [(mesh, jit) for mesh in ("one", "auto", "explicit") for jit in (False, True)]
+
+
+def placed():
+  """All on one device and jitted; eagerly on a mesh, where the same functions run, one of a family."""
+  for case in cases():
+    for mesh, jit in PLACES:
+      if mesh == "one" or jit or case.values[0] in FAMILIES:
+        name = f"{case.values[0]}-{mesh}-{'jit' if jit else 'eager'}"
+        yield pytest.param(case.values[0], mesh, jit, marks=case.marks, id=name)
+
+
+@pytest.mark.parametrize(("name", "mesh", "jit"), list(placed()))
 def test_matches_reference(name, mesh, jit):
   case = CASES[name]
   want = expected(case)
@@ -166,13 +177,15 @@ def test_models_may_be_permuted(name):
     case.operator, {"abcd"[i]: experts[i] for i in order}, permuted, statistics=moved, **kwargs
   )
   for leaf in SHAPES:
-    np.testing.assert_allclose(other[leaf], want[leaf], rtol=max(1e-5, case.exact), atol=2e-6)
+    np.testing.assert_allclose(
+      other[leaf], want[leaf], rtol=max(1e-5, case.exact), atol=max(2e-6, case.exact / 10)
+    )
 
 
-@pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("name", cases(lambda case: case.statistics is None))
-def test_stacked_is_separate(name, axis):
+def test_stacked_is_separate(name):
   case = CASES[name]
+  axis = 1 if name in FAMILIES else 0
   generator = np.random.default_rng(5)
   layers = [
     {f"blocks.{i}.w": generator.normal(size=(6, 10)).astype(np.float32) for i in range(4)} for _ in range(5)
@@ -309,17 +322,17 @@ def test_what_is_not_finite_stays_visible(name, where):
 @pytest.mark.parametrize("scope", ["model", "tensor"])
 def test_thresholds_order_nan_above_infinity(scope):
   experts = [{n: v.copy() for n, v in tree.items()} for tree in EXPERTS3]
-  experts[0]["model.embed.weight"][:3] = np.nan
-  experts[1]["model.embed.weight"][0] = np.inf
+  experts[0]["model.layers.0.w"][:3] = np.nan
+  experts[1]["model.layers.0.w"][0] = np.inf
   filled = [{n: np.nan_to_num(v, nan=3.3e38, posinf=3.2e38) for n, v in tree.items()} for tree in experts]
   expected = np_ties(filled, BASE, (1, 1, 1), density=0.3, scope=scope)
   merged = mj.merge(mj.ties(0.3, scope=scope), experts, base=BASE)
   for leaf, value in merged.items():
-    rows = slice(3, None) if leaf == "model.embed.weight" else slice(None)
+    rows = slice(3, None) if leaf == "model.layers.0.w" else slice(None)
     np.testing.assert_allclose(value[rows], expected[leaf][rows], rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", FAMILIES)
 def test_x64_computes_float64_and_leaves_float32_as_it_is(name):
   case = CASES[name]
   before = merge(case)

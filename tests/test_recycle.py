@@ -15,7 +15,8 @@ import pytest
 
 import merge_jax as mj
 from merge_jax import checkpoints, models, recycle, storage
-from merge_jax.recycle import settings
+from merge_jax.recycle import merged, settings
+from merge_jax.search import Candidate, Point
 from tests import pools
 
 KILLS = int(os.environ.get("MERGE_JAX_KILLS", "6"))
@@ -123,20 +124,20 @@ def test_scores_are_those_of_the_merged_models(world, finished):
   scorer = evals.make_scorer(models.build(pools.CONFIG).apply, tasks, evals.pack(evals.encode(tasks, tokens)))
   score = jax.jit(scorer.function)
   for row in result["rows"]:
-    merged = mj.merge(mj.task_arithmetic(), experts, row["weights"], base=base)
-    scores = scorer.read(score(merged, scorer.batches)).scores()
+    params = mj.merge(mj.task_arithmetic(), experts, row["weights"], base=base)
+    scores = scorer.read(score(params, scorer.batches)).scores()
     for task, value in scores.items():
       np.testing.assert_allclose(row["test"][task], value, rtol=1e-3, err_msg=row["name"])
 
 
 def test_merged_folder_is_the_selected_model(world, finished):
   output, result = finished
-  merged = checkpoints.open(output / "merged")
+  opened = checkpoints.open(output / "merged")
   weights = next(row["weights"] for row in result["rows"] if row["name"] == "selected")
   experts = [checkpoints.open(p).load() for p in world[1]]
   base = checkpoints.open(world[0] / "pool" / "base").load()
   expected = mj.merge(mj.task_arithmetic(), experts, weights, base=base)
-  for name, value in merged.load().items():
+  for name, value in opened.load().items():
     np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6)
   for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
     ours, theirs = (json.loads((folder / name).read_text()) for folder in (output / "merged", world[1][0]))
@@ -209,16 +210,20 @@ def test_an_orbax_pool_gives_the_same_and_an_orbax_model(world, finished, tmp_pa
     paths.append(str(tmp_path / path.name))
   same = run(world, tmp_path / "run", checkpoints=paths[:-1], base=paths[-1])
   assert without_times(same["rows"]) == without_times(result["rows"])
-  merged = checkpoints.open(tmp_path / "run" / "merged")
-  assert merged.format == "orbax" and merged.config is not None
-  assert (merged.path / "tokenizer.json").is_file()
+  opened = checkpoints.open(tmp_path / "run" / "merged")
+  assert opened.format == "orbax" and opened.config is not None
+  assert (opened.path / "tokenizer.json").is_file()
 
 
 def test_free_weights_without_a_base_use_the_mean(world, tmp_path):
-  result = run(world, tmp_path / "x", base="")
-  weights = next(row["weights"] for row in result["rows"] if row["name"] == "search_mean")
+  run(world, tmp_path / "x", base="")
+  problem = recycle.build(job(world, tmp_path / "y", base=""))
   experts = [checkpoints.open(p).load() for p in world[1]]
-  expected = mj.merge(mj.task_arithmetic(), experts, weights, base=mj.merge(mj.uniform(), experts))
+  free = Candidate("x", "task_arithmetic", Point((0.7, -0.1, 1.3)))
+  merged.write(problem, free, tmp_path / "merged")
+  expected = mj.merge(mj.task_arithmetic(), experts, free.point.array, base=mj.merge(mj.uniform(), experts))
+  for name, value in checkpoints.open(tmp_path / "merged").load().items():
+    np.testing.assert_array_equal(value, expected[name])
   assert set(checkpoints.open(tmp_path / "x" / "merged").specs) == set(expected)
 
 

@@ -3,12 +3,15 @@
 pool = [checkpoints.open(path) for path in paths]     names, shapes, dtypes: no data read
 params = pool[0].load()                               {name: array}
 checkpoints.write(folder, merged, like=pool[0])       in the pool's own format
+adapted = checkpoints.with_adapter(pool[0], folder)   a LoRA in it
 with checkpoints.writer(folder, specs, like=pool[0]) as out: out.write(name, value)
 """
 
+from merge_jax.checkpoints.adapters import with_adapter as with_adapter
 from merge_jax.checkpoints.base import Checkpoint as Checkpoint
 from merge_jax.checkpoints.base import Index as Index
 from merge_jax.checkpoints.base import Writer as Writer
+from merge_jax.checkpoints.finite import nonfinite as nonfinite
 from merge_jax.checkpoints.formats import FORMATS as FORMATS
 from merge_jax.checkpoints.formats import Format as Format
 from merge_jax.checkpoints.formats import open_checkpoint as open_checkpoint

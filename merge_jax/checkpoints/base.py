@@ -2,10 +2,11 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Set
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -23,23 +24,28 @@ class Checkpoint(abc.ABC):
   """A checkpoint that is open: its tensors are known, none is read.
 
   Attributes:
-    path: its folder.
-    format: a name in `FORMATS`.
+    path: its folder, or its one file.
     specs: shape and stored dtype by canonical name; a tied tensor appears once.
     aliases: tied names that were left out, to their canonical ones.
     config: content of `config.json`, or None.
   """
 
-  format: ClassVar[str]
   path: Path
   specs: Mapping[str, jax.ShapeDtypeStruct]
   aliases: Mapping[str, str]
   config: Mapping[str, Any] | None
 
   @property
+  @abc.abstractmethod
+  def format(self) -> str:
+    """A name in `FORMATS`."""
+
+  @property
   def name(self) -> str:
-    """The folder's name."""
-    return self.path.name
+    """The folder's name; `org/name` of a snapshot in the cache of the Hugging Face hub."""
+    home = self.path.parent
+    cached = home.name == "snapshots" and home.parent.name.startswith("models--")
+    return home.parent.name.removeprefix("models--").replace("--", "/") if cached else self.path.name
 
   @property
   def nbytes(self) -> int:
@@ -52,6 +58,18 @@ class Checkpoint(abc.ABC):
     inexact = (s for s in self.specs.values() if jax.numpy.issubdtype(s.dtype, np.inexact))
     return sum(spec.size for spec in inexact)
 
+  def result_dtype(self, name: str) -> np.dtype:
+    """What a merge of this tensor is written in unless the user says otherwise: its stored dtype.
+
+    It differs from the dtype in `specs` where a tensor is computed when it is read: of an adapted model
+    it is that of the unadapted one, of block-scaled float8 that of the config.
+    """
+    return np.dtype(self.specs[self.aliases.get(name, name)].dtype)
+
+  def digest(self) -> str:
+    """A SHA-256 of the files that are read; see `storage.digest`."""
+    return storage.digest(self.files(), self.path)
+
   def read(self, name: str, index: Index | None = None) -> np.ndarray:
     """A tensor, or a slice of it, on the host and in its stored dtype, 64 bits included.
 
@@ -61,6 +79,9 @@ class Checkpoint(abc.ABC):
     if name not in self.specs and name not in self.aliases:
       raise ValueError(unknown("tensor", name, self.specs, str(self.path)))
     return self._stored(self.aliases.get(name, name), index)
+
+  def release(self, name: str) -> None:  # noqa: B027 (nothing to do where nothing is kept)
+    """Lets go of the memory that reading a tensor took, where it is mapped; it can be read again."""
 
   def read_alias(self, alias: str) -> np.ndarray:
     """A tied tensor as it is stored itself, to compare with its canonical one."""
@@ -91,8 +112,8 @@ class Checkpoint(abc.ABC):
     """Exactly the files that are read: of the tensors, and those beside them."""
 
   @abc.abstractmethod
-  def writer(self, folder: Path, specs: Mapping[str, Any]) -> "Writer":
-    """A writer of the same format and structure, with this one's side files; see `Writer`."""
+  def writer(self, folder: Path, specs: Mapping[str, Any], **options: Any) -> "Writer":
+    """A writer of the same format and structure, with this one's side files and the format's options."""
 
   def copy_sidecars(self, folder: Path) -> None:
     """Copies the config, tokenizer and chat template files that there are."""
@@ -101,6 +122,8 @@ class Checkpoint(abc.ABC):
 
 class Writer(abc.ABC):
   """Writes a checkpoint one tensor at a time, in any order; finished when the `with` block ends well.
+
+  Several threads may write different tensors at once.
 
   Args:
     folder: made if need be, else empty.
@@ -117,6 +140,11 @@ class Writer(abc.ABC):
     self._like = like
     self._specs = {n: jax.ShapeDtypeStruct(tuple(s.shape), np.dtype(s.dtype)) for n, s in specs.items()}
     self._left = dict.fromkeys(self._specs)
+    self._lock = threading.Lock()
+
+  def done(self) -> Set[str]:
+    """Names of the tensors that an interrupted writer left complete here; they are not written again."""
+    return frozenset()
 
   def write(self, name: str, value: Any) -> None:
     """Takes a tensor from the host or a device; it may be changed or deleted afterwards.
@@ -126,15 +154,20 @@ class Writer(abc.ABC):
     """
     if name not in self._specs:
       raise ValueError(unknown("tensor", name, self._specs, str(self.folder)))
-    if name not in self._left:
-      raise ValueError(f"{self.folder}: tensor {name!r} was written before; expected each one once.")
     spec, got = self._specs[name], (tuple(value.shape), np.dtype(value.dtype))
     if got != (spec.shape, spec.dtype):
       raise ValueError(
         f"{self.folder}: tensor {name!r} is {got[1]}{list(got[0])}; expected {spec.dtype}{list(spec.shape)}."
       )
-    self._put(name, value)
-    del self._left[name]
+    with self._lock:
+      if name not in self._left:
+        raise ValueError(f"{self.folder}: tensor {name!r} was written before; expected each one once.")
+      del self._left[name]
+    try:
+      self._put(name, value)
+    except BaseException:
+      self._left[name] = None
+      raise
 
   def finish(self) -> None:
     """Completes the checkpoint; all of it is on the disk when this returns.
@@ -168,6 +201,11 @@ class Writer(abc.ABC):
   ) -> None:
     if error is None:
       self.finish()
+    else:
+      self.abandon()
+
+  def abandon(self) -> None:  # noqa: B027 (there may be nothing to let go of)
+    """Lets go of what is open; what is complete stays, for a writer that resumes."""
 
 
 def narrowed(dtype: Any) -> bool:

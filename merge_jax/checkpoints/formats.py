@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from merge_jax.checkpoints import huggingface
+from merge_jax.checkpoints import float8, huggingface, pickles
 from merge_jax.checkpoints.base import Checkpoint, Writer
 from merge_jax.errors import unknown
 
@@ -18,14 +18,14 @@ class Format(NamedTuple):
     name: its key in `FORMATS`.
     detect: whether a folder has it.
     open: opens such a folder; no tensor is read.
-    writer: `(folder, specs, like)`: writes such a folder, with the side files of `like`, a checkpoint of
-      any format or None.
+    writer: `(folder, specs, like, **options)`: writes such a folder, with the side files of `like`, a
+      checkpoint of any format or None.
   """
 
   name: str
   detect: Callable[[Path], bool]
   open: Callable[[Path], Checkpoint]
-  writer: Callable[[Path, Mapping[str, Any], Checkpoint | None], Writer]
+  writer: Callable[..., Writer]
 
 
 def _orbax() -> ModuleType:
@@ -42,44 +42,66 @@ FORMATS = {
   row.name: row
   for row in (
     Format("safetensors", huggingface.detect, huggingface.open_folder, huggingface.FolderWriter),
-    Format("orbax", _is_orbax, lambda f: _orbax().open_folder(f), lambda *a: _orbax().TreeWriter(*a)),
+    Format(
+      "orbax", _is_orbax, lambda f: _orbax().open_folder(f), lambda *a, **o: _orbax().TreeWriter(*a, **o)
+    ),
   )
 }
 """All formats by name; the first whose `detect` says yes opens a folder."""
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-  """Opens a checkpoint folder; no tensor is read.
+  """Opens a checkpoint; no tensor is read.
 
   Args:
-    path: a Hugging Face folder with safetensors, or an Orbax directory; `~` is the user's home.
+    path: a Hugging Face folder with safetensors, one file of it, or an Orbax directory; `~` is the user's
+      home. Any architecture will do: names and shapes are all that is looked at. Block-scaled float8 is
+      opened as the float32 numbers that it stands for.
 
   Raises:
-    FileNotFoundError: no such folder.
-    ValueError: an empty or remote path, damaged files, folders of no known format.
+    FileNotFoundError: no such folder or file.
+    ValueError: an empty or remote path, damaged files, pickles, adapters without their base, packed or
+      otherwise quantised weights, folders of no known format.
   """
   text = str(path)
   if not text:
-    raise ValueError("The path of a checkpoint is empty; expected a folder.")
+    raise ValueError("The path of a checkpoint is empty; expected a folder or a safetensors file.")
   if "://" in text:
     raise ValueError(f"{text}: remote paths are not supported yet; copy the folder to a local disk.")
   try:
-    folder = Path(path).expanduser()
+    there = Path(path).expanduser()
   except RuntimeError:
     raise ValueError(f"{text}: there is no such user, whose home `~` would be.") from None
-  if not folder.is_dir():
-    raise FileNotFoundError(f"{text}: there is no such folder.")
+  return float8.dequantised(_open_folder(there) if there.is_dir() else _open_file(there))
+
+
+def _open_file(file: Path) -> Checkpoint:
+  if not os.path.lexists(file):
+    raise FileNotFoundError(f"{file}: there is no such folder or file.")
+  if file.suffix in pickles.SUFFIXES:
+    raise ValueError(pickles.refusal(file, [file]))
+  if file.suffix != ".safetensors":
+    raise ValueError(f"{file}: is a file; expected a folder, or a file named *.safetensors.")
+  return huggingface.open_file(file)
+
+
+def _open_folder(folder: Path) -> Checkpoint:
   for row in FORMATS.values():
     if row.detect(folder):
       return row.open(folder)
+  if pickled := pickles.found(folder):
+    raise ValueError(pickles.refusal(folder, pickled))
   have = sorted(file.name for file in folder.iterdir())[:5]
-  pickled = any(name.endswith((".bin", ".pt", ".pth")) for name in have)
-  hint = " Convert .bin and .pt files first: no pickle is ever loaded." if pickled else ""
-  raise ValueError(f"{text}: neither a safetensors folder nor an Orbax directory (holds {have}).{hint}")
+  raise ValueError(f"{folder}: neither a safetensors folder nor an Orbax directory (holds {have}).")
 
 
 def writer(
-  folder: Path, specs: Mapping[str, Any], *, like: Checkpoint | None = None, format: str | None = None
+  folder: Path,
+  specs: Mapping[str, Any],
+  *,
+  like: Checkpoint | None = None,
+  format: str | None = None,
+  **options: Any,
 ) -> Writer:
   """A writer of one tensor at a time, with the config, tokenizer and chat template of another checkpoint.
 
@@ -92,13 +114,14 @@ def writer(
     specs: shape and dtype by canonical name, tied tensors once; arrays will do.
     like: whose format, structure and side files are taken.
     format: a name in `FORMATS`; None for `like`'s, or "safetensors".
+    options: of the format's writer: `max_shard_bytes` and `resume` of safetensors, see `FolderWriter`.
   """
   if like is not None and format in (None, like.format):
-    return like.writer(folder, specs)
+    return like.writer(folder, specs, **options)
   kind = format or "safetensors"
   if kind not in FORMATS:
     raise ValueError(unknown("checkpoint format", kind, FORMATS))
-  return FORMATS[kind].writer(folder, specs, like)
+  return FORMATS[kind].writer(folder, specs, like, **options)
 
 
 def write(

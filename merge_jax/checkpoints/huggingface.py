@@ -1,23 +1,24 @@
-"""Hugging Face folders: safetensors, one file or sharded with an index."""
+"""Hugging Face folders: safetensors, one file or sharded with an index; and one plain file."""
 
 import dataclasses
 import json
 import mmap
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import msgspec
 import numpy as np
 
 from merge_jax import decoding, storage
 from merge_jax.checkpoints import safetensors_file, sidecars
 from merge_jax.checkpoints.base import Checkpoint, Index, Writer
-from merge_jax.checkpoints.safetensors_file import Entry, nbytes
+from merge_jax.checkpoints.folder_writer import INDEX, FolderWriter
+from merge_jax.checkpoints.safetensors_file import Entry
 
-INDEX = "model.safetensors.index.json"
+_NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 
 
 class _Index(msgspec.Struct):
@@ -36,14 +37,31 @@ class Folder(Checkpoint):
   def _stored(self, name: str, index: Index | None) -> np.ndarray:
     return safetensors_file.view(name, self.entries[name], self._maps)[index or ()]
 
+  def release(self, name: str) -> None:
+    """Pages of a file that were merged need not stay in this process."""
+    entry = self.entries.get(self.aliases.get(name, name))
+    if entry is not None:
+      safetensors_file.release(entry, self._maps)
+
   def files(self) -> tuple[Path, ...]:
     """Tensor files, the index and the side files."""
     index = (self.path / INDEX,) if (self.path / INDEX).is_file() else ()
     return (*index, *self.tensor_files, *sidecars.sidecars(self.path))
 
-  def writer(self, folder: Path, specs: Mapping[str, Any]) -> Writer:
+  def writer(self, folder: Path, specs: Mapping[str, Any], **options: Any) -> Writer:
     """A writer of safetensors with this one's side files."""
-    return FolderWriter(folder, specs, self)
+    return FolderWriter(folder, specs, self, **options)
+
+
+class File(Folder):
+  """One safetensors file, with nothing beside it."""
+
+  def files(self) -> tuple[Path, ...]:
+    """The file."""
+    return self.tensor_files
+
+  def copy_sidecars(self, folder: Path) -> None:
+    """There are none."""
 
 
 def detect(folder: Path) -> bool:
@@ -80,6 +98,16 @@ def open_folder(folder: Path) -> Folder:
   return Folder(folder, specs, aliases, config, entries, files)
 
 
+def open_file(file: Path) -> File:
+  """Opens one safetensors file of any name; reads its header alone.
+
+  Raises:
+    ValueError: a damaged or truncated file.
+  """
+  entries = safetensors_file.read_header(file)
+  return File(file, {name: entries[name].spec for name in sorted(entries)}, {}, None, entries, (file,))
+
+
 def _listed(folder: Path) -> dict[str, str] | None:
   path = folder / INDEX
   if not os.path.lexists(path):
@@ -94,10 +122,37 @@ def _listed(folder: Path) -> dict[str, str] | None:
 
 
 def _files(folder: Path, listed: Mapping[str, str] | None) -> tuple[Path, ...]:
-  if listed is None:
-    one = folder / "model.safetensors"
-    return (one,) if os.path.lexists(one) else tuple(sorted(folder.glob("*.safetensors")))
-  return tuple(_shard(folder, name) for name in sorted(set(listed.values())))
+  if listed is not None:
+    return tuple(_shard(folder, name) for name in sorted(set(listed.values())))
+  one = folder / "model.safetensors"
+  return (one,) if os.path.lexists(one) else _unlisted(folder)
+
+
+def _unlisted(folder: Path) -> tuple[Path, ...]:
+  """Without an index: the shards named as a model's, or else the only file or numbered set of files."""
+  sets: dict[str, list[Path]] = {}
+  for file in sorted(folder.glob("*.safetensors")):
+    sets.setdefault(_NUMBERED.sub(r"\1 of \3", file.name), []).append(file)
+  if sets.pop("adapter_model.safetensors", None) and not sets:
+    raise ValueError(
+      f"{folder}: is a PEFT adapter and no model; name it with the base that it was trained on: base+adapter "
+      "in a recipe, checkpoints.with_adapter in Python."
+    )
+  chosen = [files for key, files in sets.items() if key.startswith("model of ")] or list(sets.values())
+  if len(chosen) != 1:
+    names = ", ".join(files[0].name for files in chosen[:4])
+    raise ValueError(
+      f"{folder}: holds {names} and no {INDEX}: which of them are the model is not known; name one file, or "
+      "keep one model in the folder."
+    )
+  files = chosen[0]
+  if numbered := _NUMBERED.fullmatch(files[0].name):
+    total = int(numbered[3])
+    have = {int(_NUMBERED.sub(r"\2", file.name)) for file in files}
+    if have != set(range(1, total + 1)):
+      missing = min(set(range(1, total + 1)) - have, default=max(have))
+      raise ValueError(f"{folder}: of the {total} files like {files[0].name}, number {missing} is missing.")
+  return tuple(files)
 
 
 def _shard(folder: Path, name: str) -> Path:
@@ -111,70 +166,3 @@ def _shard(folder: Path, name: str) -> Path:
   if not target.is_relative_to(home) and not cached:
     raise ValueError(f"{where}, a link out of the folder to {target}; copy the file to where the link is.")
   return file
-
-
-class FolderWriter(Writer):
-  """Writes one safetensors file, or shards with an index, and holds one tensor at a time.
-
-  The files have their full size from the start, but their headers come last: an unfinished one is no
-  safetensors file.
-
-  Args:
-    folder, specs, like: see `Writer`.
-    max_shard_bytes: of one file; a larger tensor gets a file of its own.
-  """
-
-  def __init__(
-    self,
-    folder: Path,
-    specs: Mapping[str, Any],
-    like: Checkpoint | None = None,
-    *,
-    max_shard_bytes: int = 5_000_000_000,
-  ):
-    super().__init__(folder, specs, like)
-    shards = _shards(self._specs, max_shard_bytes)
-    (folder / INDEX).unlink(missing_ok=True)  # that of older shards would hide the new file
-    self._headers: dict[Path, bytes] = {}
-    self._places: dict[str, tuple[Path, int]] = {}
-    for i, names in enumerate(shards, 1):
-      several = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-      file = folder / (several if len(shards) > 1 else "model.safetensors")
-      self._headers[file] = safetensors_file.header({name: self._specs[name] for name in names})
-      start = len(self._headers[file])
-      for name in names:
-        self._places[name] = (file, start)
-        start += nbytes(self._specs[name])
-      file.unlink(missing_ok=True)  # who has mapped an older file of this name keeps its bytes
-      with file.open("xb") as stream:
-        stream.truncate(start)
-
-  def _put(self, name: str, value: Any) -> None:
-    file, start = self._places[name]
-    content = np.ascontiguousarray(np.asarray(value)).reshape(-1).view(np.uint8).data
-    with file.open("r+b") as stream:
-      stream.seek(start)
-      stream.write(content)
-
-  def _complete(self) -> None:
-    for file, header in self._headers.items():
-      with file.open("r+b") as stream:
-        stream.write(header)
-    if len(self._headers) > 1:
-      total = sum(map(nbytes, self._specs.values()))
-      where = {name: file.name for name, (file, _) in self._places.items()}
-      index = {"metadata": {"total_size": total}, "weight_map": where}
-      (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-
-
-def _shards(specs: Mapping[str, jax.ShapeDtypeStruct], limit: int) -> list[list[str]]:
-  """Names in order, a new file where the next tensor would pass the limit."""
-  shards: list[list[str]] = [[]]
-  filled = 0
-  for name, spec in specs.items():
-    if shards[-1] and filled + nbytes(spec) > limit:
-      shards.append([])
-      filled = 0
-    shards[-1].append(name)
-    filled += nbytes(spec)
-  return shards

@@ -70,13 +70,13 @@ class Tree(Checkpoint):
     """Files of the tree and the side files."""
     return (*_tree_files(self.path), *sidecars.sidecars(self.path))
 
-  def writer(self, folder: Path, specs: Mapping[str, Any]) -> Writer:
+  def writer(self, folder: Path, specs: Mapping[str, Any], **options: Any) -> Writer:
     """A writer of the same tree, with this one's side files; a tied tensor is written in all its places.
 
     Raises:
       ValueError: the tree has other tensors than `specs`.
     """
-    return TreeWriter(folder, specs, self, tree=self)
+    return TreeWriter(folder, specs, self, tree=self, **options)
 
 
 def open_folder(folder: Path) -> Tree:

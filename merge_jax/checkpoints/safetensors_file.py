@@ -87,6 +87,15 @@ def view(name: str, entry: Entry, maps: dict[Path, mmap.mmap]) -> np.ndarray:
   return np.frombuffer(maps[file], spec.dtype, spec.size, start).reshape(spec.shape)
 
 
+def release(entry: Entry, maps: Mapping[Path, mmap.mmap]) -> None:
+  """Pages of a tensor that was used need not stay in this process: they are in the file's cache."""
+  if entry.file in maps and hasattr(mmap, "MADV_DONTNEED"):
+    start = -(-entry.start // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (entry.start + nbytes(entry.spec) - start) // mmap.PAGESIZE * mmap.PAGESIZE
+    if length > 0:
+      maps[entry.file].madvise(mmap.MADV_DONTNEED, start, length)
+
+
 def header(specs: Mapping[str, jax.ShapeDtypeStruct]) -> bytes:
   """What a file of these tensors, one behind the other, starts with.
 

@@ -1,5 +1,6 @@
 """The files beside the tensors: config, tokenizer, chat template."""
 
+import fnmatch
 import json
 import os
 import shutil
@@ -14,21 +15,22 @@ from merge_jax import storage
 from merge_jax.errors import shown
 
 SIDECARS = (
-  "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-  "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-  "chat_template.jinja", "chat_template.json", "preprocessor_config.json", "training.json",
+  "config.json", "generation_config.json", "*token*.json", "vocab.*", "merges.txt", "chat_template.*",
+  "*.model", "*.tiktoken", "*.jinja", "*processor*.json", "normalizer.json", "*.py", "training.json",
 )  # fmt: skip
-"""Files beside the tensors that a merged checkpoint carries over, where they are."""
+"""Patterns of the files beside the tensors that a merged checkpoint carries over, where they are: configs,
+tokenizers, processors, and the code that some configs name, which is copied and never run."""
 
 
 def sidecars(folder: Path) -> tuple[Path, ...]:
-  """The side files that there are.
+  """The side files that there are, by name.
 
   Raises:
     FileNotFoundError: a link to nothing.
     ValueError: one that is not a regular file.
   """
-  there = tuple(folder / name for name in SIDECARS if os.path.lexists(folder / name))
+  every = (path for path in sorted(folder.iterdir()) if not path.is_dir())
+  there = tuple(path for path in every if any(fnmatch.fnmatchcase(path.name, p) for p in SIDECARS))
   for path in there:
     storage.refuse_special(path)
   return there

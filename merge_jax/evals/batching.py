@@ -130,13 +130,16 @@ def pack(rows: Rows, *, max_shapes: int = 4, batch_tokens: int = 16_384, vocabul
     height = -(-len(chosen) // chunks)
     places[chosen] = base + np.arange(len(chosen))
     base += chunks * height
-    buckets.append(_bucket(rows, chosen, chunks, height, length, asked))
+    buckets.append(bucket(rows, chosen, chunks, height, length, asked))
     start = end
-  padded = sum(bucket.tokens.size for bucket in buckets)
+  padded = sum(one.tokens.size for one in buckets)
   return Batches(tuple(buckets), places, int(lengths.sum()), padded)
 
 
-def _bucket(rows: Rows, chosen: np.ndarray, chunks: int, height: int, length: int, asked: int) -> Bucket:
+def bucket(
+  rows: Rows, chosen: Sequence[int] | np.ndarray, chunks: int, height: int, length: int, asked: int
+) -> Bucket:
+  """The chosen rows, in order, as one padded bucket; what they do not fill is padding with mask 0."""
   tokens = np.zeros((chunks * height, length), np.int32)
   positions = np.zeros((chunks * height, asked), np.int32)
   targets = np.zeros((chunks * height, asked), np.int32)

@@ -5,6 +5,7 @@ untied embeddings, biases, query/key norms, sliding windows. Attribute names are
 every weight is `[out, in]`, so that loading is a dict in, without a conversion table.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -23,7 +24,13 @@ class Draw(Protocol):
 
 
 class Linear(nnx.Module):
-  """`y = x Wᵀ + b` with `weight [out, in]`."""
+  """`y = x Wᵀ + b` with `weight [out, in]`.
+
+  Attributes:
+    observe: called with every input, where somebody wants to see them.
+  """
+
+  observe: Callable[[Array], None] | None = None
 
   def __init__(self, inputs: int, outputs: int, bias: bool, std: float, draw: Draw):
     self.weight = nnx.Param(draw((outputs, inputs), std))
@@ -31,6 +38,8 @@ class Linear(nnx.Module):
       self.bias = nnx.Param(draw((outputs,)))
 
   def __call__(self, x: Array) -> Array:
+    if self.observe is not None:
+      self.observe(x)
     y = jnp.einsum("...i,oi->...o", x, self.weight.get_value().astype(x.dtype))
     return y + along_last(self.bias, y) if hasattr(self, "bias") else y
 

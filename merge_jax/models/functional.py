@@ -1,5 +1,6 @@
 """The decoder as pure functions of a flat `{name: array}`: the one place where NNX is split."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,12 +22,15 @@ class Model(NamedTuple):
     apply: `(params, tokens, positions=None, dtype=float32) -> logits`, see `Decoder.__call__`. Tensors
       that the model does not have are a ValueError, but for tied heads and rotary tables.
     init: `key -> params`, random float32.
+    inputs: `(params, tokens) -> {name: input}`: what each linear layer multiplies, `[batch, time, in]`, by
+      the name of its weight; one array where layers share it.
   """
 
   config: DecoderConfig
   specs: dict[str, jax.ShapeDtypeStruct]
   apply: Callable[..., Array]
   init: Callable[[Array], dict[str, Array]]
+  inputs: Callable[[Mapping[str, Array], Array], dict[str, Array]]
 
 
 def build(config: Mapping[str, Any], where: str = "config.json") -> Model:
@@ -56,15 +60,26 @@ def build(config: Mapping[str, Any], where: str = "config.json") -> Model:
   paths = {".".join(map(str, path)): path for path in flat}
   specs = {name: flat[path].get_value() for name, path in paths.items()}
 
+  def module_of(params: Mapping[str, Array]) -> Any:
+    tensors.compare(params, specs, "parameters")
+    state = nnx.from_flat_state([(path, nnx.Param(params[name])) for name, path in paths.items()])
+    return nnx.merge(graphdef, state)
+
   def apply(
     params: Mapping[str, Array],
     tokens: Array,
     positions: Array | None = None,
     dtype: Any = jnp.float32,
   ) -> Array:
-    tensors.compare(params, specs, "parameters")
-    state = nnx.from_flat_state([(path, nnx.Param(params[name])) for name, path in paths.items()])
-    return nnx.merge(graphdef, state)(tokens, positions, dtype)
+    return module_of(params)(tokens, positions, dtype)
+
+  def inputs(params: Mapping[str, Array], tokens: Array) -> dict[str, Array]:
+    model, seen = module_of(params), dict[str, Array]()
+    for path, module in nnx.iter_modules(model):
+      if hasattr(module, "observe"):
+        module.observe = functools.partial(seen.__setitem__, ".".join(map(str, (*path, "weight"))))
+    model(tokens)
+    return seen
 
   @jax.jit
   def init(key: Array) -> dict[str, Array]:
@@ -76,7 +91,7 @@ def build(config: Mapping[str, Any], where: str = "config.json") -> Model:
     values = dict(nnx.to_flat_state(nnx.state(family.module(shape, draw))))
     return {name: values[path].get_value() for name, path in paths.items()}
 
-  return Model(shape, specs, apply, init)
+  return Model(shape, specs, apply, init, inputs)
 
 
 def check(config: Mapping[str, Any], specs: Mapping[str, Any], where: str = "config.json") -> None:

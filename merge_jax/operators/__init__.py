@@ -1,5 +1,32 @@
 """What merging is: pure functions on parameter trees. Imports jax and numpy alone."""
 
+from merge_jax.operators.contrib.arcee_fusion import arcee_fusion as arcee_fusion
+from merge_jax.operators.contrib.breadcrumbs import breadcrumbs as breadcrumbs
+from merge_jax.operators.contrib.breadcrumbs import breadcrumbs_ties as breadcrumbs_ties
+from merge_jax.operators.contrib.breadcrumbs import trim_outliers as trim_outliers
+from merge_jax.operators.contrib.consensus import consensus as consensus
+from merge_jax.operators.contrib.della import della as della
+from merge_jax.operators.contrib.della import della_linear as della_linear
+from merge_jax.operators.contrib.della import drop_by_magnitude as drop_by_magnitude
+from merge_jax.operators.contrib.fisher import fisher as fisher
+from merge_jax.operators.contrib.iso_c import iso_c as iso_c
+from merge_jax.operators.contrib.iso_cts import iso_cts as iso_cts
+from merge_jax.operators.contrib.karcher import karcher as karcher
+from merge_jax.operators.contrib.knots import knots as knots
+from merge_jax.operators.contrib.model_stock import model_stock as model_stock
+from merge_jax.operators.contrib.multislerp import multislerp as multislerp
+from merge_jax.operators.contrib.nearswap import nearswap as nearswap
+from merge_jax.operators.contrib.nuslerp import nuslerp as nuslerp
+from merge_jax.operators.contrib.passthrough import passthrough as passthrough
+from merge_jax.operators.contrib.pcb import pcb as pcb
+from merge_jax.operators.contrib.ram import ram as ram
+from merge_jax.operators.contrib.ram import ram_plus as ram_plus
+from merge_jax.operators.contrib.regmean import regmean as regmean
+from merge_jax.operators.contrib.sce import EnergyMean as EnergyMean
+from merge_jax.operators.contrib.sce import keep_variance as keep_variance
+from merge_jax.operators.contrib.sce import sce as sce
+from merge_jax.operators.contrib.tsv import tsv as tsv
+from merge_jax.operators.contrib.widen import widen as widen
 from merge_jax.operators.core import Leaf as Leaf
 from merge_jax.operators.core import Operator as Operator
 from merge_jax.operators.core import Ranked as Ranked

@@ -9,7 +9,7 @@ plain tensor to any layout and dtype, `lifting.py` to whole models, in memory or
 import abc
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
 
 import jax
@@ -86,7 +86,7 @@ class Leaf(NamedTuple):
 
 
 class Total(NamedTuple):
-  """A whole-model statistic that is a sum over tensors, found in one pass.
+  """A statistic of a whole model that is a sum over its tensors, found in one pass.
 
   Attributes:
     measure: a tensor, as `Operator.observe` gives it, to what it adds: a pytree of numbers, counts as
@@ -96,23 +96,29 @@ class Total(NamedTuple):
 
   measure: Callable[[Leaf], PyTree]
   finish: Callable[[PyTree], PyTree]
+  whole: bool = True
 
 
 class Ranked(NamedTuple):
-  """Whole-model order statistics: thresholds that exactly the k largest keys reach, ties apart.
+  """Order statistics: for each array of keys a `selection.Cut` between the k largest and the rest.
 
-  Only what is wanted is said here; `selection.py` finds it by counting in memory, and a stream by reading
-  what a sample leaves in doubt. The result is a tuple of uint32, one threshold for each array of keys.
+  Only what is wanted is said here; `selection.py` finds it by counting, eagerly or inside a program, and a
+  stream in its own way.
 
   Attributes:
     keys: a tensor, as `Operator.observe` gives it, to arrays of uint32 below 2^31, for example one of
       magnitudes for each model.
-    ranks: the number of elements in all tensors, and the number of models, to k for each array of
-      keys, as limbs `[3]`.
+    ranks: the number of elements and the number of models to k for each array of keys; numbers of
+      elements are limbs `[3]`, so that one program serves all sizes.
+    whole: the elements are those of all tensors, or else of one tensor at a time.
+    exact: equal keys are told apart by their position, the first in row-major order first; for one
+      tensor alone.
   """
 
   keys: Callable[[Leaf], tuple[Array, ...]]
-  ranks: Callable[[int, int], tuple[Array, ...]]
+  ranks: Callable[[Array, int], Sequence[Array]]
+  whole: bool = True
+  exact: bool = False
 
 
 Survey = Total | Ranked
@@ -139,7 +145,7 @@ class Operator(abc.ABC):
     return jnp.ones(count)
 
   def survey(self) -> tuple[Survey, ...]:
-    """The whole-model statistics that `prepare` needs, in order; most rules need none."""
+    """The statistics that `prepare` needs, in order; most rules need none."""
     return ()
 
   def observe(self, leaf: Leaf, surveyed: Surveyed) -> Leaf:

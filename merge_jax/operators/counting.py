@@ -7,6 +7,7 @@ A count is three 16-bit limbs in uint32, little end first, `[..., 3]`, of which 
 import math
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -19,6 +20,12 @@ def carry(total: Array) -> Array:
   """Normalises summed limbs `[..., 3]` to values below 2^16 (the last takes what is left)."""
   middle = total[..., 1] + (total[..., 0] >> 16)
   return jnp.stack([total[..., 0] & 0xFFFF, middle & 0xFFFF, total[..., 2] + (middle >> 16)], -1)
+
+
+def whole(total: Array) -> int:
+  """A concrete count, carried or not, as a Python integer."""
+  low, middle, high = (int(x) for x in np.asarray(total))
+  return low + (middle << 16) + (high << 32)
 
 
 def at_least(a: Array, b: Array) -> Array:
@@ -83,22 +90,22 @@ def _block(x: Array, largest: int) -> int:
   return next((b for b in sizes if b <= largest and x.ndim and x.shape[-1] % b == 0), 1)
 
 
-def fraction(size: int, density: Array) -> Array:
-  """k = floor(size * density) as limbs `[3]`, exactly, for a float32 density in [0, 1].
+def fraction(size: Array, density: Array) -> Array:
+  """k = floor(size * density), exactly, for a float32 density in [0, 1]; size and k are limbs `[3]`.
 
   Half a unit in the last place is added to the density first, so that a decimal that float32
   rounds down counts as what was written: 0.7 of 10 is 7.
   """
   mantissa, exponent = jnp.frexp(jnp.asarray(density, jnp.float32))
   odd = 2 * (mantissa * 2**24).astype(jnp.uint32) + 1  # the density is odd / 2^(25 - exponent)
-  whole, k = limbs(size), limbs(0)
+  k = limbs(0)
   for place in (5, 4, 3, 2, 1):  # Horner's rule over the density's digits in base 2^16
     left = 16 * place - 25 + exponent
     right, left = (jnp.clip(shift, 0, 31).astype(jnp.uint32) for shift in (-left, left))
-    product = whole * (odd >> right << left & 0xFFFF)
+    product = size * (odd >> right << left & 0xFFFF)
     low = carry(k + (product & 0xFFFF))
     k = jnp.stack([low[1], low[2] & 0xFFFF, low[2] >> 16]) + (product >> 16)
-  return jnp.where(density >= 1, whole, jnp.where(density > 0, carry(k), limbs(0)))
+  return jnp.where(density >= 1, size, jnp.where(density > 0, carry(k), limbs(0)))
 
 
 def strides(shape: tuple[int, ...], every: int) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ and holds one tensor in float32 at a time; under an outer `jit` they become one 
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,10 +15,11 @@ from jax import Array
 from merge_jax.operators import counting, naming, selection
 from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed
 from merge_jax.operators.naming import Axes
+from merge_jax.operators.selection import Cut
 
 
-def _over_stack(function: Callable, operator: Operator, axes: Axes, leaf: Leaf, *rest: PyTree) -> PyTree:
-  """Applies `function(leaf, *rest)` to each slice as the operator wants it; `rest` is stacked in front."""
+def _wide(operator: Operator, axes: Axes, leaf: Leaf) -> Leaf:
+  """A leaf, or slice of one, as rules get it."""
   inputs = leaf.experts if leaf.base is None else (*leaf.experts, leaf.base)
   dtype = jnp.float64 if any(x.dtype == jnp.float64 for x in inputs) else jnp.float32
 
@@ -26,9 +27,15 @@ def _over_stack(function: Callable, operator: Operator, axes: Axes, leaf: Leaf, 
     x = x.astype(dtype)  # fused with what follows, not a pass of its own
     return naming.as_matrix(x, axes.unstacked()) if operator.by_rows else x
 
+  base = None if leaf.base is None else view(leaf.base)
+  return leaf._replace(experts=tuple(map(view, leaf.experts)), base=base)
+
+
+def _over_stack(function: Callable, operator: Operator, axes: Axes, leaf: Leaf, *rest: PyTree) -> PyTree:
+  """Applies `function(leaf, *rest)` to each slice as the operator wants it; `rest` is stacked in front."""
+
   def on_slice(leaf: Leaf, *rest: PyTree) -> PyTree:
-    base = None if leaf.base is None else view(leaf.base)
-    return function(leaf._replace(experts=tuple(map(view, leaf.experts)), base=base), *rest)
+    return function(_wide(operator, axes, leaf), *rest)
 
   if axes.stack is None:
     return on_slice(leaf, *rest)
@@ -40,11 +47,11 @@ def _over_stack(function: Callable, operator: Operator, axes: Axes, leaf: Leaf, 
 def measure(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> PyTree:
   """What one leaf adds to the operator's next survey, a `Total`, after those in `surveyed`."""
 
-  def measured(one: Leaf) -> PyTree:
+  def measured(one: Leaf, surveyed: Surveyed) -> PyTree:
     survey: Any = operator.survey()[len(surveyed)]
     return survey.measure(operator.observe(one, surveyed))
 
-  part = _over_stack(measured, operator, axes, leaf)
+  part = _over_stack(measured, operator, axes, leaf, surveyed)
   return part if axes.stack is None else jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), part)
 
 
@@ -56,36 +63,67 @@ def _keys(operator: Operator, leaf: Leaf, surveyed: Surveyed) -> tuple[Array, ..
 @functools.partial(jax.jit, static_argnames="axes")
 def keys(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> tuple[Array, ...]:
   """The keys of the operator's next survey, a `Ranked`; stacked in front where the leaf is."""
-  return _over_stack(lambda one: _keys(operator, one, surveyed), operator, axes, leaf)
+  return _over_stack(functools.partial(_keys, operator), operator, axes, leaf, surveyed)
+
+
+@functools.partial(jax.jit, static_argnames=("index", "count"))
+def ranks(operator: Operator, index: int, size: Array, count: int) -> Sequence[Array]:
+  """The ranks that one of the operator's surveys, a `Ranked`, asks for."""
+  survey: Any = operator.survey()[index]
+  return survey.ranks(size, count)
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "every"))
 def sample(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes, every: int) -> tuple[Array, ...]:
   """About one in `every` of these keys, flat."""
 
-  def some(one: Leaf) -> tuple[Array, ...]:
+  def some(one: Leaf, surveyed: Surveyed) -> tuple[Array, ...]:
     return tuple(selection.strided(x, every) for x in _keys(operator, one, surveyed))
 
-  return tuple(x.reshape(-1) for x in _over_stack(some, operator, axes, leaf))
+  return tuple(x.reshape(-1) for x in _over_stack(some, operator, axes, leaf, surveyed))
 
 
 @functools.partial(jax.jit, static_argnames="axes")
-def tally(
-  operator: Operator, thresholds: tuple[Array, ...], leaf: Leaf, surveyed: Surveyed, axes: Axes
+def tally(operator: Operator, thresholds: Array, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> Array:
+  """How many of S arrays of these keys reach each of their thresholds `[S, 4]`: limbs `[S, 4, 3]`."""
+
+  def count(one: Leaf, surveyed: Surveyed) -> Array:
+    pairs = zip(_keys(operator, one, surveyed), thresholds, strict=True)
+    return jnp.stack([counting.tally(*pair) for pair in pairs])
+
+  counts = _over_stack(count, operator, axes, leaf, surveyed)
+  return counts if axes.stack is None else jnp.sum(counts, axis=0, dtype=counts.dtype)
+
+
+@functools.partial(jax.jit, static_argnames="axes")
+def ties(
+  operator: Operator, cuts: Sequence[Cut], leaf: Leaf, surveyed: Surveyed, axes: Axes
 ) -> tuple[Array, ...]:
-  """How many of these keys reach each threshold `[4]`: limbs `[4, 3]` for each array of keys."""
+  """For each array of these keys `selection.ties` along the first axis whose `last` is not known."""
+  pairs = zip(_keys(operator, _wide(operator, axes, leaf), surveyed), cuts, strict=True)
+  return tuple(selection.ties(x, cut) for x, cut in pairs)
 
-  def count(one: Leaf) -> tuple[Array, ...]:
-    return tuple(map(counting.tally, _keys(operator, one, surveyed), thresholds))
 
-  counts = _over_stack(count, operator, axes, leaf)
-  return counts if axes.stack is None else tuple(jnp.sum(x, axis=0, dtype=x.dtype) for x in counts)
+@functools.partial(jax.jit, static_argnames="axes")
+def cuts(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> Sequence[Cut]:
+  """The result of the operator's next survey, a `Ranked` of one tensor, in one program."""
+
+  def found(one: Leaf, surveyed: Surveyed) -> Sequence[Cut]:
+    survey: Any = operator.survey()[len(surveyed)]
+    bits = _keys(operator, one, surveyed)
+    ranks = survey.ranks(counting.limbs(bits[0].size), len(one.experts))
+    if survey.exact:
+      return selection.largest(bits, ranks)
+    states = selection.kth(bits, ranks)
+    return [Cut(low, high) for low, high in zip(states.low, states.high, strict=True)]
+
+  return _over_stack(found, operator, axes, leaf, surveyed)
 
 
 @functools.partial(jax.jit, static_argnames="axes")
 def prepare(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> PyTree:
   """`Operator.prepare` for one leaf, stacked in front where the leaf is."""
-  return _over_stack(lambda one: operator.prepare(one, surveyed), operator, axes, leaf)
+  return _over_stack(operator.prepare, operator, axes, leaf, surveyed)
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "dtype"))

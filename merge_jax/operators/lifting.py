@@ -1,6 +1,7 @@
 """Lifts an operator from one tensor to whole models: `merge`, `prepare`, `combine`."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -89,18 +90,26 @@ def prepare(
     else:
       planning.require_equal(entry.name, leaf)
     leaves[entry.name] = leaf
-  results: list[Surveyed] = [()] * len(parts)
+  prepared = {}
   for index, part in enumerate(parts):
     entries = planned.of(index)
-    for _ in part.survey() if entries else ():
-      chosen, of = [leaves[entry.name] for entry in entries], tuple(entry.axes for entry in entries)
-      results[index] += (surveying.survey(part, chosen, of, results[index], planned.size(index)),)
-  prepared = {}
-  for one in planned.entries:
-    if one.merged:
-      part, found = parts[one.operator], results[one.operator]
-      prepared[one.name] = leafwise.prepare(part, leaves[one.name], found, one.axes)
+    for entry, surveyed in zip(entries, _surveys(part, entries, leaves), strict=True):
+      prepared[entry.name] = leafwise.prepare(part, leaves[entry.name], surveyed, entry.axes)
   return Prepared(operator, leaves, prepared, planned, treedef)
+
+
+def _surveys(part: Operator, entries: Sequence[Entry], leaves: Mapping[str, Leaf]) -> list[Surveyed]:
+  """The results of all surveys of one of an operator's parts, for each of its tensors."""
+  chosen, axes = [leaves[entry.name] for entry in entries], [entry.axes for entry in entries]
+  size = sum(math.prod(entry.shape) for entry in entries)
+  whole: list[PyTree] = []
+  surveyed: list[Surveyed] = [()] * len(entries)
+  for ready in range(1 + sum(one.whole for one in part.survey()) if entries else 0):
+    if ready:
+      whole.append(surveying.survey(part, chosen, axes, surveyed, size))
+    rows = zip(chosen, axes, surveyed, strict=True)
+    surveyed = [surveying.extend(part, leaf, one, have, whole) for leaf, one, have in rows]
+  return surveyed
 
 
 def _per_slice(entry: Entry, values: Sequence[Array]) -> Array:

@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree, Surveyed, check_number, pytree
+from merge_jax.operators.sums import total
 
 
 def weighted_sum(arrays: tuple[Array, ...], weights: Array) -> Array:
@@ -73,10 +74,11 @@ class Slerp(Operator):
 
   Attributes:
     t: 0 gives the first model, 1 the second; others extrapolate. None takes `w₂ / (w₁ + w₂)`.
+    lerp_above: linear where the cosine is above it, or below its negative; mergekit has 0.9995, which most
+      fine-tunes of one base reach.
 
-  Linear only where sin Ω < 1e-6 (mergekit: from a cosine of 0.9995 on, which most fine-tunes of one
-  base reach). A zero tensor counts as orthogonal to everything. A ValueError: not exactly two models,
-  a t that is not finite, weights that sum to 0.
+  Without it linear only where sin Ω < 1e-6. A zero tensor counts as orthogonal to everything. A
+  ValueError: not exactly two models, a t that is not finite, weights that sum to 0.
 
   >>> import merge_jax as mj
   >>> ends = [{"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 1.0])}]
@@ -85,11 +87,14 @@ class Slerp(Operator):
   """
 
   t: ArrayLike | None = None
+  lerp_above: ArrayLike | None = dataclasses.field(default=None, kw_only=True)
   models = 2
 
   def __post_init__(self) -> None:
     if self.t is not None:
       check_number("t", self.t)
+    if self.lerp_above is not None:
+      check_number("lerp_above", self.lerp_above, 0.0, 1.0)
 
   @property
   def normalize(self) -> bool:  # type: ignore[override]
@@ -99,12 +104,12 @@ class Slerp(Operator):
     """The angle between b and the nearer of a and -a; whether that is -a; whether a + b matters."""
     _, power = jnp.frexp(jnp.maximum(*(jnp.max(jnp.abs(x)) for x in leaf.experts)))
     a, b = (jnp.ldexp(x, -power) for x in leaf.experts)  # exact; squares would underflow
-    square = jnp.sum(a * a)  # never vdot: that does not shard in Explicit mode
+    square = total(a * a)  # never vdot: that does not shard in Explicit mode
     square = jnp.where(square == 0, 1.0, square)
-    along = jax.lax.stop_gradient(jnp.sum(a * b) / square)
+    along = jax.lax.stop_gradient(total(a * b) / square)
     rest = _minus(b, along, a)
-    missed = jnp.sum(rest * a) / square
-    across, along = _root(jnp.sum((rest - missed * a) ** 2) / square), along + missed
+    missed = total(rest * a) / square
+    across, along = _root(total((rest - missed * a) ** 2) / square), along + missed
     opposite, zero = along < 0, (along == 0) & (across == 0)
     angle = jnp.arctan2(across, jnp.where(zero, 1.0, jnp.where(opposite, -along, along)))
     return jnp.where(zero, math.pi / 2, angle), opposite, along < -0.5
@@ -113,7 +118,9 @@ class Slerp(Operator):
     (a, b), (near, opposite, cancels) = leaf.experts, prepared
     t = weights[1] / (weights[0] + weights[1]) if self.t is None else jnp.asarray(self.t, weights.dtype)
     angle = jnp.where(opposite, math.pi - near, near)
-    linear = near < 1e-6
+    linear = near < (
+      1e-6 if self.lerp_above is None else jnp.arccos(jnp.asarray(self.lerp_above, near.dtype))
+    )
     sine = jnp.sin(jnp.where(linear, 1.0, near))
 
     def share(s: Array) -> Array:

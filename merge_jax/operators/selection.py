@@ -10,8 +10,8 @@ roundest number in the bracket (differences of bfloat16 numbers have few distinc
 passes do: the mean is below 4, and 8 are rarely passed (tests count them).
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,16 +50,16 @@ class Search(NamedTuple):
   smooth: Array
 
 
-def start(size: int, k: Array) -> Search:
-  """The search before any pass, for the k-th largest of `size` keys below `TOP`."""
+def start(size: Array, k: Array) -> Search:
+  """The search before any pass, for the k-th largest of `size` (limbs) keys below `TOP`."""
   low = jnp.where(jnp.any(k > 0), jnp.uint32(0), TOP - np.uint32(1))  # k = 0: nothing reaches it
   zero = jnp.int32(0)
-  return Search(low, jnp.array(TOP), counting.limbs(size), counting.limbs(0), k, zero, jnp.array(False))
+  return Search(low, jnp.array(TOP), size, counting.limbs(0), k, zero, jnp.array(False))
 
 
 def found(state: Search) -> Array:
   """Whether `low` is the k-th key, or separates exactly the k largest."""
-  return (state.high - state.low <= 1) | jnp.all(state.at_low == state.k)
+  return (state.high - state.low <= 1) | jnp.all(state.at_low == state.k, axis=-1)
 
 
 _UP = np.array([1 << 19, 1 << 21, 1 << 22, 1 << 23], np.uint32)  # 2^23 is a factor of 2
@@ -129,44 +129,44 @@ def strided(keys: Array, every: int) -> Array:
   return some.reshape(-1)
 
 
-def search(state: Search, sample: Array, tally: Callable[[Array], Array]) -> Search:
-  """Runs a search to its end; `tally` counts what reaches four thresholds, over all tensors."""
+def search(states: Search, samples: Array, tally: Callable[[Array], Array]) -> Search:
+  """Runs S searches side by side to their ends.
 
-  def step(state: Search) -> Search:
-    thresholds = probes(state, sample)
-    return narrow(state, thresholds, tally(thresholds))
+  Args:
+    states: `start` for each, stacked.
+    samples: sorted keys `[S, n]`.
+    tally: thresholds `[S, 4]` to how many keys reach each, over all tensors: limbs `[S, 4, 3]`.
+  """
 
-  return jax.lax.while_loop(lambda state: ~found(state), step, state)
+  def step(states: Search) -> Search:
+    thresholds = jax.vmap(probes)(states, samples)
+    return jax.vmap(narrow)(states, thresholds, tally(thresholds))
+
+  return jax.lax.while_loop(lambda states: ~jnp.all(found(states)), step, states)
 
 
-def kth(keys: Array, k: Array) -> Search:
-  """Searches one tensor: `low` is the largest threshold that at least k keys (uint32 below `TOP`) reach.
+def stacked(trees: Sequence[Any]) -> Any:
+  """Small trees of one structure, stacked."""
+  return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
-  Or one that exactly k reach. k is a count between 0 and `keys.size` as limbs `[3]`.
+
+def kth(keys: Sequence[Array], ks: Sequence[Array]) -> Search:
+  """Searches S tensors of one shape: `low` is the largest threshold that at least k keys reach.
+
+  Or one that exactly k reach. Keys are uint32 below `TOP`; each k is a count between 0 and their number, as
+  limbs `[3]`. The result is stacked; the tensors are not.
 
   >>> bits = magnitude(jnp.array([0.5, -3.0, 1.0, 2.0]))
-  >>> (bits >= kth(bits, counting.fraction(4, 0.5)).low).tolist()
+  >>> (bits >= kth([bits], [counting.fraction(counting.limbs(4), 0.5)]).low[0]).tolist()
   [False, True, False, True]
   """
-  sample = jnp.sort(strided(keys, max(1, keys.size // SAMPLE)))
-  return search(start(keys.size, k), sample, lambda thresholds: counting.tally(keys, thresholds))
+  size = keys[0].size
+  samples = jnp.sort(jnp.stack([strided(x, max(1, size // SAMPLE)) for x in keys]), axis=-1)
 
+  def tally(thresholds: Array) -> Array:
+    return jnp.stack([counting.tally(x, of) for x, of in zip(keys, thresholds, strict=True)])
 
-def kth_of_rows(keys: Array, k: Array) -> Array:
-  """The k-th largest key of each row, `[..., 1]`, by a sort; `TOP - 1` for k = 0. Gathers sharded rows."""
-  ordered, size = sort_rows(keys), keys.shape[-1]
-  rank = k[0].astype(jnp.int32) + (k[1].astype(jnp.int32) << 16)
-  found = jax.lax.dynamic_index_in_dim(ordered, jnp.maximum(size - rank, 0), -1)
-  return jnp.where(rank == 0, TOP - np.uint32(1), found)
-
-
-def sort_rows(keys: Array) -> Array:
-  """Each row in ascending order; rows that are split over an explicit mesh are gathered."""
-  sharding = explicit(keys)
-  if sharding is not None:
-    spec = (*sharding.spec, *[None] * keys.ndim)[: keys.ndim - 1]
-    keys = jax.sharding.reshard(keys, NamedSharding(sharding.mesh, PartitionSpec(*spec, None)))
-  return jnp.sort(keys, axis=-1)
+  return search(stacked([start(counting.limbs(size), k) for k in ks]), samples, tally)
 
 
 class Cut(NamedTuple):
@@ -174,58 +174,117 @@ class Cut(NamedTuple):
 
   Attributes:
     low, high: keys from `high` on are; those from `low` on are if they come early enough.
-    last: position `[ndim]` (int32) of the last of those.
+    last: position `[ndim]` (int32) of the last of those, or None: all are.
   """
 
-  low: Array
-  high: Array
-  last: Array
+  low: Array | np.uint32
+  high: Array | np.uint32
+  last: Array | np.ndarray | None = None
 
 
-def largest(keys: Array, k: Array) -> Cut:
-  """The k largest of a tensor's keys, exactly k, as a stable descending sort would choose them."""
-  state = kth(keys, k)
-  tied = (keys >= state.low) & (keys < state.high)
+def largest(keys: Sequence[Array], ks: Sequence[Array]) -> list[Cut]:
+  """Of S tensors of one shape exactly the k largest keys, as a stable descending sort would choose them."""
+  states = kth(keys, ks)
+  shape = keys[0].shape
 
   def scan() -> Array:
-    need, at, last = counting.minus(state.k, state.at_high), tied, []
-    for axis, size in enumerate(keys.shape):
-      others = tuple(i for i in range(keys.ndim) if i != axis)
-      counts, index = jnp.sum(at, axis=others, dtype=jnp.uint32), jnp.arange(size, dtype=jnp.int32)
+    need, last = counting.minus(states.k, states.at_high), jnp.zeros((len(keys), 0), jnp.int32)
+    for _ in shape:
+      of_each = zip(keys, states.low, states.high, last, strict=True)
+      counts = jnp.stack([ties(x, Cut(*cut)) for x, *cut in of_each])
+      j, before = jax.vmap(_first)(counts, need)
+      need, last = counting.minus(need, before), jnp.concatenate([last, j[:, None]], 1)
+    return last
 
-      def enough(j: Array, counts: Array = counts, index: Array = index, need: Array = need) -> Array:
-        reached = counting.sum_counts(jnp.where(index <= j, counts, 0), keys.size)
-        return counting.at_least(counting.carry(reached), need)
-
-      j = _first(enough, size)
-      before = counting.carry(counting.sum_counts(jnp.where(index < j, counts, 0), keys.size))
-      need = counting.minus(need, before)
-      at = at & (positions(keys, axis).astype(jnp.int32) == j)
-      last.append(j)
-    return jnp.stack(last) if last else jnp.zeros(0, jnp.int32)
-
-  ends = jnp.array(keys.shape, jnp.int32) - 1
-  all_of_them = jnp.all(state.at_low == state.k)
-  return Cut(state.low, state.high, jax.lax.cond(all_of_them, lambda: ends, scan))
+  ends = jnp.broadcast_to(jnp.array(shape, jnp.int32) - 1, (len(keys), len(shape)))
+  decided = jnp.all(states.at_low == states.k, axis=-1)
+  last = jax.lax.cond(jnp.all(decided), lambda: ends, scan)
+  last = jnp.where(decided[:, None], ends, last)  # where exactly k reach the threshold, all that is tied does
+  return [Cut(*one) for one in zip(states.low, states.high, last, strict=True)]
 
 
-def _first(enough: Callable[[Array], Array], size: int) -> Array:
-  """The least index for which a monotonic condition holds; the last one if it holds for none before."""
+def ties(keys: Array, cut: Cut) -> Array:
+  """How many keys in `[low, high)` there are at each index of an axis, the axes before it fixed by `last`."""
+  tied, axis = (keys >= cut.low) & (keys < cut.high), 0
+  for axis, last in enumerate(() if cut.last is None else cut.last, 1):
+    tied = tied & (positions(keys, axis - 1).astype(jnp.int32) == last)
+  return jnp.sum(tied, axis=tuple(i for i in range(keys.ndim) if i != axis), dtype=jnp.uint32)
+
+
+def _first(counts: Array, need: Array) -> tuple[Array, Array]:
+  """The least index up to which `counts` (uint32) sum to `need` (limbs), and the sum before it."""
+  index, zero = jnp.arange(len(counts), dtype=jnp.int32), jnp.zeros((), jnp.int32)
+
+  def until(j: Array) -> Array:
+    return counting.carry(counting.sum_counts(jnp.where(index <= j, counts, 0), 1 << 33))
 
   def step(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
     low, high = ends
     middle = (low + high) // 2
-    yes = enough(middle)
+    yes = counting.at_least(until(middle), need)
     return jnp.where(yes, low, jnp.minimum(middle + 1, high)), jnp.where(yes, middle, high)
 
-  zero = jnp.zeros((), jnp.int32)
-  return jax.lax.fori_loop(0, max(size - 1, 1).bit_length(), step, (zero, zero + (size - 1)))[1]
+  steps = (len(counts) - 1).bit_length()
+  found = jax.lax.fori_loop(0, steps, step, (zero, zero + (len(counts) - 1)))[1]
+  return found, until(found - 1)
 
 
 def reaches(keys: Array, cut: Cut) -> Array:
   """Which elements are among the k largest."""
+  if cut.last is None:
+    return keys >= cut.low
   early = jnp.array(True)  # lexicographic order of positions, from the last axis on
   for axis in reversed(range(keys.ndim)):
     index = positions(keys, axis).astype(jnp.int32)
     early = (index < cut.last[axis]) | ((index == cut.last[axis]) & early)
   return (keys >= cut.high) | ((keys >= cut.low) & early)
+
+
+def kth_of_rows(keys: Array, k: Array) -> Array:
+  """The k-th largest key of each row, `[..., 1]`, by a sort; `TOP - 1` for k = 0."""
+  ordered, size = jnp.sort(whole_rows(keys), axis=-1), keys.shape[-1]
+  rank = row_count(k)
+  found = jax.lax.dynamic_index_in_dim(ordered, jnp.maximum(size - rank, 0), -1)
+  return jnp.where(rank == 0, TOP - np.uint32(1), found)
+
+
+def largest_of_rows(keys: Array, kth: Array, k: Array) -> Array:
+  """Which elements are among the k largest of their row, the first among equals; `kth` is `kth_of_rows`."""
+  keys = whole_rows(keys)
+  above, tied = keys > kth, keys == kth
+  need = row_count(k) - jnp.sum(above, axis=-1, keepdims=True, dtype=jnp.int32)
+  return above | (tied & (jnp.cumsum(tied, axis=-1, dtype=jnp.int32) <= need))
+
+
+def ranks_in_rows(keys: Array) -> Array:
+  """Rank of each element in its row from 0, ascending, as float32; equal ones share the mean of theirs."""
+  keys = whole_rows(keys)
+  ordered = jnp.sort(keys, axis=-1)
+  less, not_more = (_insertion(ordered, keys, side) for side in ("left", "right"))
+  return (less + not_more - 1).astype(jnp.float32) * 0.5
+
+
+def _insertion(ordered: Array, keys: Array, side: str) -> Array:
+  """Where keys belong in rows in ascending order, by bisection."""
+  size = ordered.shape[-1]
+  index = jnp.zeros_like(keys, jnp.int32)
+  for power in reversed(range(size.bit_length())):
+    after = index + (1 << power)
+    value = jnp.take_along_axis(ordered, jnp.minimum(after, size) - 1, -1, mode="promise_in_bounds")
+    ahead = (value < keys) if side == "left" else (value <= keys)
+    index = jnp.where((after <= size) & ahead, after, index)
+  return index
+
+
+def row_count(k: Array) -> Array:
+  """A count that is below 2^31, as int32."""
+  return k[0].astype(jnp.int32) + (k[1].astype(jnp.int32) << 16)
+
+
+def whole_rows(keys: Array) -> Array:
+  """Rows that are split over an explicit mesh are gathered; on others XLA does so where it must."""
+  sharding = explicit(keys)
+  if sharding is not None:
+    spec = (*sharding.spec, *[None] * keys.ndim)[: keys.ndim - 1]
+    keys = jax.sharding.reshard(keys, NamedSharding(sharding.mesh, PartitionSpec(*spec, None)))
+  return keys

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal, Self, get_args
 
 import jax
@@ -11,6 +12,7 @@ from jax.typing import ArrayLike
 
 from merge_jax.operators import counting, hashing, selection
 from merge_jax.operators.core import STATIC, Leaf, PyTree, Ranked, Survey, check_choice, check_number, pytree
+from merge_jax.operators.sums import total
 
 Deltas = tuple[Array, ...]
 
@@ -19,7 +21,7 @@ class Block:
   """A frozen dataclass, registered as a pytree, with a survey of task vectors where it needs one."""
 
   def survey(self) -> Survey | None:
-    """The whole-model statistic that the block needs, if any."""
+    """The statistic that the block needs, if any."""
     return None
 
 
@@ -55,8 +57,8 @@ class Mask(Sparsifier):
   rescale: Rescale = "none"
 
   @abc.abstractmethod
-  def choose(self, delta: Array, key: Any, surveyed: PyTree) -> PyTree:
-    """What `kept` needs beside the task vector, small."""
+  def choose(self, deltas: Deltas, keys: tuple[Any, ...], surveyed: PyTree) -> Sequence[PyTree]:
+    """For each model what `kept` needs beside its task vector, small."""
 
   @abc.abstractmethod
   def kept(self, chosen: PyTree, delta: Array) -> Array:
@@ -84,21 +86,19 @@ class Mask(Sparsifier):
     return [jax.tree.unflatten(structure, row) for row in rows]
 
   def fit(self, deltas: Deltas, keys: tuple[Any, ...], surveyed: PyTree) -> PyTree:
-    found = surveyed if self.survey() is not None else (None,) * len(deltas)
-    rows = zip(self.each(len(deltas)), deltas, keys, found, strict=True)
-    return tuple(one._fit(*rest) for one, *rest in rows)
+    rows = zip(self.each(len(deltas)), self.choose(deltas, keys, surveyed), deltas, strict=True)
+    return tuple((chosen, one._factor(chosen, delta)) for one, chosen, delta in rows)
 
   def apply(self, fitted: PyTree, deltas: Deltas) -> Deltas:
     rows = zip(self.each(len(deltas)), fitted, deltas, strict=True)
     return tuple(one._apply(fit, delta) for one, fit, delta in rows)
 
-  def _fit(self, delta: Array, key: Any, surveyed: PyTree) -> PyTree:
-    chosen = self.choose(delta, key, surveyed)
+  def _factor(self, chosen: PyTree, delta: Array) -> Array | None:
     if self.rescale != "l1":
-      return chosen, None
+      return None
     size = jnp.where(jnp.isfinite(delta), jnp.abs(delta), 0.0)
-    whole, part = jnp.sum(size), jnp.sum(jnp.where(self.kept(chosen, delta), size, 0.0))
-    return chosen, jnp.where((whole < 1e-7) | (part < 1e-7), 1.0, whole / jnp.where(part == 0, 1.0, part))
+    whole, part = total(size), total(jnp.where(self.kept(chosen, delta), size, 0.0))
+    return jnp.where(part == 0, 1.0, whole / jnp.where(part == 0, 1.0, part))
 
   def _apply(self, fitted: PyTree, delta: Array) -> Array:
     chosen, factor = fitted
@@ -135,9 +135,9 @@ class Trim(Mask):
 
   Source: TIES-Merging (arXiv 2306.01708), section 4.
 
-  >>> block = trim(0.5, scope="tensor", keep="exact")
-  >>> delta = jnp.array([0.1, -3.0, 1.0, 0.2])
-  >>> block.apply(block.fit((delta,), (None,), ()), (delta,))[0].tolist()
+  >>> import merge_jax as mj
+  >>> rule = mj.TaskVector((trim(0.5, scope="tensor", keep="exact"),))
+  >>> mj.merge(rule, [{"w": jnp.array([0.1, -3.0, 1.0, 0.2])}], base={"w": jnp.zeros(4)})["w"].tolist()
   [0.0, -3.0, 1.0, 0.0]
   """
 
@@ -159,35 +159,35 @@ class Trim(Mask):
     return self.scope == "row"
 
   def survey(self) -> Survey | None:
-    """The threshold of each model."""
+    """The threshold of each model, in the whole of it or in each tensor."""
 
     def keys(leaf: Leaf) -> tuple[Array, ...]:
       return tuple(map(selection.magnitude, leaf.experts))
 
-    def ranks(size: int, count: int) -> tuple[Array, ...]:
+    def ranks(size: Array, count: int) -> tuple[Array, ...]:
       return tuple(one.rank(size) for one in self.each(count))
 
-    return Ranked(keys, ranks) if self.scope == "model" else None
+    if self.scope == "row":
+      return None
+    return Ranked(keys, ranks, whole=self.scope == "model", exact=self.keep == "exact")
 
-  def rank(self, size: int) -> Array:
-    """The rank of the threshold among `size` magnitudes: the authors' is the (k+1)-th largest."""
+  def rank(self, size: Array) -> Array:
+    """The rank of the threshold among `size` (limbs) magnitudes: the authors' is the (k+1)-th largest."""
     density = jnp.asarray(self.density, jnp.float32)
     k = counting.fraction(size, density)
     more = (density > 0) & (density < 1) & ((self.keep == "threshold") | ~jnp.any(k > 0))
     return counting.carry(k + jnp.where(more, counting.limbs(1), 0))
 
-  def choose(self, delta: Array, key: Any, surveyed: PyTree) -> PyTree:
-    if self.scope == "model":
+  def choose(self, deltas: Deltas, keys: tuple[Any, ...], surveyed: PyTree) -> Sequence[PyTree]:
+    if self.scope != "row":
       return surveyed
-    keys = selection.magnitude(delta)
-    if self.scope == "row":
-      return selection.kth_of_rows(keys, self.rank(delta.shape[-1]))
-    k = self.rank(delta.size)
-    return selection.largest(keys, k) if self.keep == "exact" else selection.kth(keys, k).low
+    size, bits = counting.limbs(deltas[0].shape[-1]), map(selection.magnitude, deltas)
+    pairs = zip(bits, self.each(len(deltas)), strict=True)
+    return [selection.kth_of_rows(x, one.rank(size)) for x, one in pairs]
 
   def kept(self, chosen: PyTree, delta: Array) -> Array:
     keys = selection.magnitude(delta)
-    return selection.reaches(keys, chosen) if self.keep == "exact" else keys >= chosen
+    return keys >= chosen if self.scope == "row" else selection.reaches(keys, chosen)
 
 
 trim = Trim
@@ -225,8 +225,8 @@ class Drop(Mask):
     check_choice("generator", self.generator, ("hash", "threefry"))
     check_number("density", self.density, 0.0, 1.0)
 
-  def choose(self, delta: Array, key: Any, surveyed: PyTree) -> PyTree:
-    return key
+  def choose(self, deltas: Deltas, keys: tuple[Any, ...], surveyed: PyTree) -> Sequence[PyTree]:
+    return keys
 
   def kept(self, chosen: PyTree, delta: Array) -> Array:
     draws = hashing.uniform(chosen, delta) if self.generator == "hash" else _threefry(chosen, delta)

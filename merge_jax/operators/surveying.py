@@ -1,11 +1,12 @@
-"""Whole-model statistics of models in memory.
+"""Statistics of models in memory: of all tensors of a rule, or of one.
 
-Eagerly each tensor is looked at by a jitted function of its own, compiled once a shape, whatever the number
-of layers; under an outer `jit` or `vmap` all become part of that program.
+Eagerly each tensor is looked at by jitted functions of its own, compiled once a shape, whatever the number
+of layers, and what is searched is searched from the host; under an outer `jit` or `vmap` all become part of
+that program.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,39 +14,119 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from merge_jax.operators import leafwise, selection
+from merge_jax.operators import counting, leafwise, selection
 from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed, Total
 from merge_jax.operators.naming import Axes
+from merge_jax.operators.selection import Cut
 
 SAMPLE = 16384  # keys of a model, from which the first thresholds are guessed
 
-States = tuple[selection.Search, ...]
+
+def extend(
+  operator: Operator,
+  leaf: Leaf,
+  axes: Axes,
+  surveyed: Surveyed,
+  whole: Sequence[PyTree],
+  cut: Callable[..., Sequence[Cut]] | None = None,
+) -> Surveyed:
+  """The results that one leaf has, as far as those of the whole model in `whole` allow.
+
+  Args:
+    operator, leaf, axes: the rule and one of its tensors.
+    surveyed: results that it has already.
+    whole: results of the surveys of the whole model, in order.
+    cut: `(operator, leaf, surveyed, axes)` to the result of a survey of this tensor alone.
+  """
+  surveys = operator.survey()
+  given = list(whole)[sum(one.whole for one in surveys[: len(surveyed)]) :]
+  for one in surveys[len(surveyed) :]:
+    if one.whole and not given:
+      break
+    result = given.pop(0) if one.whole else (cut or _cut)(operator, leaf, surveyed, axes)
+    if one.whole and axes.stack is not None:
+      count = leaf.experts[0].shape[axes.stack]
+      result = jax.tree.map(lambda x, n=count: jnp.broadcast_to(x, (n, *jnp.shape(x))), result)
+    surveyed = (*surveyed, result)
+  return surveyed
+
+
+def _cut(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> Sequence[Cut]:
+  if _traced(operator, leaf, surveyed) or axes.stack is not None:
+    return leafwise.cuts(operator, leaf, surveyed, axes)
+  survey: Any = operator.survey()[len(surveyed)]
+  shape = leaf.experts[0].shape
+  states = _searched(operator, [leaf], [axes], [surveyed], int(np.prod(shape)))
+  cuts = [Cut(low, high) for low, high in zip(states.low, states.high, strict=True)]
+  return _told_apart(operator, leaf, surveyed, axes, states, cuts) if survey.exact else cuts
+
+
+def _told_apart(
+  operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes, states: Any, cuts: list[Cut]
+) -> list[Cut]:
+  """Cuts with the position of the last key that is among the k largest, axis by axis."""
+  shape = jax.eval_shape(leafwise.keys, operator, leaf, surveyed, axes)[0].shape
+  decided = np.all(np.asarray(states.at_low) == np.asarray(states.k), axis=-1)
+  need = [counting.whole(counting.minus(k, high)) for k, high in zip(states.k, states.at_high, strict=True)]
+  last: list[list[int]] = [[] for _ in cuts]
+  for size in shape:
+    known = [cut._replace(last=jnp.array(at, jnp.int32)) for cut, at in zip(cuts, last, strict=True)]
+    if decided.all():
+      last = [[*at, size - 1] for at in last]
+      continue
+    for i, counts in enumerate(leafwise.ties(operator, known, leaf, surveyed, axes)):
+      sums = np.cumsum(np.asarray(counts), dtype=np.int64)
+      j = size - 1 if decided[i] else min(int(np.searchsorted(sums, need[i])), size - 1)
+      need[i] -= int(sums[j - 1]) if j else 0
+      last[i].append(j)
+  return [cut._replace(last=jnp.array(at, jnp.int32)) for cut, at in zip(cuts, last, strict=True)]
 
 
 def survey(
-  operator: Operator, leaves: Sequence[Leaf], axes: Sequence[Axes], surveyed: Surveyed, size: int
+  operator: Operator,
+  leaves: Sequence[Leaf],
+  axes: Sequence[Axes],
+  surveyed: Sequence[Surveyed],
+  size: int,
 ) -> PyTree:
-  """The operator's next survey, after those in `surveyed`, over all its tensors of `size` elements."""
-  one = operator.survey()[len(surveyed)]
-  traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((operator, leaves, surveyed)))
-  pairs = list(zip(leaves, axes, strict=True))
+  """The operator's next survey of the whole model, over all its tensors of `size` elements."""
+  one = operator.survey()[len(surveyed[0])]
   if isinstance(one, Total):
-    return one.finish(_added([leafwise.measure(operator, x, surveyed, a) for x, a in pairs], traced))
-  states = tuple(selection.start(size, k) for k in one.ranks(size, len(leaves[0].experts)))
-  every = max(1, size // SAMPLE)
-  samples = _sorted([leafwise.sample(operator, x, surveyed, a, every) for x, a in pairs], traced)
+    rows = zip(leaves, surveyed, axes, strict=True)
+    parts = [leafwise.measure(operator, *row) for row in rows]
+    return one.finish(_added(parts, _traced(operator, leaves, surveyed)))
+  states = _searched(operator, leaves, axes, surveyed, size)
+  return tuple(Cut(low, high) for low, high in zip(states.low, states.high, strict=True))
 
-  def tally(thresholds: tuple[Array, ...]) -> tuple[Any, ...]:
-    return _added([leafwise.tally(operator, thresholds, x, surveyed, a) for x, a in pairs], traced)
+
+def _searched(
+  operator: Operator,
+  leaves: Sequence[Leaf],
+  axes: Sequence[Axes],
+  surveyed: Sequence[Surveyed],
+  size: int,
+) -> selection.Search:
+  rows = list(zip(leaves, surveyed, axes, strict=True))
+  traced = _traced(operator, leaves, surveyed)
+  of = counting.limbs(size)
+  ranks = leafwise.ranks(operator, len(surveyed[0]), of, len(leaves[0].experts))
+  states = _start(of, jnp.stack(ranks))
+  every = max(1, size // SAMPLE)
+  samples = _sorted([leafwise.sample(operator, *row, every) for row in rows], traced)
+
+  def tally(thresholds: Array) -> Array:
+    return _added([leafwise.tally(operator, thresholds, *row) for row in rows], traced)
 
   if traced:
-    states = jax.lax.while_loop(
-      lambda states: ~_found(states), lambda s: _narrow(s, *(_probed(s, samples, tally))), states
-    )
-  else:
-    while not bool(_found(states)):
-      states = _narrow(states, *_probed(states, samples, tally))
-  return tuple(state.low for state in states)
+    return selection.search(states, samples, tally)
+  while not bool(jnp.all(selection.found(states))):
+    thresholds = _probes(states, samples)
+    states = _narrow(states, thresholds, tally(thresholds))
+  return states
+
+
+def _traced(*trees: PyTree) -> bool:
+  return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(trees))
 
 
 def _added(parts: list[PyTree], traced: bool) -> PyTree:
@@ -55,27 +136,12 @@ def _added(parts: list[PyTree], traced: bool) -> PyTree:
   return jax.tree.map(lambda *x: jnp.asarray(sum(map(np.asarray, x[1:]), np.asarray(x[0]))), *parts)
 
 
-def _sorted(parts: list[tuple[Array, ...]], traced: bool) -> tuple[Any, ...]:
+def _sorted(parts: list[tuple[Array, ...]], traced: bool) -> Any:
   if traced:
-    return tuple(jnp.sort(jnp.concatenate(x)) for x in zip(*parts, strict=True))
-  return tuple(np.sort(np.concatenate([np.asarray(one) for one in x])) for x in zip(*parts, strict=True))
+    return jnp.sort(jnp.stack([jnp.concatenate(x) for x in zip(*parts, strict=True)]), axis=-1)
+  return np.sort([np.concatenate([np.asarray(one) for one in x]) for x in zip(*parts, strict=True)], axis=-1)
 
 
-def _probed(states: States, samples: tuple[Any, ...], tally: Any) -> tuple[Any, Any]:
-  thresholds = _probes(states, samples)
-  return thresholds, tally(thresholds)
-
-
-@jax.jit
-def _probes(states: States, samples: tuple[Any, ...]) -> tuple[Array, ...]:
-  return tuple(map(selection.probes, states, samples))
-
-
-@jax.jit
-def _narrow(states: States, thresholds: tuple[Array, ...], counts: tuple[Array, ...]) -> States:
-  return tuple(map(selection.narrow, states, thresholds, counts))
-
-
-@jax.jit
-def _found(states: States) -> Array:
-  return jnp.all(jnp.stack([selection.found(state) for state in states]))
+_start = jax.jit(jax.vmap(selection.start, in_axes=(None, 0)))
+_probes = jax.jit(jax.vmap(selection.probes))
+_narrow = jax.jit(jax.vmap(selection.narrow))

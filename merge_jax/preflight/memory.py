@@ -1,11 +1,8 @@
-"""Whether a job fits: memory of each device, and the disk."""
+"""Whether a job fits: memory of each device."""
 
 import math
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -13,6 +10,7 @@ import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
 from merge_jax.preflight.findings import Finding
+from merge_jax.storage import available_memory, gib
 
 Specs = Mapping[str, jax.ShapeDtypeStruct]
 
@@ -79,30 +77,3 @@ def _rooms(used: Mapping[jax.Device, int]) -> Iterator[tuple[str, int, int]]:
   if host:
     rooms.append(("the host", host, available_memory()))
   yield min(rooms, key=lambda room: room[2] - room[1])
-
-
-def available_memory() -> int:
-  """Bytes that are free in the host's memory."""
-  try:
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-  except (OSError, StopIteration):
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def require_disk(folder: Path, nbytes: int) -> None:
-  """Raises OSError if the disk of a folder has less room than a result takes."""
-  there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-  free = shutil.disk_usage(there).free
-  need = int(nbytes * 1.05) + (64 << 20)
-  if free < need:
-    raise OSError(f"{folder}: the result takes about {gib(need)}, the disk has {gib(free)} free.")
-
-
-def gib(count: float) -> str:
-  """Bytes for people.
-
-  >>> gib(3 << 30)
-  '3.0 GiB'
-  """
-  return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 29 else f"{count / (1 << 20):.1f} MiB"

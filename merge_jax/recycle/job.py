@@ -8,6 +8,7 @@ from typing import Any
 
 from merge_jax import preflight, storage
 from merge_jax.recycle import folder as folders
+from merge_jax.recycle import merged
 from merge_jax.recycle import pool as pools
 from merge_jax.recycle import result as results
 from merge_jax.recycle.folder import RunFolder
@@ -102,7 +103,8 @@ def _run(
   say("search done; scoring finalists on validation and test examples")
   result, chosen = results.conclude(problem, pool.objective, journal, found, after)
   with run.new_folder(folders.MERGED) as partial:
-    pools.write_merged(problem, pool, chosen, partial)
+    merged.write(problem, chosen, partial)
+    pool.objective.watch.check()
   write_report(run, result)
   run.conclude(json.dumps(result, indent=2, allow_nan=False) + "\n")
   shutil.rmtree(run.path / folders.SCRATCH, ignore_errors=True)

@@ -49,7 +49,7 @@ def make(settings: Settings, checkpoints: Sequence[Checkpoint], tasks: Mapping[s
   """
   config = {name: value for name, value in to_mapping(settings).items() if name not in FREE}
   versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-  digests = {c.path.as_posix(): storage.digest(c.files(), c.path) for c in checkpoints}
+  digests = {c.path.as_posix(): c.digest() for c in checkpoints}
   own = {"merge_jax": merge_jax.__version__, "python": platform.python_version()}
   return Manifest(
     config, own | versions, [device.device_kind for device in jax.devices()], digests | dict(tasks)

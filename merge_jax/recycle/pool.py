@@ -1,19 +1,15 @@
-"""A pool on the devices, ready to be searched, and the folder of its merge."""
+"""A pool on the devices, ready to be searched."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
-from merge_jax import checkpoints, storage
+from merge_jax import storage
 from merge_jax.evals import Merge
 from merge_jax.evals.objective import FunctionObjective, JittedObjective
 from merge_jax.recycle import methods
 from merge_jax.recycle.problem import Problem
 from merge_jax.search.baselines import METHOD
-from merge_jax.search.point import Candidate
 
 
 class InputsChanged(RuntimeError):
@@ -75,21 +71,3 @@ def place(problem: Problem) -> Pool:
   merges = methods.merges((METHOD, problem.method), experts, base)
   objective = problem.suite.objective(merges, problem.settings.search.batch)
   return Pool(merges, Watched(objective, watch))
-
-
-def write_merged(problem: Problem, pool: Pool, candidate: Candidate, folder: Path) -> None:
-  """Writes the merge of a candidate into an empty folder, in the pool's own format, with where it is from."""
-  first = problem.pool[0]
-  checkpoints.write(folder, pool.merges[candidate.method].at(candidate.point), like=first)
-  (folder / "training.json").unlink(missing_ok=True)  # it tells of the first checkpoint alone
-  needs_base = methods.METHODS[candidate.method].needs_base
-  provenance = {
-    "created_by": "merge_jax recycle",
-    "method": candidate.method,
-    "weights": dict(zip(problem.labels, candidate.point.weights, strict=True)),
-    "numbers": candidate.point.numbers,
-    "base": (problem.settings.base or "mean of the pool") if needs_base else None,
-    "manifest": msgspec.to_builtins(problem.manifest),
-  }
-  (folder / "merge_jax.json").write_text(json.dumps(provenance, indent=2) + "\n")
-  pool.objective.watch.check()

@@ -1,6 +1,7 @@
 """Files that are whole or absent, chained journal lines, locks, and what is known of inputs."""
 
 from merge_jax.storage.folders import clear_partial as clear_partial
+from merge_jax.storage.folders import destination as destination
 from merge_jax.storage.folders import new_folder as new_folder
 from merge_jax.storage.folders import refuse_filled as refuse_filled
 from merge_jax.storage.folders import refuse_unwritable as refuse_unwritable
@@ -16,5 +17,10 @@ from merge_jax.storage.inputs import refuse_special as refuse_special
 from merge_jax.storage.lines import Lines as Lines
 from merge_jax.storage.lines import read_lines as read_lines
 from merge_jax.storage.locks import Locked as Locked
+from merge_jax.storage.locks import held as held
 from merge_jax.storage.locks import locked as locked
 from merge_jax.storage.locks import refuse_locked as refuse_locked
+from merge_jax.storage.space import available_memory as available_memory
+from merge_jax.storage.space import gib as gib
+from merge_jax.storage.space import require_space as require_space
+from merge_jax.storage.space import writing as writing

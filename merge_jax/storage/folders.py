@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import hashlib
 import json
 import os
 import re
@@ -10,6 +11,10 @@ import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
+
+from merge_jax.errors import shown
+from merge_jax.storage.locks import held
+from merge_jax.storage.space import writing
 
 
 def sync(path: Path) -> None:
@@ -51,7 +56,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, *, owned: Collection[str] | None = None) -> Iterator[Path]:
+def new_folder(
+  path: Path, *, owned: Collection[str] | None = None, resume: str | None = None
+) -> Iterator[Path]:
   """Yields a folder beside `path` to fill; it becomes `path` when the block ends well.
 
   A folder that it replaces is first renamed to `<name>.before-1` (the next free number), then the
@@ -63,34 +70,65 @@ def new_folder(path: Path, *, owned: Collection[str] | None = None) -> Iterator[
     path: a link to a folder is followed, and stays.
     owned: None if `path` must not exist or be empty; else the relative names of the files that may be
       removed from a folder that is there.
+    resume: None if an interrupted block leaves nothing. Else a text that tells one job from another, all
+      that decides its bytes included: what an interrupted block left is yielded again to a block of the
+      same text, and removed by any other one for this `path`.
 
   Raises:
     FileExistsError: there is something already.
+    Locked: another process fills it.
+    OSError: it cannot be made there.
   """
   path = Path(os.path.realpath(path))
   if owned is None:
     refuse_filled(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  clear_partial(path)
-  partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
-  partial.chmod(0o755)
-  before = None
-  try:
-    yield partial
-    sync_tree(partial)
-    if owned is None:
-      refuse_filled(path)
-    elif path.exists():
-      before = path.rename(_before(path))
-    partial.rename(path)
-  except BaseException:
-    if before is not None and not path.exists():
-      before.rename(path)
-    shutil.rmtree(partial, ignore_errors=True)
-    raise
-  sync(path.parent)
+  with writing(path.parent):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear_partial(path)
+  with _partial(path, resume) as partial:
+    before = None
+    try:
+      yield partial
+      sync_tree(partial)
+      if owned is None:
+        refuse_filled(path)
+      elif path.exists():
+        before = path.rename(_before(path))
+      partial.rename(path)
+    except BaseException:
+      if before is not None and not path.exists():
+        before.rename(path)
+      if resume is None:
+        shutil.rmtree(partial, ignore_errors=True)
+      elif partial.is_dir() and not any(partial.iterdir()):
+        partial.rmdir()
+      raise
+    sync(path.parent)
   if before is not None:
     _remove(before, owned or ())
+
+
+@contextlib.contextmanager
+def _partial(path: Path, resume: str | None) -> Iterator[Path]:
+  """A folder of its own, or that of a job, which only one process holds; those of other jobs are removed."""
+  prefix = f".{path.name}.resume-"
+  name = prefix + hashlib.sha256((resume or "").encode()).hexdigest()[:16]
+  for left in path.parent.glob(f"{glob.escape(prefix)}*"):
+    ours = re.fullmatch(r"[0-9a-f]{16}", left.name.removeprefix(prefix)) and not left.is_symlink()
+    if ours and (resume is None or left.name != name):
+      with held(left):
+        shutil.rmtree(left)
+  if resume is None:
+    with writing(path.parent):
+      partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
+      partial.chmod(0o755)
+    yield partial
+    return
+  partial = path.with_name(name)
+  with writing(path.parent):
+    partial.mkdir(exist_ok=True)
+  with held(partial):
+    yield partial
 
 
 def _before(path: Path) -> Path:
@@ -123,6 +161,31 @@ def clear_partial(path: Path) -> None:
       shutil.rmtree(left)
     else:
       left.unlink()
+
+
+def destination(text: str | Path, what: str) -> Path:
+  """The path of an output that a user names; `~` is the home.
+
+  Args:
+    text: a path, there or not.
+    what: the flag or argument that names it, for the error.
+
+  Raises:
+    ValueError: nothing can be there: it is empty or too long, a link to itself, or below a file.
+  """
+  if not str(text).strip():
+    raise ValueError(f"{what} is empty; name the folder to make.")
+  try:
+    path = Path(text).expanduser()
+    with contextlib.suppress(FileNotFoundError):
+      path.stat()
+  except OSError as error:
+    raise ValueError(
+      f"{what}: {shown(str(text))} cannot be made ({os.strerror(error.errno or 0)})."
+    ) from None
+  except (RuntimeError, ValueError) as error:  # no such user, a NUL
+    raise ValueError(f"{what}: {shown(str(text))} is no path ({error}).") from None
+  return path
 
 
 def refuse_filled(path: Path) -> None:

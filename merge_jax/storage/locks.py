@@ -30,6 +30,24 @@ def locked(folder: Path) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+  """Holds a folder that is there without a file in it, for one that is renamed when it is full.
+
+  Raises:
+    Locked: another process, or another block of this one, holds it.
+  """
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise Locked(f"{folder} is being filled by another process; wait for it or stop it.") from None
+    yield
+  finally:
+    os.close(descriptor)
+
+
 def refuse_locked(folder: Path) -> None:
   """Raises Locked if a folder is held; only looks: makes, changes and holds nothing."""
   if (folder / _NAME).is_file():

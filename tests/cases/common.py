@@ -8,7 +8,7 @@ import numpy as np
 
 import merge_jax as mj
 
-SHAPES = {"model.embed.weight": (32, 16), "model.layers.0.w": (16, 64), "model.norm.weight": (16,)}
+SHAPES = {"model.layers.0.w": (16, 64), "model.norm.weight": (16,)}
 KEY = jax.random.key(7)
 
 

@@ -1,0 +1,93 @@
+"""Merges models by a recipe, mergekit's YAML or our own, into a folder that loads as any other.
+
+python -m launch.merge --recipe=ties.yml --output_dir=merged
+python -m launch.merge --recipe=ties.yml --dry_run
+python -m launch.check --recipe=ties.yml
+"""
+
+import contextlib
+import os
+import warnings
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from merge_jax import preflight, recipes
+from merge_jax.recipes import card
+
+from . import _common
+
+_RECIPE = flags.DEFINE_string("recipe", None, "YAML file: mergekit's format, or ours.", required=True)
+_OUTPUT = flags.DEFINE_string("output_dir", "", "Folder to make; it appears whole or not at all.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Check everything, print the plan, write nothing.")
+_SEMANTICS = flags.DEFINE_enum(
+  "semantics", "auto", ["auto", "mergekit", "paper"],
+  "Whose definitions hold: auto takes mergekit's for recipes in its format, else the papers'.",
+)  # fmt: skip
+_SEED = flags.DEFINE_integer("seed", None, "Of random methods; by default the recipe's, or 0.", lower_bound=0)
+_MEMORY = flags.DEFINE_float(
+  "memory_gib", None, "Of tensors in work at once; by default half of what is free.", lower_bound=0.01
+)
+_THREADS = flags.DEFINE_integer("threads", None, "Threads that read and write.", lower_bound=1)
+_SHARD = flags.DEFINE_float("max_shard_gb", 5.0, "Size of one file, in 10^9 bytes.", lower_bound=1e-6)
+_VERIFY = flags.DEFINE_bool("verify", False, "Read the result back and compare digests.")
+_NONFINITE = flags.DEFINE_bool("allow_nonfinite", False, "Go on where weights are NaN or infinite.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a folder that an earlier merge made.")
+_CACHE = flags.DEFINE_string(
+  "compilation_cache", None,
+  "Folder of compiled programs, kept for the next merge; empty: keep none. By default "
+  "$JAX_COMPILATION_CACHE_DIR, or merge_jax/xla in the user's cache ($XDG_CACHE_HOME, ~/.cache).",
+)  # fmt: skip
+
+
+def main() -> None:
+  """Checks, then merges, then says what lies where."""
+  if _DRY_RUN.value:
+    for built in recipes.check(_RECIPE.value, _SEMANTICS.value):
+      name = f"recipe {built.recipe.name}\n" if built.recipe.name is not None else ""
+      print(f"{name}{card.plan(built)}")
+    return
+  if not _OUTPUT.value:
+    raise ValueError("--output_dir is missing: name the folder to make, or give --dry_run.")
+  _keep_programs(_CACHE.value)
+  bar: _common.Progress | None = None
+
+  def progress(done: int, total: int) -> None:
+    nonlocal bar
+    bar = bar or _common.Progress(total, "tensors")
+    bar(done)
+
+  try:
+    built = recipes.run(
+      _RECIPE.value, _OUTPUT.value, semantics=_SEMANTICS.value, seed=_SEED.value, memory_gib=_MEMORY.value,
+      threads=_THREADS.value, max_shard_gb=_SHARD.value, verify=_VERIFY.value,
+      allow_nonfinite=_NONFINITE.value, overwrite=_OVERWRITE.value, progress=progress,
+      stop=_common.StopFlag(),
+    )  # fmt: skip
+  finally:
+    if bar is not None:
+      bar.close()
+  for note in built.notes:
+    print(f"note: {note}")
+  print(f"{len(built.jobs)} tensors, {preflight.gib(built.nbytes)}: {_OUTPUT.value}")
+
+
+def _keep_programs(folder: str | None) -> None:
+  """Turns JAX's persistent cache on, where it can be written; without it a merge is slower, not wrong."""
+  own = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "merge_jax" / "xla"
+  chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(own)) if folder is None else folder
+  usable = None
+  with contextlib.suppress(OSError, RuntimeError):  # a file in the way, a read-only disk, no home
+    path = Path(chosen).expanduser()
+    if chosen:
+      path.mkdir(parents=True, exist_ok=True)
+      usable = str(path) if os.access(path, os.W_OK) else None
+  jax.config.update("jax_compilation_cache_dir", usable)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
+
+
+if __name__ == "__main__":
+  _common.run(main)

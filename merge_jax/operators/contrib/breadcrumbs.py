@@ -1,0 +1,156 @@
+"""Model Breadcrumbs: drop the largest and the smallest differences, keep what lies between."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from merge_jax.operators import counting, selection
+from merge_jax.operators import reduce as reducers
+from merge_jax.operators.core import STATIC, Leaf, PyTree, Ranked, Survey, check_choice, check_number, pytree
+from merge_jax.operators.reduce import AgreeingMean, WeightedSum
+from merge_jax.operators.sparsify import Deltas, Mask, Rescale
+from merge_jax.operators.task_vector import TaskVector
+
+
+@pytree
+class TrimOutliers(Mask):
+  """Zeroes the ⌊γn⌋ largest magnitudes, keeps the next ⌊density n⌋, zeroes the rest.
+
+  Attributes:
+    density: fraction kept, in [0, 1], one number or one for each model `[K]`.
+    gamma: fraction of outliers, in [0, 1], one number or one for each model.
+    scope: of n: each row of `[out, in]` (the authors), or the whole tensor. Where density + γ > 1, rows
+      keep what is left below the outliers (authors); tensors drop fewer outliers, so that the density is
+      met (mergekit).
+    rescale: "none", or "l1": see `Mask`.
+
+  Among equals the first in row-major order are the largest. NaN and infinity are kept.
+
+  Raises:
+    ValueError: unknown variants, concrete numbers outside [0, 1].
+
+  >>> block = TrimOutliers(0.5, 0.25)
+  >>> delta = jnp.array([0.1, -3.0, 1.0, 0.2])
+  >>> block.apply(block.fit((delta,), (None,), ()), (delta,))[0].round(1).tolist()
+  [0.0, 0.0, 1.0, 0.2...]
+  """
+
+  density: ArrayLike
+  gamma: ArrayLike = 0.01
+  scope: Literal["row", "tensor"] = dataclasses.field(default="row", kw_only=True, metadata=STATIC)
+  rescale: Rescale = dataclasses.field(default="none", kw_only=True, metadata=STATIC)
+
+  def __post_init__(self) -> None:
+    check_choice("scope", self.scope, ("row", "tensor"))
+    check_choice("rescale", self.rescale, ("none", "l1"))
+    check_number("density", self.density, 0.0, 1.0)
+    check_number("gamma", self.gamma, 0.0, 1.0)
+
+  @property
+  def by_rows(self) -> bool:  # type: ignore[override]
+    return self.scope == "row"
+
+  def ranks(self, size: Array) -> tuple[Array, Array]:
+    """How many of `size` are outliers, and how many those are with what is kept; all are limbs."""
+    outliers = counting.fraction(size, jnp.asarray(self.gamma, jnp.float32))
+    kept = counting.fraction(size, jnp.asarray(self.density, jnp.float32))
+    rest = counting.minus(size, kept)
+    if self.scope == "tensor":
+      outliers = jnp.where(counting.at_least(rest, outliers), outliers, rest)
+    both = counting.carry(outliers + kept)
+    return outliers, jnp.where(counting.at_least(size, both), both, size)
+
+  def survey(self) -> Survey | None:
+    """Of each model two cuts: below the outliers, and below what is kept."""
+
+    def keys(leaf: Leaf) -> tuple[Array, ...]:
+      return tuple(selection.magnitude(x) for x in leaf.experts for _ in range(2))
+
+    def ranks(size: Array, count: int) -> list[Array]:
+      return [k for one in self.each(count) for k in one.ranks(size)]
+
+    return None if self.scope == "row" else Ranked(keys, ranks, whole=False, exact=True)
+
+  def choose(self, deltas: Deltas, keys: tuple[Any, ...], surveyed: PyTree) -> Sequence[PyTree]:
+    if self.scope == "tensor":
+      return list(zip(surveyed[::2], surveyed[1::2], strict=True))
+    found = []
+    for delta, one in zip(deltas, self.each(len(deltas)), strict=True):
+      bits = selection.magnitude(delta)
+      found.append(tuple(selection.kth_of_rows(bits, k) for k in one.ranks(counting.limbs(delta.shape[-1]))))
+    return found
+
+  def kept(self, chosen: PyTree, delta: Array) -> Array:
+    keys = selection.magnitude(delta)
+    if self.scope == "tensor":
+      outliers, both = (selection.reaches(keys, cut) for cut in chosen)
+    else:
+      ranks = self.ranks(counting.limbs(delta.shape[-1]))
+      outliers, both = (selection.largest_of_rows(keys, c, k) for c, k in zip(chosen, ranks, strict=True))
+    return both & ~outliers
+
+
+trim_outliers = TrimOutliers
+
+
+def breadcrumbs(
+  density: ArrayLike,
+  gamma: ArrayLike = 0.01,
+  *,
+  scaling: ArrayLike = 1.0,
+  scope: Literal["row", "tensor"] = "row",
+  rescale: Rescale = "none",
+  normalize: bool = False,
+) -> TaskVector:
+  """Model Breadcrumbs: task arithmetic without the largest and the smallest differences.
+
+      τ̂ᵢ = τᵢ where its magnitude has rank ⌊γn⌋ + 1 … ⌊γn⌋ + ⌊density n⌋     θ = θ₀ + α Σ wᵢ τ̂ᵢ
+
+  Args:
+    density: fraction kept (the authors' β; they search 0.05 … 0.2), or one for each model.
+    gamma: fraction of outliers that is dropped (they search 0.001 … 0.01), or one for each model.
+    scaling: α; they search 0.01 … 1.
+    scope, rescale: see `TrimOutliers`; mergekit: "tensor".
+    normalize: divide by `Σ wᵢ`.
+
+  Source: Model Breadcrumbs (arXiv 2312.06795).
+
+  >>> import merge_jax as mj
+  >>> base, experts = {"w": jnp.zeros(4)}, [{"w": jnp.array([4.0, 3.0, 2.0, 1.0])}]
+  >>> mj.merge(mj.breadcrumbs(0.5, 0.25), experts, base=base)["w"].tolist()
+  [0.0, 3.0, 2.0, 0.0]
+  """
+  block = TrimOutliers(density, gamma, scope=scope, rescale=rescale)
+  return TaskVector((block,), WeightedSum(normalize), scaling)
+
+
+def breadcrumbs_ties(
+  density: ArrayLike,
+  gamma: ArrayLike = 0.01,
+  *,
+  scaling: ArrayLike = 1.0,
+  scope: Literal["row", "tensor"] = "row",
+  rescale: Rescale = "none",
+  election: reducers.Election = "unweighted",
+  divisor: reducers.Divisor = "none",
+  zero_sign: reducers.ZeroSign = "majority",
+) -> TaskVector:
+  """Breadcrumbs in place of the trim of TIES: a sign is elected, what agrees is added.
+
+  Args:
+    density, gamma, scaling, scope, rescale: as `breadcrumbs`.
+    election, divisor, zero_sign: see `AgreeingMean`. mergekit: "weighted", "none", "positive".
+
+  Sources: arXiv 2312.06795 (Breadcrumbs), 2306.01708 (TIES); the combination is mergekit's.
+
+  >>> import merge_jax as mj
+  >>> base, experts = {"w": jnp.zeros(4)}, [{"w": jnp.array([4.0, 3.0, 2.0, 1.0])}]
+  >>> mj.merge(mj.breadcrumbs_ties(0.5, 0.25, scope="tensor"), experts, base=base)["w"].tolist()
+  [0.0, 3.0, 2.0, 0.0]
+  """
+  block = TrimOutliers(density, gamma, scope=scope, rescale=rescale)
+  return TaskVector((block,), AgreeingMean(election, divisor, zero_sign), scaling)

@@ -1,0 +1,111 @@
+"""Which tensors the result has, and which tensors of the inputs make each; names alone."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+from merge_jax.recipes import casting, layers
+from merge_jax.recipes.casting import Part
+from merge_jax.recipes.layers import Stack, Target
+from merge_jax.recipes.schema import Model, Recipe
+
+
+def targets(
+  recipe: Recipe, parts: Sequence[Part], names: Mapping[Model, Mapping[str, str]]
+) -> list[tuple[Part, Target]]:
+  """All tensors of the result by name, with the slices that make them.
+
+  Args:
+    recipe: what to merge.
+    parts: its slices, cast, in order.
+    names: of each model's tensors, as `casting.tensors` gives them.
+
+  Raises:
+    ValueError: a tensor that one of the models does not have, layers that are not there, a module that
+      the recipe leaves out.
+  """
+  found = sorted(_targets(recipe, parts, names), key=lambda pair: pair[1].name)
+  for (_, one), (_, other) in itertools.pairwise(found):
+    if one.name == other.name:
+      raise ValueError(f"Tensor {one.name!r} would be made twice; the slices or modules overlap.")
+  return found
+
+
+def _targets(
+  recipe: Recipe, parts: Sequence[Part], names: Mapping[Model, Mapping[str, str]]
+) -> Iterator[tuple[Part, Target]]:
+  roots: dict[str, Stack] = {}
+  for module in recipe.modules:
+    own = [part for part in parts if part.module is module]
+    where = recipe.method if module.name is None else f"modules.{module.name}"
+    stack, have = casting.stack_of(module, names, where)
+    roots = have
+    ranges = [
+      [layer_range(one.layers, stack, names[one.model], one.label) for one in part.inputs] for part in own
+    ]
+    mine = [_of_module(names[part.inputs[0].model], module.name, recipe, have) for part in own]
+    if all(one.layers is None for part in own for one in part.inputs):
+      yield from _whole(own[0], mine[0], names, have)
+      continue
+    for target in layers.restack(mine, stack, ranges):
+      part = own[target.part]
+      for one, name in zip(part.inputs, target.names, strict=True):
+        _require_tensor(name, names[one.model], one.label, part.inputs[0].label)
+      yield part, target
+  missing = [
+    name for name in roots if recipe.modules[0].name and name not in {m.name for m in recipe.modules}
+  ]
+  if missing:
+    raise ValueError(f"modules: {missing[0]} is missing; the model has the modules {', '.join(roots)}.")
+
+
+def _whole(
+  part: Part, mine: Sequence[str], names: Mapping[Model, Mapping[str, str]], have: Mapping[str, Stack]
+) -> Iterator[tuple[Part, Target]]:
+  """The tensors of models with all their layers."""
+  counts = {stack.prefix: stack.length for stack in have.values()}
+  first = part.inputs[0]
+  for other in part.inputs[1:]:
+    if extra := names[other.model].keys() - names[first.model].keys():
+      _require_tensor(min(extra), names[first.model], first.label, other.label)
+  for name in mine:
+    for other in part.inputs[1:]:
+      _require_tensor(name, names[other.model], other.label, first.label)
+    there = layers.place(name)
+    count = 0 if there is None else counts.get(there.prefix, 0)
+    layer = there.layer if there is not None and count else None
+    yield part, Target(name, (name,) * len(part.inputs), 0, layer, count)
+
+
+def _of_module(
+  names: Mapping[str, str], module: str | None, recipe: Recipe, have: Mapping[str, Stack]
+) -> list[str]:
+  """The tensors of a module: those below its root. Others go to the first module, a head to the last."""
+  if module is None:
+    return list(names)
+  roots = {name: stack.prefix.rpartition(".")[0] + "." for name, stack in have.items()}
+  outer = [one.name for one in recipe.modules if one.name in roots]
+
+  def owner(name: str) -> str | None:
+    inside = next((key for key, root in roots.items() if root != "." and name.startswith(root)), None)
+    return inside or (outer[0] if layers.before(name) else outer[-1])
+
+  return [name for name in names if owner(name) == module]
+
+
+def layer_range(
+  chosen: tuple[int, int] | None, stack: Stack | None, names: Mapping[str, str], label: str
+) -> tuple[int, int]:
+  if stack is None:
+    return (0, 0)
+  count = next((one.length for one in layers.stacks(names) if one.prefix == stack.prefix), 0)
+  first, end = chosen or (0, count)
+  if end > count:
+    raise ValueError(f"layer_range [{first}, {end}] of {label}: it has {count} layers (the end is excluded).")
+  return first, end
+
+
+def _require_tensor(name: str, names: Mapping[str, str], where: str, other: str) -> None:
+  if name not in names:
+    raise ValueError(
+      f"Tensor {name!r} of {other} is missing in {where}; only models with the same tensors merge."
+    )

@@ -1,0 +1,276 @@
+"""From a recipe and opened checkpoints to the jobs that make its result; reads no weights.
+
+All that can be wrong is found here: names, shapes, dtypes, vocabularies, parameters, layers.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from merge_jax.checkpoints import Checkpoint, Writer
+from merge_jax.errors import shown
+from merge_jax.operators import naming
+from merge_jax.operators.planning import merges
+from merge_jax.recipes import assembly, casting, choices, configs, layers, measured, parameters, vocabulary
+from merge_jax.recipes.casting import Part
+from merge_jax.recipes.layers import Stack, Target
+from merge_jax.recipes.schema import EMPTY, Model, Recipe, Semantics
+from merge_jax.recipes.vocabulary import Vocabulary
+from merge_jax.streaming import Job, Source
+
+
+class Built(NamedTuple):
+  """A merge that is ready to run.
+
+  Attributes:
+    recipe, semantics: what was asked.
+    jobs: one for each tensor of the result, by name.
+    like: whose side files the result gets.
+    config: content of the result's `config.json`, or None.
+    inputs: every model that is read.
+    notes: what the user should know.
+    choices: method, arguments and weights of each job, for the plan that is shown.
+    vocabulary: the tokenizer's files, if they are not those of `like`.
+    measurements: files of statistics that are read, by the paths that the recipe has for them.
+  """
+
+  recipe: Recipe
+  semantics: Semantics
+  jobs: tuple[Job, ...]
+  like: Checkpoint
+  config: dict[str, Any] | None
+  inputs: Mapping[Model, Checkpoint]
+  notes: tuple[str, ...]
+  choices: tuple[choices.Choice, ...]
+  vocabulary: Vocabulary
+  measurements: measured.Files
+
+  @property
+  def specs(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of the result's tensors."""
+    return {job.name: job.spec for job in self.jobs}
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of the result's tensors."""
+    return sum(spec.size * np.dtype(spec.dtype).itemsize for spec in self.specs.values())
+
+
+def build(
+  recipe: Recipe,
+  words: Vocabulary,
+  *,
+  semantics: Semantics | None = None,
+  measurements: measured.Files = EMPTY,
+  schedule: Sequence[float] | None = None,
+) -> Built:
+  """Builds the jobs of a merge.
+
+  Args:
+    recipe: what to merge.
+    words: its models, opened, with the tokenizer that the result has.
+    semantics: None: mergekit's for recipes in its format, else the papers'.
+    measurements: files of statistics by the paths that the recipe has for them.
+    schedule: the weights that the recipe's schedule gives, if it has one.
+
+  Raises:
+    ValueError: models that do not match in tensors, shapes or dtypes; parameters that are missing or out
+      of range; layers that are not there; a method that takes other models.
+  """
+  semantics = semantics or ("mergekit" if recipe.origin == "mergekit" else "paper")
+  mergekit = semantics == "mergekit"
+  opened = words.models
+  names, notes = casting.tensors(opened)
+  notes += vocabulary.differences(recipe, opened)
+  parts: list[Part] = []
+  for module in recipe.modules:
+    for one in module.slices:
+      part, more = casting.cast(recipe, module, one, mergekit)
+      parts.append(part)
+      notes += more
+  targets = assembly.targets(recipe, parts, names)
+  chosen = [_choose(recipe, part, target, opened, mergekit, schedule) for part, target in targets]
+  operators = choices.operators(chosen)
+  like = opened[recipe.base or recipe.modules[0].slices[0].inputs[0].model]
+  groups: dict[Any, int] = {}
+  jobs = []
+  for (part, target), choice, operator in zip(targets, chosen, operators, strict=True):
+    choices.require_models(choice, operator, len(part.experts), choice.method != recipe.method)
+    base = part.base if operator.needs_base else None
+    if operator.needs_base and base is None:
+      raise ValueError(f"{choice.method} works on differences to a base: add base: to the recipe.")
+    sources = [_source(opened, names, part, i, target) for i in range(len(part.inputs))]
+    experts = [sources[i] for i in part.experts]
+    used = (*part.experts, *(() if part.base is None else (part.base,)))
+    spec = _spec(recipe, target, part, [sources[i] for i in used], used, like)
+    statistics = None
+    if jnp.issubdtype(spec.dtype, jnp.floating):
+      inputs = [part.inputs[i] for i in part.experts]
+      statistics = measured.of_tensor(choice.method, inputs, experts, measurements)
+    group = (choice.method, choices.structure(operator), len(part.experts))
+    jobs.append(
+      Job(
+        target.name,
+        spec,
+        operator,
+        tuple(experts),
+        None if base is None else sources[base],
+        None if operator.weightless else choice.weights,
+        tuple(part.inputs[i].label for i in part.experts),
+        statistics,
+        groups.setdefault(group, len(groups)),
+        copied=choices.copies(choice, operator, len(experts)),
+      )
+    )
+  if recipe.origin == "own" and recipe.base is not None and all(job.base is None for job in jobs):
+    raise ValueError(f"{recipe.method} does not use a base: remove base:, or list it among the models.")
+  if measurements and all(job.statistics is None for job in jobs):
+    raise ValueError(f"{recipe.method} does not use statistics: remove them from the models.")
+  config = _config(recipe, parts, names, opened, like, {job.name for job in jobs})
+  config = None if config is None else vocabulary.configured(config, words)
+  return Built(
+    recipe,
+    semantics,
+    tuple(jobs),
+    like,
+    config,
+    opened,
+    recipe.notes + tuple(dict.fromkeys(notes)),
+    tuple(chosen),
+    words,
+    measurements,
+  )
+
+
+def _choose(
+  recipe: Recipe, part: Part, target: Target, opened: Mapping[Model, Checkpoint], mergekit: bool,
+  schedule: Sequence[float] | None,
+) -> choices.Choice:  # fmt: skip
+  experts = [part.inputs[i] for i in part.experts]
+  spec = opened[experts[0].model].specs.get(target.names[part.experts[0]])
+  t = 0.0 if target.layer is None else parameters.position(target.layer, target.length)
+  tensor = choices.Tensor(
+    target.name,
+    tuple(target.names[i] for i in part.experts),
+    spec.size if spec is not None else 0,
+    t,
+    (part.slice.settings, part.module.settings, recipe.settings),
+  )
+  if recipe.origin == "mergekit":
+    based = part.base is not None
+    return choices.of_mergekit(recipe.method, experts, tensor, mergekit=mergekit, task_vectors=based)
+  index = naming.first_match(target.name, [rule.pattern for rule in recipe.rules])
+  rule = None if index is None else recipe.rules[index]
+  method = recipe.method if rule is None else rule.method
+  return choices.of_own(method, rule, experts, tensor, schedule)
+
+
+def _source(
+  opened: Mapping[Model, Checkpoint],
+  names: Mapping[Model, Mapping[str, str]],
+  part: Part,
+  i: int,
+  target: Target,
+) -> Source:
+  model = part.inputs[i].model
+  return Source(opened[model], names[model][target.names[i]])
+
+
+def _spec(
+  recipe: Recipe, target: Target, part: Part, sources: Sequence[Source], used: Sequence[int], like: Checkpoint
+) -> jax.ShapeDtypeStruct:
+  """Shape and dtype of a tensor of the result, its sources compared."""
+  specs = [source.checkpoint.specs[source.name] for source in sources]
+  labels = [part.inputs[i].label for i in used]
+  kinds = [
+    merges(s.dtype, f"Tensor {target.name!r} of {label}") for s, label in zip(specs, labels, strict=True)
+  ]
+  for spec, label, kind in zip(specs, labels, kinds, strict=True):
+    if spec.shape != specs[0].shape:
+      words = target.name == casting.HEAD or layers.before(target.name)
+      hint = " If the vocabularies differ, add tokenizer_source: union." if words else ""
+      raise ValueError(
+        f"Tensor {target.name!r} has shape {spec.shape} in {label} but {specs[0].shape} in {labels[0]}; only "
+        f"models of one architecture merge.{hint}"
+      )
+    if kind != kinds[0]:
+      raise ValueError(
+        f"Tensor {target.name!r} is {spec.dtype} in {label} but {specs[0].dtype} in {labels[0]}; expected "
+        "floating numbers in all, or in none."
+      )
+  if not kinds[0]:
+    return jax.ShapeDtypeStruct(specs[0].shape, specs[0].dtype)
+  first = next((s for s in sources if s.checkpoint is like), sources[0])
+  dtype = jnp.dtype(recipe.dtype) if recipe.dtype else result_dtype(first)
+  merges(dtype, f"dtype of the result, tensor {target.name!r},")
+  return jax.ShapeDtypeStruct(specs[0].shape, dtype)
+
+
+def result_dtype(source: Source) -> np.dtype:
+  """The dtype that a merge of a tensor is written in, unless the recipe says otherwise."""
+  return source.checkpoint.result_dtype(source.name)
+
+
+def _config(
+  recipe: Recipe, parts: Sequence[Part], names: Mapping[Model, Mapping[str, str]],
+  opened: Mapping[Model, Checkpoint], like: Checkpoint, result: set[str],
+) -> dict[str, Any] | None:  # fmt: skip
+  if like.config is None:
+    return None
+  config = dict(like.config)
+  for module in recipe.modules:
+    own = [part for part in parts if part.module is module]
+    if all(one.layers is None for part in own for one in part.inputs):
+      continue
+    stack, have = casting.stack_of(module, names, recipe.method)
+    if stack is None:
+      raise ValueError(f"{recipe.method}: slices need a model with layers, this one has none.")
+    origins: list[configs.Origin] = []
+    for part in own:
+      leader = part.inputs[0]
+      first, end = assembly.layer_range(leader.layers, stack, names[leader.model], leader.label)
+      origins += [(opened[leader.model].config or config, layer) for layer in range(first, end)]
+    in_like = next((s.length for s in layers.stacks(like.specs) if s.prefix == stack.prefix), stack.length)
+    key = None
+    if len(have) > 1:
+      key = _count_key(module.name or "", have)
+    config = configs.restack(config, in_like, origins, key)
+  if casting.HEAD in result and config.get("tie_word_embeddings", False):
+    config["tie_word_embeddings"] = False
+  return config
+
+
+def _count_key(module: str, have: Mapping[str, Stack]) -> str | None:
+  """Which key of the config counts the layers of one module of an encoder-decoder (T5, BART)."""
+  if set(have) == {"encoder", "decoder"}:
+    return {"encoder": "num_layers", "decoder": "num_decoder_layers"}[module]
+  return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned(Checkpoint):
+  """The result of an earlier recipe before it is there: its names and shapes, for those that use it."""
+
+  format = "planned"
+
+  def _stored(self, name: str, index: Any) -> np.ndarray:
+    raise ValueError(f"{self.path}: {shown(name)} is not written yet.")
+
+  def files(self) -> tuple[Path, ...]:
+    return ()
+
+  def writer(self, folder: Path, specs: Mapping[str, Any], **options: Any) -> Writer:
+    raise ValueError(f"{self.path} is not written yet.")
+
+  def result_dtype(self, name: str) -> np.dtype:
+    return np.dtype(self.specs[name].dtype)
+
+
+def planned(built: Built) -> Planned:
+  """The result of a merge as later recipes see it."""
+  return Planned(built.like.path, built.specs, {}, built.config)

@@ -1,0 +1,96 @@
+"""The model card of a merge: README.md with what the hub reads on top."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from merge_jax.recipes.build import Built
+
+
+def text(built: Built, name: str, seed: int, version: str) -> str:
+  """The content of README.md: metadata, models, recipe, and how to make it again."""
+  models = [str(model) for model in built.inputs]
+  metadata: Mapping[str, Any] = {
+    "base_model": models,
+    "base_model_relation": "merge",
+    "library_name": "transformers",
+    "tags": ["merge", "merge_jax"],
+  }
+  method = built.recipe.method
+  kind = "mergekit's" if built.semantics == "mergekit" else "the authors'"
+  lines = [
+    "---",
+    yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True).rstrip(),
+    "---",
+    f"# {name}",
+    "",
+    f"A merge of {len(models)} models by `{method}` ({kind} definition), made with merge_jax {version}.",
+    "",
+    *[f"- `{model}`" for model in models],
+    "",
+    "## Recipe",
+    "",
+    "```yaml",
+    built.recipe.text.strip("\n"),
+    "```",
+    "",
+    "## Make it again",
+    "",
+    "```sh",
+    f"python -m launch.merge --recipe=recipe.yml --output_dir={name} "
+    f"--semantics={built.semantics} --seed={seed}",
+    "```",
+    "",
+    "`merge_manifest.json` holds the digests of all inputs and outputs.",
+  ]
+  return "\n".join([*lines, *_notes(built.notes)]) + "\n"
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+  return ["", "## Notes", "", *[f"- {note}." for note in notes]] if notes else []
+
+
+def plan(built: Built) -> str:
+  """What a merge will do, as text: models, methods with their parameters, sizes."""
+  lines = [f"semantics: {built.semantics}", "models:"]
+  for model, checkpoint in built.inputs.items():
+    base = "  (base)" if model == built.recipe.base else ""
+    lines.append(f"  {model}: {len(checkpoint.specs)} tensors, {_size(checkpoint.nbytes)}{base}")
+  lines.append("merge:")
+  rows: dict[str, list[str]] = {}
+  for job, choice in zip(built.jobs, built.choices, strict=True):
+    rows.setdefault(_row(choice.method, choice.arguments, choice.weights, job.models), []).append(job.name)
+  for row, names in rows.items():
+    of = names[0] if len(names) == 1 else f"{len(names)} tensors, first {names[0]}"
+    lines.append(f"  {row}\n    {of}")
+  dtypes = sorted({str(job.spec.dtype) for job in built.jobs})
+  lines.append(f"result: {len(built.jobs)} tensors, {_size(built.nbytes)}, {', '.join(dtypes)}")
+  return "\n".join([*lines, *[f"note: {note}" for note in built.notes]])
+
+
+def _row(
+  method: str, arguments: Mapping[str, Any], weights: Sequence[float] | None, models: Sequence[str]
+) -> str:
+  shown = [f"{key}={_number(value)}" for key, value in arguments.items() if key not in ("density", "gamma")]
+  kept = [f"{key}={_number(arguments[key])}" for key in ("density", "gamma") if key in arguments]
+  of = ", ".join(models)
+  by = "" if weights is None else f" weights={_number(list(weights))}"
+  return f"{method}({', '.join(kept + shown)}) of [{of}]{by}"
+
+
+def _number(value: Any) -> str:
+  if isinstance(value, str | bool):
+    return str(value)
+  if hasattr(value, "tolist"):
+    value = value.tolist()
+  if isinstance(value, list):
+    same = len(set(value)) == 1 and len(value) > 1
+    return _number(value[0]) if same else "[" + ", ".join(map(_number, value)) + "]"
+  return f"{value:.4g}"
+
+
+def _size(nbytes: int) -> str:
+  from merge_jax.preflight import gib
+
+  return gib(nbytes)

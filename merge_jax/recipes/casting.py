@@ -1,0 +1,155 @@
+"""Who plays which part in a slice: experts, the base, and models that are read for nothing but a config."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from merge_jax.checkpoints import Checkpoint
+from merge_jax.recipes import layers, methods
+from merge_jax.recipes.schema import Input, Model, Module, Recipe, Slice
+
+HEAD = "lm_head.weight"
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+BUFFERS = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias", "embeddings.position_ids")
+"""Tensors that old exports hold and new ones leave out: computed by the model, not learned."""
+Tensors = Mapping[str, str]
+"""The names that a model has, each with that it is stored under."""
+
+
+class Part(NamedTuple):
+  """A slice with its base.
+
+  Attributes:
+    inputs: all models that are read, in order; labels are unique.
+    experts: which of them are merged.
+    base: which of them is the base, or None.
+    slice: as the recipe has it.
+    module: that it belongs to.
+  """
+
+  inputs: tuple[Input, ...]
+  experts: tuple[int, ...]
+  base: int | None
+  slice: Slice
+  module: Module
+
+
+def cast(recipe: Recipe, module: Module, part: Slice, mergekit: bool) -> tuple[Part, tuple[str, ...]]:
+  """The parts in a slice, and notes.
+
+  Raises:
+    ValueError: a base that the method needs and does not get, or a number of models that it does not take.
+  """
+  base = part.base or recipe.base
+  notes: list[str] = []
+  inputs = list(part.inputs)
+  listed = next((i for i, one in enumerate(inputs) if one.model == base), None)
+  if recipe.origin == "own":
+    if base is not None:
+      inputs.append(Input(base))
+      return Part(_labelled(inputs), tuple(range(len(part.inputs))), len(part.inputs), part, module), ()
+    return Part(_labelled(inputs), tuple(range(len(inputs))), None, part, module), ()
+  name, method = recipe.method, methods.MERGEKIT[recipe.method]
+  if method.base in ("required", "input") and base is None:
+    raise ValueError(
+      f"{name} works on differences to a base, or starts from it: add base_model: to the recipe."
+    )
+  at = listed
+  if base is not None and listed is None:
+    averaged = method.base == "no" and mergekit and name != "passthrough"
+    if averaged:
+      notes.append(
+        f"{name} averages the base {base} in as one more model, as mergekit does (it is not listed)"
+      )
+    elif method.base == "no":
+      notes.append(f"{name} does not use the base {base}: it only gives config and tokenizer")
+    if averaged or method.base != "no":
+      at = len(inputs)
+      inputs.append(Input(base, layers=_range(part, base, name)))
+  if method.base == "no":
+    experts, at = tuple(range(len(inputs))), None
+  else:
+    experts = tuple(i for i in range(len(inputs)) if i != at)
+    if method.base == "input" and at is not None:
+      experts, at = (at, *experts), None
+  few, many = method.fewest, method.most
+  if len(experts) < few or (many is not None and len(experts) > many):
+    wanted = f"{few}" if few == many else f"at least {few}"
+    beside = (
+      " (the base included)" if method.base == "input" else " (the base apart)" if at is not None else ""
+    )
+    plural = "s" if (many or few) > 1 else ""
+    raise ValueError(f"{name} merges {wanted} model{plural}{beside}, got {len(experts)}.")
+  return Part(_labelled(inputs), experts, at, part, module), tuple(notes)
+
+
+def _range(part: Slice, base: Model, name: str) -> tuple[int, int] | None:
+  ranges = {one.layers for one in part.inputs}
+  if len(ranges) > 1:
+    raise ValueError(
+      f"{name}: a slice takes layers {sorted(r for r in ranges if r)} of its models but does not list the "
+      f"base {base}; list it among the sources with its layer_range."
+    )
+  return next(iter(ranges))
+
+
+def _labelled(inputs: list[Input]) -> tuple[Input, ...]:
+  """Each input with a label of its own; a model that comes twice gets a number."""
+  found: list[Input] = []
+  for one in inputs:
+    label = base = one.label or str(one.model)
+    number = 2
+    while any(label == other.label for other in found):
+      label, number = f"{base}#{number}", number + 1
+    found.append(one._replace(label=label))
+  return tuple(found)
+
+
+def tensors(opened: Mapping[Model, Checkpoint]) -> tuple[dict[Model, dict[str, str]], tuple[str, ...]]:
+  """The names of each model's tensors, with where they are stored; and notes.
+
+  Where one model has a head of its own, all have one: a tied model's is its embedding. Computed buffers
+  that not all models hold are left out.
+  """
+  notes = []
+  untied = any(HEAD in checkpoint.specs for checkpoint in opened.values())
+  found = {}
+  for model, checkpoint in opened.items():
+    names = {name: name for name in checkpoint.specs}
+    if untied and HEAD not in names:
+      embedding = checkpoint.aliases.get(HEAD) or next(
+        (name for name in names if name.endswith(EMBEDDINGS) and "visual" not in name), None
+      )
+      if embedding is not None and (checkpoint.config or {}).get("tie_word_embeddings", True):
+        names[HEAD] = embedding
+        notes.append(f"{model} ties its head to its embedding; the result has a head of its own")
+    found[model] = names
+  everywhere = set.intersection(*(set(names) for names in found.values()))
+  for names in found.values():
+    for name in [name for name in names if name.endswith(BUFFERS) and name not in everywhere]:
+      del names[name]
+      notes.append("buffers that not all models hold are left out")
+  return found, tuple(dict.fromkeys(notes))
+
+
+def stack_of(
+  module: Module, names: Mapping[Model, Tensors], where: str
+) -> tuple[layers.Stack | None, dict[str, layers.Stack]]:
+  """The list of layers that a module's slices are of, by its first model; and all lists of that model.
+
+  Raises:
+    ValueError: slices of a model that has no layers, or several lists of them; a module that is not there.
+  """
+  found = layers.stacks(names[module.slices[0].inputs[0].model])
+  have = layers.modules(found) if found else {}
+  if len(have) == 1 and module.name == "default":  # what mergekit calls a model's only stack
+    have = {"default": found[0]}
+  if module.name is not None:
+    return layers.require_module(module.name, have, where), have
+  sliced = any(one.layers is not None for part in module.slices for one in part.inputs)
+  if sliced and len(found) != 1:
+    listed = ", ".join(f"{name} ({stack.length})" for name, stack in have.items()) or "none"
+    raise ValueError(
+      f"{where}: slices need a model with one list of layers, this one has {listed}; put slices under "
+      "modules: by these names."
+    )
+  return found[0] if found else None, have

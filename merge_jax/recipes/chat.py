@@ -1,0 +1,130 @@
+"""Chat templates: of the inputs, of well-known formats, or the user's own."""
+
+import collections
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+
+from merge_jax.decoding import decode
+from merge_jax.errors import unknown
+from merge_jax.recipes import tokenizer_files
+
+TEMPLATES = {
+  "alpaca": (
+    "{% for message in messages %}"
+    "{% set titles = {'user': '### Instruction:\n', 'assistant': '### Response:\n'} %}"
+    "{{ titles.get(message['role'], '') + message['content'] | trim }}"
+    "{{ (eos_token if message['role'] == 'assistant' else '') + '\n\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
+  ),
+  "chatml": (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+  ),
+  "exaone": (
+    "{% if messages[0]['role'] != 'system' %}{{ '[|system|][|endofturn|]\n' }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '[|' + message['role'] + '|]' + message['content'] }}"
+    "{{ '\n' if message['role'] == 'user' else '[|endofturn|]\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[|assistant|]' }}{% endif %}"
+  ),
+  "llama3": (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+    "{{ message['content'] | trim + '<|eot_id|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+  ),
+  "mistral": (
+    "{{ bos_token }}"
+    "{% set ns = namespace(system='') %}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{% set ns.system = message['content'] + '\n\n' %}"
+    "{% elif message['role'] == 'user' %}"
+    "{{ ' [INST] ' + ns.system + message['content'] + ' [/INST]' }}{% set ns.system = '' %}"
+    "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}"
+    "{% endfor %}"
+  ),
+}
+"""By name, written from what the formats' authors document: Stanford Alpaca, ChatML (OpenAI), and the model
+cards of EXAONE, Llama 3 and Mistral Instruct."""
+
+FILE = "chat_template.jinja"
+
+
+class _Generation(jinja2.ext.Extension):
+  """The tag by which transformers marks what the assistant says."""
+
+  tags = {"generation"}  # noqa: RUF012
+
+  def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+    next(parser.stream)
+    return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def choose(choice: str, folders: Sequence[Path]) -> str | None:
+  """The chat template of a merge.
+
+  Args:
+    choice: "auto" for the most common one of the inputs (the first of equally common ones), a name in
+      `TEMPLATES`, or a template.
+    folders: of the inputs, the base first.
+
+  Returns:
+    A Jinja template; None where no input has one.
+
+  Raises:
+    ValueError: an unknown name, or a text that Jinja cannot parse.
+
+  >>> choose("chatlm", [])
+  Traceback (most recent call last):
+  ValueError: unknown chat template 'chatlm'; did you mean 'chatml'? Known: alpaca, auto, chatml, ...
+  """
+  if choice == "auto":
+    found = [template for folder in folders if (template := of(tokenizer_files.of(folder))) is not None]
+    return max(found, key=collections.Counter(found).__getitem__, default=None)
+  if choice in TEMPLATES:
+    return TEMPLATES[choice]
+  if "{" not in choice:
+    raise ValueError(unknown("chat template", choice, ["auto", *TEMPLATES]))
+  try:
+    jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(choice)
+  except jinja2.TemplateSyntaxError as error:
+    raise ValueError(f"chat_template: line {error.lineno} is no valid Jinja ({error.message}).") from None
+  return choice
+
+
+def of(files: Mapping[str, bytes]) -> str | None:
+  """The chat template in a tokenizer's files, the default one of several; None if there is none.
+
+  >>> of({"tokenizer_config.json": b'{"chat_template": [{"name": "default", "template": "{{ x }}"}]}'})
+  '{{ x }}'
+  """
+  if FILE in files:
+    return files[FILE].decode()
+  name = "chat_template.json"
+  raw: Any = decode(files[name], dict[str, Any], name) if name in files else tokenizer_files.config(files)
+  template = raw.get("chat_template")
+  if isinstance(template, list):
+    named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+    template = named.get("default")
+  return template if isinstance(template, str) else None
+
+
+def put(template: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
+  """A tokenizer's files with another chat template, in one place alone."""
+  result = {name: content for name, content in files.items() if name != "chat_template.json"}
+  settings = tokenizer_files.config(files)
+  if settings.pop("chat_template", None) is not None:
+    result["tokenizer_config.json"] = tokenizer_files.as_json(settings)
+  return result | {FILE: template.encode()}

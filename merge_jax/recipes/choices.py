@@ -1,0 +1,205 @@
+"""The operator and the weights of each tensor: a recipe's parameters, resolved.
+
+Numbers may differ from tensor to tensor; all operators of a method still have one structure and one form
+of numbers, so that a stream compiles once for each shape.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from merge_jax.errors import shown
+from merge_jax.operators import Operator
+from merge_jax.recipes import methods, own, parameters
+from merge_jax.recipes.parameters import Settings
+from merge_jax.recipes.schema import Input, Rule
+
+
+class Tensor(NamedTuple):
+  """What numbers depend on.
+
+  Attributes:
+    name: in the result; filters of shared parameters look at it.
+    names: in each expert; filters of a model's own parameters look at them.
+    elements: number of elements.
+    t: place in its slice, see `parameters.position`.
+    scopes: settings of slice, module and recipe, the inner ones first.
+  """
+
+  name: str
+  names: tuple[str, ...]
+  elements: int
+  t: float
+  scopes: tuple[Settings, ...]
+
+
+class Choice(NamedTuple):
+  """A factory's arguments for one tensor, and the weights; arrays `[K]` where each model has its own."""
+
+  method: str
+  factory: str
+  arguments: Mapping[str, Any]
+  weights: tuple[float, ...] | None
+
+
+def of_mergekit(
+  name: str, experts: Sequence[Input], tensor: Tensor, *, mergekit: bool, task_vectors: bool
+) -> Choice:
+  """The choice for one tensor of a recipe in mergekit's format.
+
+  Raises:
+    ValueError: a parameter that is missing, with model and tensor, or outside its range; weights that sum
+      to 0 and are divided by.
+  """
+  method = methods.MERGEKIT[name]
+  values: dict[str, Any] = {"task_vectors": task_vectors}
+  for parameter in method.parameters:
+    default = None if parameter.default is None else parameter.default[not mergekit]
+    found = []
+    for i, expert in enumerate(experts if parameter.per_model else experts[:1]):
+      scopes = [(settings, tensor.name) for settings in tensor.scopes]
+      if parameter.per_model:
+        scopes.insert(0, (expert.settings, tensor.names[i]))
+      value = parameters.lookup(parameter.name, scopes, tensor.t)
+      value = default if value is None else value
+      of = f" of {expert.label}" if parameter.per_model else ""
+      if value is None:
+        raise ValueError(
+          f"{name} needs {parameter.name}{of} for tensor {tensor.name!r}; the recipe has none."
+        )
+      found.append(parameter.read(value, f"{name}: tensor {tensor.name!r}{of}: "))
+    values[parameter.name] = np.asarray(found, np.float64) if parameter.per_model else found[0]
+  weights = tuple(float(weight) for weight in values["weight"]) if method.weighted else None
+  arguments = method.arguments(values, tensor.elements, mergekit)
+  if arguments.get("normalize", False) and weights is not None and abs(sum(weights)) < 1e-8:
+    raise ValueError(
+      f"{name}: the weights {list(weights)} of tensor {tensor.name!r} sum to 0, and it divides by their sum; "
+      "change them, or set normalize: false."
+    )
+  return Choice(name, method.factory, arguments, weights)
+
+
+def of_own(
+  method: str, rule: Rule | None, experts: Sequence[Input], tensor: Tensor, schedule: Sequence[float] | None
+) -> Choice:
+  """The choice for one tensor of a recipe in our format; errors as of `of_mergekit`."""
+  arguments: dict[str, Any] = {}
+  where = f"{method}: tensor {tensor.name!r}: "
+  scopes = [(own.rule_settings(rule, ""), tensor.name)] if rule is not None else []
+  if rule is None or rule.method == method:
+    scopes += [(settings, tensor.name) for settings in tensor.scopes]
+  for key in methods.keywords(method):
+    if key in methods.OWN[method]:
+      found = _of_models(key, rule, experts, tensor, scopes)
+      if all(value is None for value in found):
+        continue
+      missing = next((e.label for e, value in zip(experts, found, strict=True) if value is None), None)
+      default = methods.keywords(method)[key].default
+      if missing is not None and not isinstance(default, int | float):
+        raise ValueError(f"{where}{key} of {missing} is missing; give each model one, or all the same.")
+      numbers = [default if value is None else value for value in found]
+      arguments[key] = np.asarray([methods.read_own(method, key, n, where) for n in numbers], np.float64)
+    elif (value := parameters.lookup(key, scopes, tensor.t)) is not None:
+      arguments[key] = methods.read_own(method, key, value, where)
+  weights = schedule
+  if schedule is None:
+    given = _of_models("weight", rule, experts, tensor, scopes)
+    if any(value is not None for value in given):
+      missing = next((e.label for e, value in zip(experts, given, strict=True) if value is None), None)
+      if missing is not None:
+        raise ValueError(f"{where}weight of {missing} is missing; give each model one, or none.")
+      weights = [parameters.number(value, f"{where}weight") for value in given if value is not None]
+  return Choice(method, method, arguments, None if weights is None else tuple(map(float, weights)))
+
+
+def _of_models(
+  key: str, rule: Rule | None, experts: Sequence[Input], tensor: Tensor, scopes: list[tuple[Settings, str]]
+) -> list[parameters.Scalar | None]:
+  found = []
+  for expert, name in zip(experts, tensor.names, strict=True):
+    inner = [] if rule is None else [(own.rule_settings(rule, expert.label), name)]
+    found.append(parameters.lookup(key, [*inner, (expert.settings, name), *scopes], tensor.t))
+  return found
+
+
+def operators(choices: Sequence[Choice]) -> list[Operator]:
+  """The operator of each choice; numbers have one form in all of one method.
+
+  A number of each model's own is a scalar where it never differs between models, and float32.
+
+  Raises:
+    ValueError: the factory refuses its arguments.
+  """
+  own_of_model = {
+    (choice.method, key)
+    for choice in choices
+    for key, value in choice.arguments.items()
+    if isinstance(value, np.ndarray) and value.ndim and not np.all(value == value.flat[0])
+  }
+  made: dict[Any, Operator] = {}
+  found = []
+  for choice in choices:
+    arguments = {k: _form(v, (choice.method, k) in own_of_model) for k, v in choice.arguments.items()}
+    key = (choice.factory, *((name, np.asarray(value).tobytes()) for name, value in arguments.items()))
+    if key not in made:
+      made[key] = _make(choice, arguments)
+    found.append(made[key])
+  return found
+
+
+def _form(value: Any, of_each_model: bool) -> Any:
+  if isinstance(value, np.ndarray):
+    return value.astype(np.float32) if of_each_model or not value.ndim else np.float32(value.flat[0])
+  return np.float32(value) if isinstance(value, float) else value
+
+
+def _make(choice: Choice, arguments: Mapping[str, Any]) -> Operator:
+  for key, parameter in methods.keywords(choice.factory).items():
+    if parameter.default is parameter.empty and key not in arguments:
+      raise ValueError(f"{choice.method} needs {key}; the recipe has none.")
+  make = methods.factory(choice.factory)
+  try:
+    return make(**arguments)
+  except ValueError:
+    try:  # again with plain numbers, which read better in a sentence
+      return make(**{k: v.tolist() if hasattr(v, "tolist") else v for k, v in arguments.items()})
+    except ValueError as error:
+      raise ValueError(f"{choice.method}: {error}") from None
+
+
+def copies(choice: Choice, operator: Operator, count: int) -> bool:
+  """Whether the result is the only model as it is."""
+  if count != 1:
+    return False
+  if choice.factory == "passthrough":
+    return bool(np.all(choice.arguments.get("scale", 1.0) == 1.0))
+  averages = choice.factory == "uniform" or (choice.factory == "linear" and operator.normalize)
+  return averages or (choice.factory == "linear" and choice.weights in (None, (1.0,)))
+
+
+def structure(operator: Operator) -> Any:
+  """What operators share that one compilation and one survey serve.
+
+  Operators with whole-model statistics share them only if their numbers are equal, too.
+  """
+  leaves, tree = jax.tree.flatten(operator)
+  form = tuple((np.shape(leaf), str(np.asarray(leaf).dtype)) for leaf in leaves)
+  numbers = tuple(np.asarray(leaf).tobytes() for leaf in leaves) if operator.survey() else ()
+  return tree, form, numbers
+
+
+def require_models(choice: Choice, operator: Operator, count: int, by_rule: bool) -> None:
+  """Raises ValueError if an operator takes another number of models, or no weights and gets some.
+
+  What a rule chose does not look at the models' weights where it needs none.
+  """
+  if operator.models not in (None, count):
+    raise ValueError(f"{choice.method} merges {operator.models} models, got {count}.")
+  if operator.weightless and choice.weights is not None and not by_rule:
+    raise ValueError(f"{choice.method} takes no weights, got {shown(choice.weights)}; remove them.")
+  if operator.normalize and choice.weights is not None and abs(sum(choice.weights)) < 1e-8:
+    raise ValueError(
+      f"{choice.method}: the weights {list(choice.weights)} sum to 0; it divides by their sum."
+    )

@@ -1,0 +1,145 @@
+"""What a model's config says of its layers, when they are stacked anew."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers",
+          "decoder_layers", "depth")  # fmt: skip
+PERIODS = ("decoder_sparse_step", "attn_layer_period", "expert_layer_period", "interleave_moe_layer_step",
+           "moe_layer_freq", "no_rope_layer_interval", "global_attn_every_n_layers")  # fmt: skip
+"""Keys that say that every N-th layer is of another kind."""
+Config = dict[str, Any]
+Origin = tuple[Mapping[str, Any], int]
+"""The config that a layer comes from, and its number there."""
+
+
+def restack(
+  config: Mapping[str, Any], count: int, origins: Sequence[Origin], key: str | None = None
+) -> Config:
+  """The config of layers stacked anew.
+
+  The number of layers, `layer_types` and every other list with an entry for each layer, lists of the
+  numbers of layers, and counts of first layers follow the layers to where they are now.
+
+  Args:
+    config: of the model that the result's config is taken from.
+    count: the number of layers there.
+    origins: of every layer of the result.
+    key: the key of the number of layers, where a config has several (encoder and decoder).
+
+  Raises:
+    ValueError: there is no number of layers, or a kind of layer goes by a rule that the result breaks.
+
+  >>> old = {"num_hidden_layers": 2, "layer_types": ["full", "sliding"]}
+  >>> restack(old, 2, [(old, 0), (old, 1), (old, 1)])
+  {'num_hidden_layers': 3, 'layer_types': ['full', 'sliding', 'sliding']}
+  """
+  inner = _holder(config, count, key)
+  if inner is None:
+    raise ValueError(
+      f"config.json says nowhere that there are {count} layers (looked for {', '.join(COUNTS)}); "
+      "only models whose config does can be stacked from slices."
+    )
+  sources = [(_inside(source, inner), layer) for source, layer in origins]
+  new = _stacked(_inside(config, inner), count, sources, key)
+  if inner:
+    return dict(config) | {inner: new}
+  return new
+
+
+def layers_in(config: Mapping[str, Any] | None, count: int, key: str | None = None) -> bool:
+  """Whether the config says somewhere that there are `count` layers."""
+  return config is not None and _holder(config, count, key) is not None
+
+
+def _holder(config: Mapping[str, Any], count: int, key: str | None) -> str | None:
+  """Which part of a config counts the layers: "" for the config itself, or e.g. "text_config"."""
+  if _count_keys(config, count, key):
+    return ""
+  parts = [name for name, value in config.items() if isinstance(value, Mapping)]
+  return next((name for name in parts if _count_keys(config[name], count, key)), None)
+
+
+def _count_keys(config: Mapping[str, Any], count: int, key: str | None) -> list[str]:
+  names = COUNTS if key is None else (key,)
+  return [name for name in names if config.get(name) == count and not isinstance(config[name], bool)]
+
+
+def _inside(config: Mapping[str, Any], inner: str) -> Mapping[str, Any]:
+  part = config.get(inner, {}) if inner else config
+  return part if isinstance(part, Mapping) else {}
+
+
+def _stacked(config: Mapping[str, Any], count: int, origins: Sequence[Origin], key: str | None) -> Config:
+  new, length = dict(config), len(origins)
+  for name in _count_keys(config, count, key)[: None if key is None else 1]:
+    new[name] = length
+  same = [layer for _, layer in origins] == list(range(length))
+  for name, value in config.items():
+    by_layer = (
+      isinstance(value, list) and len(value) == count > 1 and name not in ("layer_types", "architectures")
+    )
+    if by_layer and not name.endswith(("token_id", "token_ids")):
+      new[name] = [_entry(source.get(name, value), layer, name) for source, layer in origins]
+  new.update(_kinds(config, origins))
+  if isinstance(indices := config.get("mlp_only_layers"), list):
+    new["mlp_only_layers"] = [i for i, (source, layer) in enumerate(origins)
+                              if layer in source.get("mlp_only_layers", indices)]  # fmt: skip
+  if "first_k_dense_replace" in config:
+    dense = [layer < source.get("first_k_dense_replace", 0) for source, layer in origins]
+    new["first_k_dense_replace"] = _leading(dense, "dense", "first_k_dense_replace")
+  for name in PERIODS:
+    period = config.get(name)
+    if not same and isinstance(period, int) and period > 1 and not isinstance(period, bool):
+      moved = next((i for i, (_, layer) in enumerate(origins) if i % period != layer % period), None)
+      if moved is not None:
+        raise ValueError(
+          f"config.json: {name} is {period}: every {period} layers are of another kind, but layer "
+          f"{origins[moved][1]} comes to place {moved}; stack ranges that keep the pattern."
+        )
+  return new
+
+
+def _entry(values: Any, layer: int, name: str) -> Any:
+  if not isinstance(values, list) or layer >= len(values):
+    raise ValueError(f"config.json: {name} has no entry for layer {layer}; expected one for each layer.")
+  return values[layer]
+
+
+def _kinds(config: Mapping[str, Any], origins: Sequence[Origin]) -> Config:
+  """`layer_types` from those of the sources, and `max_window_layers` (Qwen2) that fits."""
+  types = [layer_type(source, layer) for source, layer in origins]
+  new: Config = {}
+  if "layer_types" in config or len(set(types)) > 1:
+    new["layer_types"] = [kind or "full_attention" for kind in types]
+  if "max_window_layers" in config:
+    full = [kind != "sliding_attention" for kind in types]
+    new["max_window_layers"] = full.index(False) if False in full else len(full)
+  return new
+
+
+def layer_type(config: Mapping[str, Any], layer: int) -> str | None:
+  """The kind of attention of a layer, as transformers derives it; None where a config tells none.
+
+  >>> layer_type({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, 1)
+  'sliding_attention'
+  """
+  types = config.get("layer_types")
+  if isinstance(types, list):
+    return str(_entry(types, layer, "layer_types"))
+  period = config.get("sliding_window_pattern")  # Gemma 3, Cohere 2
+  if isinstance(period, int) and period > 1:
+    return "sliding_attention" if (layer + 1) % period else "full_attention"
+  if "max_window_layers" in config:
+    sliding = config.get("use_sliding_window") and config.get("sliding_window") is not None
+    return "sliding_attention" if sliding and layer >= config["max_window_layers"] else "full_attention"
+  return None
+
+
+def _leading(flags: Sequence[bool], kind: str, name: str) -> int:
+  count = flags.index(False) if False in flags else len(flags)
+  if any(flags[count:]):
+    raise ValueError(
+      f"config.json: {name} holds {kind} layers at the start alone; the slices put one behind others."
+    )
+  return count

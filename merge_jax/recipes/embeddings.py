@@ -1,0 +1,186 @@
+"""A checkpoint as it would be with a merge's tokenizer: its embeddings and head permuted as they are read."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from merge_jax.checkpoints import Checkpoint, Index, Writer
+from merge_jax.errors import unknown
+from merge_jax.recipes.tokenizers import TokenizerPlan, configured, vocabulary_size
+
+NAMES = (
+  "embed_tokens", "wte", "lm_head", "embed_out", "embed_in", "shared", "word_embeddings", "tok_embeddings",
+  "output", "embed", "embedding", "embeddings", "decoder", "predictions", "final_logits_bias",
+)  # fmt: skip
+"""What tensors with a row for every token are called; their first axis must say so, too."""
+
+_BLOCK = 4096  # rows
+
+
+def vocabulary_tensors(checkpoint: Checkpoint) -> tuple[str, ...]:
+  """Names of the tensors with a row for every token.
+
+  They have a known name (`model.embed_tokens.weight`, `lm_head.bias`, …) and as many rows as the config's
+  `vocab_size`.
+
+  Raises:
+    ValueError: there is no `vocab_size`, or no tensor has as many rows.
+  """
+  rows = vocabulary_size(checkpoint)
+  names = tuple(n for n, spec in checkpoint.specs.items() if _called(n) and spec.shape[:1] == (rows,))
+  if not names:
+    raise ValueError(
+      f"{checkpoint.path}: vocab_size is {rows}, and no embedding has as many rows "
+      f"(looked for {', '.join(NAMES)}); correct config.json."
+    )
+  return names
+
+
+def _called(name: str) -> bool:
+  return re.sub(r"\.(weight|bias)$", "", name).rpartition(".")[2] in NAMES
+
+
+def dtype(plan: TokenizerPlan, label: str, stored: Mapping[str, Any]) -> np.dtype:
+  """Of a model's rows: the stored one, or float32 (float64) where dtypes meet or a mean is computed."""
+  sources = [plan.fill[i] for i in np.flatnonzero(plan.rows_of[label] < 0).tolist() if i in plan.fill]
+  kinds = {np.dtype(stored[key]) for key in (label, *(key for rows in sources for key, _ in rows))}
+  if len(kinds) == 1 and not plan.padding.any() and all(len(rows) < 2 for rows in sources):
+    return kinds.pop()
+  return np.dtype(np.float64 if np.dtype(np.float64) in kinds else np.float32)
+
+
+def embed_rows(
+  plan: TokenizerPlan, label: str, reads: Mapping[str, np.ndarray], rows: slice = slice(None)
+) -> np.ndarray:
+  """A model's embeddings (or head) with the plan's tokenizer.
+
+  Args:
+    plan: of the merge.
+    label: the model.
+    reads: for every model that the plan takes rows from, its own `[rows, ...]`; mapped files will do.
+    rows: of the result that are wanted.
+
+  Returns:
+    `[rows, ...]` in the dtype that `dtype` says; means are computed in float64.
+  """
+  ids = np.arange(plan.rows)[rows]
+  padding = plan.padding[ids]
+  kind = dtype(plan, label, {key: one.dtype for key, one in reads.items()})
+  result = np.empty((len(ids), *reads[label].shape[1:]), kind)
+  result[~padding] = _gather(plan, label, reads, ids[~padding], kind)
+  if padding.any():
+    result[padding] = _mean(plan, label, reads, kind)
+  return result
+
+
+def _gather(
+  plan: TokenizerPlan, label: str, reads: Mapping[str, np.ndarray], ids: np.ndarray, kind: np.dtype
+) -> np.ndarray:
+  """The rows of tokens."""
+  index = plan.rows_of[label][ids]
+  result = np.zeros((len(ids), *reads[label].shape[1:]), kind)
+  result[index >= 0] = reads[label][index[index >= 0]]
+  for at in np.flatnonzero(index < 0):
+    sources = [reads[key][row] for key, row in plan.fill[int(ids[at])]]
+    if sources:
+      result[at] = sources[0] if len(sources) == 1 else np.mean(sources, axis=0, dtype=np.float64)
+  return result
+
+
+def _mean(plan: TokenizerPlan, label: str, reads: Mapping[str, np.ndarray], kind: np.dtype) -> np.ndarray:
+  """The mean of the rows of all tokens."""
+  ids = np.flatnonzero(~plan.padding)
+  blocks = (ids[start : start + _BLOCK] for start in range(0, len(ids), _BLOCK))
+  return sum(_gather(plan, label, reads, block, kind).sum(0, dtype=np.float64) for block in blocks) / len(ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Remapped(Checkpoint):
+  """A checkpoint whose embeddings and head have the rows of a plan's tokenizer.
+
+  Attributes:
+    models: every model of the merge, by label.
+    label: which of them this is a view of.
+    plan: of the merge.
+    remapped: the tensors that differ.
+  """
+
+  models: Mapping[str, Checkpoint]
+  label: str
+  plan: TokenizerPlan
+  remapped: frozenset[str]
+
+  @property
+  def format(self) -> str:
+    """The model's own."""
+    return self.models[self.label].format
+
+  def result_dtype(self, name: str) -> np.dtype:
+    """That of the model's own tensor."""
+    return self.models[self.label].result_dtype(name)
+
+  def _stored(self, name: str, index: Index | None) -> np.ndarray:
+    source = self.models[self.label]
+    if self.aliases.get(name, name) not in self.remapped:
+      stored = source.read_alias(name) if name in self.aliases else source.read(name, index)
+      return stored[index or ()] if name in self.aliases else stored
+    reads = {
+      key: self.models[key].read_alias(name)
+      if name in self.models[key].aliases
+      else self.models[key].read(name)
+      for key in _needed(self.plan, self.label)
+    }
+    rows, *rest = index or (slice(None),)
+    return embed_rows(self.plan, self.label, reads, rows)[(slice(None), *rest)]
+
+  def files(self) -> tuple[Path, ...]:
+    """Those of the model."""
+    return self.models[self.label].files()
+
+  def writer(self, folder: Path, specs: Mapping[str, Any], **options: Any) -> Writer:
+    """A writer of the model's format, with its side files."""
+    return self.models[self.label].writer(folder, specs, **options)
+
+
+def remap(plan: TokenizerPlan, label: str, models: Mapping[str, Checkpoint]) -> Checkpoint:
+  """A model as a view with the plan's tokenizer; the model itself where nothing differs.
+
+  Raises:
+    ValueError: its embeddings cannot be found, or those of two models do not fit together.
+  """
+  source = models[label]
+  names = vocabulary_tensors(source)
+  same = np.array_equal(plan.rows_of[label], np.arange(plan.rows))
+  if same and all(source.specs[name].shape[0] == plan.rows for name in names):
+    return source
+  specs = dict(source.specs)
+  for name in names:
+    stored = {key: _spec(models[key], name) for key in _needed(plan, label)}
+    for key, spec in stored.items():
+      if spec.shape[1:] != specs[name].shape[1:]:
+        raise ValueError(
+          f"{models[key].path}: tensor {name!r} is {list(spec.shape)}; expected rows as those of "
+          f"{source.path}, {list(specs[name].shape)}."
+        )
+    kind = dtype(plan, label, {key: spec.dtype for key, spec in stored.items()})
+    specs[name] = jax.ShapeDtypeStruct((plan.rows, *specs[name].shape[1:]), kind)
+  config = configured(source.config or {}, plan.config)
+  return Remapped(source.path, specs, source.aliases, config, models, label, plan, frozenset(names))
+
+
+def _needed(plan: TokenizerPlan, label: str) -> tuple[str, ...]:
+  """The models that a model's rows come from, itself first."""
+  missing = (plan.fill[i] for i in np.flatnonzero(plan.rows_of[label] < 0).tolist() if i in plan.fill)
+  return tuple(dict.fromkeys((label, *(key for rows in missing for key, _ in rows))))
+
+
+def _spec(checkpoint: Checkpoint, name: str) -> jax.ShapeDtypeStruct:
+  canonical = checkpoint.aliases.get(name, name)
+  if canonical not in checkpoint.specs:
+    raise ValueError(unknown("tensor", name, vocabulary_tensors(checkpoint), str(checkpoint.path)))
+  return checkpoint.specs[canonical]

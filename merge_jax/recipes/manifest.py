@@ -1,0 +1,92 @@
+"""What a merge was made from and what came of it: `merge_manifest.json`."""
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import merge_jax
+from merge_jax import decoding, storage
+from merge_jax.recipes.build import Built
+
+NAME = "merge_manifest.json"
+LIBRARIES = ("jax", "jaxlib", "numpy")
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+  """The content of `merge_manifest.json`.
+
+  Attributes:
+    recipe: as it was written.
+    semantics, seed: what decides the numbers beside it.
+    versions: of libraries and Python, by name.
+    inputs: a digest of every model and file of statistics, by the name that the recipe has for it.
+    outputs: a digest of every file of the result, by name.
+  """
+
+  recipe: str
+  semantics: str
+  seed: int
+  versions: dict[str, str]
+  inputs: dict[str, str]
+  outputs: dict[str, str]
+
+
+def make(built: Built, seed: int) -> Manifest:
+  """The manifest of a merge that has no result yet; reads a few blocks of each input."""
+  versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+  own = {"merge_jax": merge_jax.__version__, "python": platform.python_version()}
+  inputs = {str(model): digest(checkpoint.files()) for model, checkpoint in built.inputs.items()}
+  inputs |= {name: digest([file.path]) for name, file in built.measurements.items()}
+  return Manifest(built.recipe.text, built.semantics, seed, own | versions, inputs, {})
+
+
+def digest(files: Iterable[Path]) -> str:
+  """One digest of the files of an input, wherever they lie; see `storage.digest`."""
+  listed = list(files)
+  root = os.path.commonpath([file.parent for file in listed]) if listed else "."
+  return storage.digest(listed, Path(root))
+
+
+def outputs(folder: Path) -> dict[str, str]:
+  """A digest of every file of a finished folder, but for the manifest."""
+  files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+  names = {file.relative_to(folder).as_posix(): file for file in files if file.name != NAME}
+  return {name: storage.digest([file], folder) for name, file in names.items()}
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+  """Writes it, the digests of the folder's files included."""
+  complete = msgspec.structs.replace(manifest, outputs=outputs(folder))
+  content: dict[str, Any] = msgspec.to_builtins(complete)
+  storage.write_json(folder / NAME, content)
+
+
+def matches(folder: Path, manifest: Manifest) -> bool:
+  """Whether a folder is what this manifest would make, with all of its files."""
+  path = folder / NAME
+  if not path.is_file():
+    return False
+  found = decoding.decode(storage.read_bytes(path), Manifest, str(path))
+  return msgspec.structs.replace(found, outputs={}) == manifest and found.outputs == outputs(folder)
+
+
+def owned(folder: Path) -> list[str] | None:
+  """The files of a folder that an earlier merge made; None if there is nothing to replace.
+
+  Raises:
+    FileExistsError: a folder with other content.
+    ValueError: a manifest that cannot be read.
+  """
+  if not folder.exists() or not any(folder.iterdir()):
+    return None
+  path = folder / NAME
+  if not path.is_file():
+    raise FileExistsError(
+      f"{folder} holds no {NAME}, so no merge made it; choose another folder or remove it."
+    )
+  return [*decoding.decode(storage.read_bytes(path), Manifest, str(path)).outputs, NAME]

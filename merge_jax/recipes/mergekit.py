@@ -1,0 +1,219 @@
+"""Reads mergekit's recipe format: https://github.com/arcee-ai/mergekit, as of version 0.1.5.
+
+    merge_method: ties
+    base_model: org/base
+    models:                                # or slices: [{sources: [{model, layer_range, parameters}]}],
+      - model: org/code                    # or modules: {name: {models | slices, parameters}}
+        parameters: {weight: 0.5, density: [0.2, 0.6]}
+      - model: org/math+org/adapter
+        parameters: {weight: 0.5, density: {value: 0.3, filter: mlp}}
+    parameters: {normalize: true, lambda: 1.0}
+    dtype: bfloat16
+    tokenizer_source: union                # or tokenizer: {source, tokens, pad_to_multiple_of}
+    chat_template: auto
+
+What is not known is an error with the nearest name; what mergekit takes and never uses is a note.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from merge_jax import decoding
+from merge_jax.errors import unknown
+from merge_jax.recipes import layers, methods, parameters, schema
+from merge_jax.recipes.parameters import Settings
+from merge_jax.recipes.schema import Input, Module, Recipe, Slice, Tokenizer
+
+UNUSED = ("int8_mask", "rescale", "density", "normalize", "weight")
+"""Parameters of other methods that old recipes carry along, without effect there."""
+PARTS = ("models", "slices", "modules")
+
+
+class _Parts(msgspec.Struct, forbid_unknown_fields=True):
+  models: list[Any] | None = None
+  slices: list[Any] | None = None
+  parameters: dict[str, Any] | None = None
+
+
+class _Top(msgspec.Struct, forbid_unknown_fields=True):
+  merge_method: str
+  models: list[Any] | None = None
+  slices: list[Any] | None = None
+  modules: dict[str, Any] | None = None
+  base_model: Any = None
+  dtype: str | None = None
+  out_dtype: str | None = None
+  parameters: dict[str, Any] | None = None
+  tokenizer_source: Any = None
+  tokenizer: dict[str, Any] | None = None
+  chat_template: str | None = None
+  name: str | None = None
+
+
+class _Model(msgspec.Struct, forbid_unknown_fields=True):
+  model: Any
+  parameters: dict[str, Any] | None = None
+
+
+class _Source(msgspec.Struct, forbid_unknown_fields=True):
+  model: Any
+  layer_range: Any
+  parameters: dict[str, Any] | None = None
+
+
+class _Slice(msgspec.Struct, forbid_unknown_fields=True):
+  sources: list[Any]
+  base_model: Any = None
+  parameters: dict[str, Any] | None = None
+  residual_weight: Any = None
+
+
+class _Tokenizer(msgspec.Struct, forbid_unknown_fields=True):
+  source: Any = "union"
+  tokens: dict[str, Any] | None = None
+  pad_to_multiple_of: int | None = None
+
+
+def detect(raw: Any) -> bool:
+  """Whether a document is written in mergekit's format."""
+  return isinstance(raw, Mapping) and "merge_method" in raw
+
+
+def read(raw: Any, where: str, text: str = "") -> Recipe:
+  """Reads a document in mergekit's format.
+
+  Raises:
+    ValueError: an unknown or misspelled key, method, parameter or dtype; none or several of `models`,
+      `slices` and `modules`; values of other types. One sentence, which begins with `where`.
+
+  >>> read({"merge_method": "passthrough", "models": [{"model": "org/a"}]}, "r.yml").models()[0].path
+  'org/a'
+  """
+  top = decoding.convert(raw, _Top, where)
+  if top.merge_method not in methods.MERGEKIT:
+    raise ValueError(unknown("merge_method", top.merge_method, methods.MERGEKIT, where))
+  reader = _Reader(methods.MERGEKIT[top.merge_method], top.merge_method)
+  given = [part for part in PARTS if getattr(top, part) is not None]
+  if len(given) != 1:
+    got = " and ".join(given) or "none"
+    raise ValueError(f"{where}: got {got} of {', '.join(PARTS)}; expected exactly one of them.")
+  if top.tokenizer is not None and top.tokenizer_source is not None:
+    raise ValueError(f"{where}: got tokenizer and tokenizer_source; expected one of them.")
+  if top.modules is not None:
+    found = tuple(
+      reader.module(
+        decoding.convert(value, _Parts, f"{where}: modules.{name}"), f"{where}: modules.{name}", name
+      )
+      for name, value in top.modules.items()
+    )
+    if not found:
+      raise ValueError(f"{where}: modules is empty; name at least one.")
+  else:
+    found = (reader.module(_Parts(top.models, top.slices), where, None),)
+  for name, dtype in (("dtype", top.dtype), ("out_dtype", top.out_dtype)):
+    if dtype is not None and dtype not in schema.DTYPES:
+      raise ValueError(unknown(name, dtype, schema.DTYPES, where))
+  return Recipe(
+    method=top.merge_method,
+    modules=found,
+    origin="mergekit",
+    base=None if top.base_model is None else schema.model(top.base_model, f"{where}: base_model"),
+    settings=reader.settings(top.parameters, f"{where}: parameters", own=False),
+    dtype=top.out_dtype or top.dtype,
+    tokenizer=tokenizer(top.tokenizer or top.tokenizer_source, f"{where}: tokenizer"),
+    chat_template=top.chat_template,
+    name=top.name,
+    notes=tuple(dict.fromkeys(reader.notes)),
+    text=text,
+  )
+
+
+class _Reader:
+  """Reads the parts that have parameters of one method; collects notes."""
+
+  def __init__(self, method: methods.Method, name: str):
+    self._known = {one.name: one for one in method.parameters}
+    self._name = name
+    self.notes: list[str] = []
+
+  def settings(self, raw: Mapping[str, Any] | None, where: str, *, own: bool) -> Settings:
+    """The parameters of a scope; `own` if it is a model's, which holds those of a model alone."""
+    found = {}
+    for name, value in (raw or {}).items():
+      if name not in self._known:
+        if name not in UNUSED:
+          raise ValueError(unknown(f"parameter of {self._name}", name, (*self._known, "int8_mask"), where))
+        self.notes.append(f"{name} has no effect on {self._name}")
+        continue
+      if own and not self._known[name].per_model:
+        raise ValueError(
+          f"{where}: {name} is one for all models of {self._name}; put it under the recipe's own parameters."
+        )
+      found[name] = parameters.parse(value, f"{where}.{name}")
+    return found
+
+  def module(self, parts: _Parts, where: str, name: str | None) -> Module:
+    if (parts.models is None) == (parts.slices is None):
+      raise ValueError(f"{where}: expected exactly one of models, slices.")
+    settings = self.settings(parts.parameters, f"{where}.parameters", own=False)
+    if parts.models is not None:
+      return Module((Slice(self._models(parts.models, f"{where}: models")),), settings, name)
+    if not parts.slices:
+      raise ValueError(f"{where}: slices is empty; give at least one.")
+    slices = (self._slice(one, f"{where}: slices[{i}]") for i, one in enumerate(parts.slices))
+    return Module(tuple(slices), settings, name)
+
+  def _models(self, raw: list[Any], where: str) -> tuple[Input, ...]:
+    if not raw:
+      raise ValueError(f"{where} is empty; give at least one model.")
+    found = []
+    for i, one in enumerate(raw):
+      place = f"{where}[{i}]"
+      item = decoding.convert({"model": one} if isinstance(one, str) else one, _Model, place)
+      found.append(Input(self._model(item.model, place), self.settings(item.parameters, place, own=True)))
+    return tuple(found)
+
+  def _slice(self, raw: Any, where: str) -> Slice:
+    one = decoding.convert(raw, _Slice, where)
+    if one.residual_weight is not None:
+      raise ValueError(
+        f"{where}: residual_weight was never used by mergekit and has no meaning here; remove it."
+      )
+    if not one.sources:
+      raise ValueError(f"{where}.sources is empty; give at least one model.")
+    inputs = []
+    for i, source in enumerate(one.sources):
+      place = f"{where}.sources[{i}]"
+      item = decoding.convert(source, _Source, place)
+      model, settings = self._model(item.model, place), self.settings(item.parameters, place, own=True)
+      inputs.append(Input(model, settings, layers.check_range(item.layer_range, place)))
+    lengths = [end - first for first, end in (x.layers for x in inputs if x.layers is not None)]
+    if len(set(lengths)) > 1:
+      raise ValueError(f"{where}: the sources have {lengths} layers; expected as many of each.")
+    base = None if one.base_model is None else schema.model(one.base_model, f"{where}.base_model")
+    return Slice(tuple(inputs), self.settings(one.parameters, f"{where}.parameters", own=False), base)
+
+  def _model(self, raw: Any, where: str) -> schema.Model:
+    if isinstance(raw, Mapping):
+      known = ("model", "lora", "override_architecture", "path", "revision")
+      if stranger := next((key for key in raw if key not in known), None):
+        raise ValueError(unknown("field", str(stranger), known, f"{where}.model"))
+      if raw.get("override_architecture") is not None:
+        self.notes.append("override_architecture has no effect: merging needs names and shapes alone")
+    return schema.model(raw, f"{where}.model")
+
+
+def tokenizer(raw: Any, where: str) -> Tokenizer | None:
+  """Reads `base`, `union`, a model, or `{source, tokens, pad_to_multiple_of}`; errors as of `read`."""
+  if raw is None:
+    return None
+  whole = isinstance(raw, Mapping) and not {"model", "path"} & set(raw)
+  spec = decoding.convert(raw if whole else {"source": raw}, _Tokenizer, where)
+  pad, source = spec.pad_to_multiple_of, spec.source
+  if pad is not None and not 0 < pad <= 1 << 20:
+    raise ValueError(f"{where}.pad_to_multiple_of is {pad}; expected a number from 1 to {1 << 20}.")
+  if not isinstance(source, str) or not source:
+    source = str(schema.model(source, f"{where}.source"))
+  return Tokenizer(source, spec.tokens or {}, pad)

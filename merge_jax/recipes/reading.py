@@ -1,0 +1,59 @@
+"""From a YAML file to recipes, whichever format each document is written in."""
+
+import graphlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from merge_jax.errors import shown
+from merge_jax.recipes import mergekit, own, yaml_reader
+from merge_jax.recipes.schema import Recipe
+
+
+def read(path: str | Path) -> list[Recipe]:
+  """The recipes of a YAML file, in an order in which each one's models are there; the last is the result.
+
+  Raises:
+    FileNotFoundError, ValueError: no such file, or not recipes; one sentence with file and place.
+  """
+  file = Path(path).expanduser()
+  documents = yaml_reader.read(file)
+  if not documents:
+    raise ValueError(f"{file}: is empty; expected a recipe.")
+  found = []
+  for number, raw in enumerate(documents, 1):
+    where = str(file) if len(documents) == 1 else f"{file}: document {number}"
+    text = file.read_text("utf-8-sig") if len(documents) == 1 else json.dumps(raw, indent=2, default=str)
+    found.append(parse(raw, where, text))
+  return _ordered(found, file)
+
+
+def parse(raw: Any, where: str, text: str = "") -> Recipe:
+  """A recipe of either format; ValueError if it is of none."""
+  for reader in (mergekit, own):
+    if reader.detect(raw):
+      return reader.read(raw, where, text)
+  got = list(raw) if isinstance(raw, Mapping) else raw
+  raise ValueError(f"{where}: got {shown(got)}; expected method: (our format) or merge_method: (mergekit's).")
+
+
+def _ordered(recipes: Sequence[Recipe], file: Path) -> list[Recipe]:
+  """Recipes after those whose names they use as models; the one without a name is last."""
+  if len(recipes) == 1:
+    return list(recipes)
+  names = [recipe.name for recipe in recipes]
+  if names.count(None) != 1:
+    raise ValueError(f"{file}: {names.count(None)} documents have no name; expected one, the result.")
+  for name in names:
+    if names.count(name) > 1:
+      raise ValueError(f"{file}: two documents are called {name!r}; expected a name for each.")
+    if name is not None and (Path(name).name != name or name in (".", "..")):
+      raise ValueError(f"{file}: the name {name!r} is no plain word.")
+  by_name = {recipe.name: recipe for recipe in recipes}
+  graph = {r.name: {m.path for m in r.models() if m.path in by_name} for r in recipes}
+  graph[None] = graph[None] | {name for name in names if name is not None}
+  try:
+    return [by_name[name] for name in graphlib.TopologicalSorter(graph).static_order()]
+  except graphlib.CycleError as error:
+    raise ValueError(f"{file}: the recipes {error.args[1]} are made from each other.") from None

@@ -1,0 +1,85 @@
+"""The files beside the tensors that belong to a tokenizer: read, carried over, extended."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from merge_jax import storage
+from merge_jax.decoding import decode
+from merge_jax.errors import shown
+
+FILES = (
+  "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "spiece.model",
+  "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json",
+  "generation_config.json",
+)  # fmt: skip
+"""What comes from the model whose tokenizer a merge has; the generation config says where text ends."""
+
+_SLOW = ("tokenizer.model", "spiece.model", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt")
+"""What other tokenizers than `tokenizer.json` are built from; it does not hold added tokens."""
+
+_FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def read(folder: Path) -> Tokenizer:
+  """Reads `tokenizer.json`.
+
+  Raises:
+    ValueError: there is none, or it cannot be read.
+  """
+  path = folder / "tokenizer.json"
+  if not path.is_file():
+    raise ValueError(
+      f"{folder} has no tokenizer.json, which choosing a tokenizer needs; write one with "
+      "`AutoTokenizer.from_pretrained(...).save_pretrained(...)` of transformers."
+    )
+  with _library(f"{path} is not a tokenizer"):
+    return Tokenizer.from_buffer(storage.read_bytes(path))
+
+
+def of(folder: Path) -> dict[str, bytes]:
+  """The files of a folder that belong to its tokenizer, by name."""
+  return {name: storage.read_bytes(folder / name) for name in FILES if os.path.lexists(folder / name)}
+
+
+def extended(files: Mapping[str, bytes], tokenizer: Tokenizer, added: Sequence[str]) -> dict[str, bytes]:
+  """The files of a tokenizer that got tokens: those that cannot hold them are left out."""
+  result = {name: content for name, content in files.items() if name not in _SLOW}
+  result["tokenizer.json"] = tokenizer.to_str(pretty=True).encode()
+  settings = config(files)
+  if isinstance(settings.get("added_tokens_decoder"), dict):  # transformers 4 reads added tokens there too
+    listed = {
+      str(i): {flag: getattr(token, flag) for flag in _FLAGS}
+      for i, token in sorted(tokenizer.get_added_tokens_decoder().items())
+      if token.content in set(added)
+    }
+    settings["added_tokens_decoder"] |= listed
+    result["tokenizer_config.json"] = as_json(settings)
+  return result
+
+
+def config(files: Mapping[str, bytes]) -> dict[str, Any]:
+  """Content of `tokenizer_config.json`; empty if there is none."""
+  name = "tokenizer_config.json"
+  return decode(files[name], dict[str, Any], name) if name in files else {}
+
+
+def as_json(value: Any) -> bytes:
+  """As transformers writes it."""
+  return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+@contextlib.contextmanager
+def _library(where: str) -> Iterator[None]:
+  """The library raises bare Exception, and its panics are not even that."""
+  try:
+    yield
+  except BaseException as error:
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+      raise ValueError(f"{where}: {shown(str(error), 200)}") from None
+    raise

@@ -1,0 +1,96 @@
+"""The tokenizer and chat template of a result, where a recipe asks for others than the base's."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from merge_jax.checkpoints import Checkpoint
+from merge_jax.errors import shown
+from merge_jax.models.config import WITHOUT_EFFECT
+from merge_jax.preflight import structure
+from merge_jax.recipes import configs
+from merge_jax.recipes.schema import Model, Recipe
+
+IGNORED = (WITHOUT_EFFECT | {"vocab_size", "tie_word_embeddings", *configs.COUNTS}) - {
+  "layer_types", "max_window_layers", "sliding_window", "use_sliding_window", "model_type",
+}  # fmt: skip
+"""Keys of configs in which models that merge may differ."""
+
+
+class Vocabulary(NamedTuple):
+  """What a recipe's tokenizer and chat template come to.
+
+  Attributes:
+    models: with the rows of their embeddings and heads in the order of the result's tokenizer.
+    files: of the tokenizer, by name; None where those of the base or first model stay.
+    config: what changes in `config.json`.
+  """
+
+  models: dict[Model, Checkpoint]
+  files: Mapping[str, bytes] | None = None
+  config: Mapping[str, Any] | None = None
+
+
+def resolve(recipe: Recipe, opened: dict[Model, Checkpoint]) -> Vocabulary:
+  """Chooses tokenizer and chat template; reads side files, no weights.
+
+  Raises:
+    ValueError: as `tokenizers.plan`, `embeddings.remap` and `chat.choose`.
+  """
+  if recipe.tokenizer is None and recipe.chat_template is None:
+    return Vocabulary(opened)
+  from merge_jax.recipes import chat, embeddings, tokenizer_files, tokenizers  # slow to import
+
+  labels = {str(model): checkpoint for model, checkpoint in opened.items()}
+  models, changes = opened, None
+  files = dict(tokenizer_files.of(next(iter(opened.values())).path))
+  if recipe.tokenizer is not None:
+    base = None if recipe.base is None else str(recipe.base)
+    asked = recipe.tokenizer
+    plan = tokenizers.plan(asked.source, asked.tokens, asked.pad_to_multiple_of, list(labels.items()), base)
+    models = {model: embeddings.remap(plan, str(model), labels) for model in opened}
+    files, changes = dict(plan.files), plan.config
+  if recipe.chat_template is not None:
+    template = chat.choose(recipe.chat_template, [checkpoint.path for checkpoint in opened.values()])
+    files = files if template is None else chat.put(template, files)
+  return Vocabulary(models, files, changes)
+
+
+def differences(recipe: Recipe, opened: Mapping[Model, Checkpoint]) -> tuple[str, ...]:
+  """What the models' configs and tokenizers say otherwise; the result has what the first one says."""
+  (first, leader), *others = opened.items()
+  found = []
+  for model, checkpoint in others:
+    a, b = leader.config or {}, checkpoint.config or {}
+    for key in sorted(a.keys() & b.keys()):
+      if key not in IGNORED and a[key] != b[key]:
+        one, other = shown(a[key], 30), shown(b[key], 30)
+        found.append(f"config: {key} is {one} in {first}, {other} in {model}; the result has the first")
+  files = [checkpoint.path / "tokenizer.json" for checkpoint in opened.values()]
+  contents = {file.read_bytes() for file in files if file.is_file()}
+  if recipe.tokenizer is None and len(contents) > 1:
+    models = [(str(model), checkpoint) for model, checkpoint in opened.items()]
+    said = [finding.detail for finding in structure.vocabulary(models) if finding.level == "error"]
+    found += [f"vocabulary: {one}; tokenizer_source: union would align them" for one in said]
+  return tuple(found)
+
+
+def configured(config: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+  """A config with what the tokenizer changes in it."""
+  if not vocabulary.config:
+    return dict(config)
+  from merge_jax.recipes import tokenizers
+
+  return tokenizers.configured(config, vocabulary.config)
+
+
+def write(folder: Path, vocabulary: Vocabulary) -> None:
+  """Puts the tokenizer's files into a result, in place of those of the base or first model."""
+  if vocabulary.files is None:
+    return
+  from merge_jax.recipes import tokenizer_files
+
+  for name in tokenizer_files.FILES:
+    (folder / name).unlink(missing_ok=True)
+  for name, content in vocabulary.files.items():
+    (folder / name).write_bytes(content)

@@ -1,0 +1,75 @@
+"""The folder of the merge that was chosen: streamed from the pool's files, a tensor at a time."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import msgspec
+import numpy as np
+
+from merge_jax import checkpoints, streaming
+from merge_jax import operators as mj
+from merge_jax.operators import leafwise
+from merge_jax.recycle import methods
+from merge_jax.recycle.problem import Problem
+from merge_jax.search.point import Candidate
+from merge_jax.streaming import Job, Readable, Source
+
+
+class Mean(NamedTuple):
+  """The mean of a tensor of several models, in the dtype of the first one: what `mj.uniform` merges."""
+
+  sources: tuple[Source, ...]
+
+  @property
+  def spec(self) -> jax.ShapeDtypeStruct:
+    """That of the first one."""
+    return self.sources[0].spec
+
+  def read(self) -> np.ndarray:
+    """The mean, made again at every call."""
+    leaf = mj.Leaf(tuple(source.read() for source in self.sources), None)  # type: ignore[misc]
+    weights = np.full(len(self.sources), 1 / len(self.sources), np.float32)
+    return np.asarray(leafwise.merge(mj.uniform(), leaf, (), weights, mj.Axes(), self.spec.dtype))
+
+  def release(self) -> None:
+    """Of all models."""
+    for source in self.sources:
+      source.release()
+
+  def __str__(self) -> str:
+    return f"the mean of {', '.join(map(str, self.sources))}"
+
+
+def jobs(problem: Problem, candidate: Candidate) -> Iterator[Job]:
+  """A job for each tensor, as the plan of the candidate's method has it."""
+  method, first = methods.METHODS[candidate.method], problem.pool[0]
+  operator = method.operator()
+  for entry in mj.plan(operator, first.specs).entries:
+    experts = tuple(Source(checkpoint, entry.name) for checkpoint in problem.pool)
+    base: Readable | None = None
+    if method.needs_base and entry.merged:
+      base = Mean(experts) if problem.base is None else Source(problem.base, entry.name)
+    spec = jax.ShapeDtypeStruct(entry.shape, first.result_dtype(entry.name))
+    weights = tuple(candidate.point.array.tolist())
+    yield Job(entry.name, spec, operator, experts, base, weights, problem.labels, axes=entry.axes)
+
+
+def write(problem: Problem, candidate: Candidate, folder: Path) -> None:
+  """Writes the merge of a candidate into an empty folder, in the pool's own format, with where it is from."""
+  made = list(jobs(problem, candidate))
+  with checkpoints.writer(folder, {job.name: job.spec for job in made}, like=problem.pool[0]) as out:
+    streaming.stream(made, out, allow_nonfinite=True)  # as it was scored
+  (folder / "training.json").unlink(missing_ok=True)  # it tells of the first checkpoint alone
+  needs_base = methods.METHODS[candidate.method].needs_base
+  provenance = {
+    "created_by": "merge_jax recycle",
+    "method": candidate.method,
+    "weights": dict(zip(problem.labels, candidate.point.weights, strict=True)),
+    "numbers": candidate.point.numbers,
+    "base": (problem.settings.base or "mean of the pool") if needs_base else None,
+    "manifest": msgspec.to_builtins(problem.manifest),
+  }
+  (folder / "merge_jax.json").write_text(json.dumps(provenance, indent=2) + "\n")

@@ -1,0 +1,54 @@
+"""Room in memory and on a disk, asked before it is used, and one sentence for what a disk refuses."""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+_REFUSED = {
+  errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up",
+  errno.EFBIG: "the file is too large", errno.EROFS: "the disk is read-only",
+  errno.EACCES: "it cannot be written", errno.EPERM: "it cannot be written", errno.EIO: "the disk fails",
+  errno.ENAMETOOLONG: "the name is too long", errno.ENOENT: "there can be no such folder",
+}  # fmt: skip
+
+
+def require_space(folder: Path, nbytes: int) -> None:
+  """Raises OSError if the disk of a folder, there or not, has less room than `nbytes` and 5 % take."""
+  there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+  free = shutil.disk_usage(there).free
+  need = int(nbytes * 1.05) + (64 << 20)
+  if free < need:
+    raise OSError(f"{folder}: the result takes about {gib(need)}, the disk has {gib(free)} free.")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+  """Says in one sentence, as an OSError, what a disk refuses while `path` is written."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in _REFUSED:
+      raise
+    reason = f"{_REFUSED[error.errno]} ({os.strerror(error.errno)})"
+    raise OSError(f"{path}: {reason}; make room there, or choose another place.") from None
+
+
+def gib(count: float) -> str:
+  """Bytes for people.
+
+  >>> gib(3 << 30)
+  '3.0 GiB'
+  """
+  return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 29 else f"{count / (1 << 20):.1f} MiB"
+
+
+def available_memory() -> int:
+  """Bytes that are free in the host's memory."""
+  try:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+  except (OSError, StopIteration):
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

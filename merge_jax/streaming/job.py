@@ -1,0 +1,120 @@
+"""What makes one tensor of a result: where its inputs are, and how they are merged."""
+
+import math
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jax import Array
+
+from merge_jax.checkpoints import Checkpoint
+from merge_jax.operators import naming, planning
+from merge_jax.operators.core import Leaf, Operator
+from merge_jax.operators.naming import Axes
+
+
+class Readable(Protocol):
+  """A tensor that can be read, again and from several threads; `str` says where it is from."""
+
+  @property
+  def spec(self) -> jax.ShapeDtypeStruct:
+    """Shape and dtype as it is read."""
+
+  def read(self) -> np.ndarray:
+    """The tensor, on the host."""
+
+  def release(self) -> None:
+    """Lets go of what reading took; it can be read again."""
+
+
+class Source(NamedTuple):
+  """A tensor of a checkpoint."""
+
+  checkpoint: Checkpoint
+  name: str
+
+  @property
+  def spec(self) -> jax.ShapeDtypeStruct:
+    """Shape and dtype as it is read."""
+    names = self.checkpoint.aliases
+    return self.checkpoint.specs[names.get(self.name, self.name)]
+
+  def read(self) -> np.ndarray:
+    """The tensor, on the host."""
+    return self.checkpoint.read(self.name)
+
+  def release(self) -> None:
+    """Lets go of what reading took; it can be read again."""
+    self.checkpoint.release(self.name)
+
+  def __str__(self) -> str:
+    return f"{self.name!r} of {self.checkpoint.path}"
+
+
+class Job(NamedTuple):
+  """One tensor of the result; jobs are plain data and may be split over workers in any way.
+
+  Attributes:
+    name: in the result.
+    spec: shape and dtype in the result.
+    operator: the rule with this tensor's numbers; rules that differ in numbers alone are compiled once.
+    experts: the tensors that are merged.
+    base: what task vectors are taken from, or None for rules without one.
+    weights: one for each expert; None takes the rule's own.
+    models: a name for each expert: random keys go by it and the tensor's name in the result.
+    statistics: what was measured of each expert, or None of it, for rules that need it.
+    group: whole-model statistics cover the jobs of one group.
+    axes: what the tensor's axes mean.
+    copied: the result is the first expert, in the dtype of `spec`, whatever the rule: what one model with
+      weight 1 gives. Its bytes stay, also those of the smallest numbers, which arithmetic flushes to 0.
+  """
+
+  name: str
+  spec: jax.ShapeDtypeStruct
+  operator: Operator
+  experts: tuple[Readable, ...]
+  base: Readable | None = None
+  weights: tuple[float, ...] | None = None
+  models: tuple[str, ...] = ()
+  statistics: tuple[Readable | None, ...] | None = None
+  group: int = 0
+  axes: Axes = Axes()
+  copied: bool = False
+
+  @property
+  def sources(self) -> tuple[Readable, ...]:
+    """All that is read."""
+    measured = (one for one in self.statistics or () if one is not None)
+    return (*self.experts, *(() if self.base is None else (self.base,)), *measured)
+
+  @property
+  def merged(self) -> bool:
+    """Whether it is computed; integer, boolean, empty and copied tensors are carried over."""
+    floating = planning.merges(self.experts[0].spec.dtype, f"Tensor {self.name!r}")
+    return floating and self.spec.size > 0 and not self.copied
+
+  @property
+  def nbytes(self) -> int:
+    """Memory that it takes: its inputs as they are stored, in float32, and the result."""
+    stored = sum(math.prod(s.spec.shape) * np.dtype(s.spec.dtype).itemsize for s in self.sources)
+    wide = 4 * self.spec.size * (len(self.experts) + 2) if self.merged else 0
+    return stored + wide + self.spec.size * np.dtype(self.spec.dtype).itemsize
+
+  def leaf(self, key: Array | None) -> Leaf:
+    """The inputs, read.
+
+    Raises:
+      ValueError: one that cannot be read; a random rule without a key.
+    """
+    keys = None
+    if self.operator.needs_key:
+      if key is None:
+        raise ValueError(f"{type(self.operator).__name__} is random: give a key.")
+      keys = tuple(naming.key_of(key, model, self.name) for model in self.models)
+    statistics = None if self.statistics is None else tuple(map(_read, self.statistics))
+    experts: Any = tuple(map(_read, self.experts))
+    return Leaf(experts, _read(self.base), keys, statistics)
+
+
+def _read(source: Readable | None) -> Any:
+  return None if source is None else source.read()

@@ -1,0 +1,201 @@
+"""Weights found by gradients through the merge itself: a differentiable alternative to a search."""
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.typing import ArrayLike
+
+from merge_jax import operators as mj
+from merge_jax.evals.batching import Batches, Bucket, Rows, pack
+from merge_jax.evals.tokens import Tokens
+
+PyTree = Any
+Apply = Callable[..., Array]
+Objective = Callable[[Apply, PyTree, Any], Array]
+"""`(apply, params, batch)` to what is minimised, a scalar."""
+
+
+class Matched(NamedTuple):
+  """Prompts of one expert, `[R, …]`, and its logits `[R, A, vocabulary]` where they are asked for."""
+
+  rows: Bucket
+  logits: Array
+
+
+def tune(
+  prepared: mj.Prepared,
+  apply: Apply,
+  batches: Sequence[Any],
+  objective: Objective,
+  *,
+  optimizer: optax.GradientTransformation | None = None,
+  steps: int = 500,
+  init: ArrayLike | mj.Weights = 0.3,
+  clip: tuple[float, float] | None = (0.0, 1.0),
+  progress: Callable[[int, float], None] | None = None,
+) -> tuple[mj.Weights, np.ndarray]:
+  """Minimises an objective of the merged model over the weights of the merge.
+
+      w ← clip(w - optimizer(∂/∂w objective(apply, combine(prepared, w), batch)))
+
+  Args:
+    prepared: from `mj.prepare`; an operator whose weights have gradients, as `mj.task_arithmetic()`.
+    apply: `(params, tokens, positions) -> logits`, handed to the objective.
+    batches: one a step, in turn; each different shape compiles once.
+    objective: `entropy`, `loss`, `matching`, or your own `(apply, params, batch) -> scalar`.
+    optimizer: of optax; None for Adam with a rate of 1e-3, that of AdaMerging.
+    steps: how many.
+    init: the first weights: a number for all, `[K]` for each model, or `Weights` by group or layer (see
+      `per_layer`), whose patterns the result keeps.
+    clip: bounds of every weight, or None.
+    progress: called with the number of steps done and the objective.
+
+  Returns:
+    The weights after the last step, and the objective before each step, float64 `[steps]`.
+
+  Raises:
+    ValueError: no step or batch, bounds that exclude the first weights, weights that do not fit the models.
+    RuntimeError: an objective or weights that are not finite.
+
+  Sources: AdaMerging (arXiv 2310.02575), Expert Merging (arXiv 2509.25712).
+
+  >>> base, experts = {"w": jnp.zeros(2)}, [{"w": jnp.array([4.0, 0.0])}, {"w": jnp.array([0.0, 1.0])}]
+  >>> prepared = mj.prepare(mj.task_arithmetic(), experts, base=base)
+  >>> def distance(apply, params, batch):
+  ...   return jnp.sum((params["w"] - batch) ** 2)
+  >>> weights, history = tune(prepared, None, [jnp.array([2.0, 0.75])], distance, optimizer=optax.adam(0.1))
+  >>> weights.values.round(2).tolist()
+  [[0.5, 0.75]]
+  """
+  if steps < 1 or not batches:
+    raise ValueError(f"tune: got {steps} steps and {len(batches)} batches; expected one of each or more.")
+  start = init if isinstance(init, mj.Weights) else mj.Weights(_row(init, prepared.count), ("(?s:.*)",))
+  values, patterns = jnp.asarray(start.values, jnp.float32), start.patterns
+  if clip is not None and not bool(jnp.all((values >= clip[0]) & (values <= clip[1]))):
+    raise ValueError(f"tune: the first weights {values.tolist()} are not within clip={clip}; change either.")
+  optimizer = optimizer or optax.adam(1e-3)
+
+  @jax.jit
+  def step(prepared: mj.Prepared, values: Array, state: Any, batch: Any) -> tuple[Array, Any, Array]:
+    def of(values: Array) -> Array:
+      return objective(apply, mj.combine(prepared, mj.Weights(values, patterns)), batch)
+
+    result, gradient = jax.value_and_grad(of)(values)
+    with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic promotes
+      updates, state = optimizer.update(gradient, state, values)
+    values = jnp.asarray(optax.apply_updates(values, updates))
+    return values if clip is None else jnp.clip(values, *clip), state, result
+
+  state, history = optimizer.init(values), []
+  for number, batch in enumerate(itertools.islice(itertools.cycle(batches), steps), 1):
+    values, state, result = step(prepared, values, state, batch)
+    history.append(float(result))
+    if not np.isfinite(history[-1]) or not np.all(np.isfinite(values)):
+      raise RuntimeError(
+        f"The objective of step {number} is {history[-1]} and its weights are {values.tolist()}; try a lower "
+        "learning rate."
+      )
+    if progress is not None:
+      progress(number, history[-1])
+  return mj.Weights(values, patterns), np.array(history)
+
+
+def _row(init: ArrayLike, count: int) -> Array:
+  values = jnp.asarray(init, jnp.float32)
+  return jnp.full((1, count), values) if values.ndim == 0 else values[None]
+
+
+def entropy(apply: Apply, params: PyTree, batch: Bucket) -> Array:
+  """Mean entropy of the predictions where they are asked for: AdaMerging's objective, which needs no labels.
+
+  Its optimum is a model that is sure of what it says, right or wrong: score on data that were not used.
+  """
+  logs = jax.nn.log_softmax(_logits(apply, params, batch))
+  return _mean(-jnp.sum(jnp.exp(logs) * logs, axis=-1), batch)
+
+
+def loss(apply: Apply, params: PyTree, batch: Bucket) -> Array:
+  """Mean negative log-likelihood of the targets, in nats a token."""
+  logits = _logits(apply, params, batch)
+  return _mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets), batch)
+
+
+def matching(apply: Apply, params: PyTree, batch: Matched) -> Array:
+  """Mean divergence `KL(expert ‖ merged)` on the expert's own prompts: Expert Merging's label-free objective.
+
+  Of the paper's two parts this is the one on logits; hidden states are not compared.
+  """
+  wanted = jax.nn.log_softmax(batch.logits.astype(jnp.float32))
+  given = jax.nn.log_softmax(_logits(apply, params, batch.rows))
+  return _mean(jnp.sum(jnp.exp(wanted) * (wanted - given), axis=-1), batch.rows)
+
+
+def summed(objective: Objective) -> Objective:
+  """The sum of an objective over a tuple of batches, such as one of every task."""
+  return lambda apply, params, batch: jnp.sum(jnp.stack([objective(apply, params, one) for one in batch]))
+
+
+def rows(batches: Batches) -> list[Bucket]:
+  """The batches of `evals.pack` one by one, `[R, …]` each."""
+  chunks = (jax.tree.map(lambda x, i=i: x[i], one) for one in batches.buckets for i in range(len(one.tokens)))
+  return [Bucket(*chunk) for chunk in chunks]
+
+
+def unlabelled(tokens: Tokens, prompts: Sequence[str], *, last: bool = False, **options: Any) -> list[Bucket]:
+  """Batches of texts without targets: asked for is what follows every token, or the last one alone.
+
+  Args:
+    tokens: the tokenizer.
+    prompts: the texts.
+    last: of the last token alone.
+    options: of `evals.pack`: `batch_tokens`, `max_shapes`, `vocabulary`.
+
+  Raises:
+    ValueError: a prompt without tokens.
+  """
+  ids = tokens.prompts(prompts)
+  if [] in ids:
+    raise ValueError(f"Prompt {ids.index([]) + 1} of {len(ids)} has no tokens; leave it out.")
+  padded = [np.array([*one, 0], np.int32) for one in ids]  # what is to be predicted is not known
+  return rows(pack(Rows(padded, [len(one) - 1 if last else 1 for one in padded]), **options))
+
+
+def matched(apply: Apply, experts: Iterable[PyTree], prompts: Iterable[Sequence[Bucket]]) -> list[Matched]:
+  """Every expert's logits on batches of its own prompts, the experts in turn, for `matching`.
+
+  They are kept for all batches: rows × asked × vocabulary floats; a few prompts of each expert are enough.
+  """
+  call = jax.jit(apply)
+  each = [
+    [Matched(one, call(params, one.tokens, one.positions)) for one in own]
+    for params, own in zip(experts, prompts, strict=True)
+  ]
+  return [one for turn in itertools.zip_longest(*each) for one in turn if one is not None]
+
+
+def per_layer(names: Iterable[str], row: Sequence[float]) -> mj.Weights:
+  """Weights with a row for each layer, by the first number in the names, and one for all other tensors.
+
+  >>> per_layer(["embed.w", "layers.0.w", "layers.1.w", "layers.1.v"], [0.3, 0.3]).values.shape
+  (3, 2)
+  """
+  found = {match[0] for match in (re.match(r"[^\d]*?\.\d+\.", name) for name in names) if match}
+  layers = sorted(found, key=lambda prefix: (len(prefix), prefix))
+  patterns = (*(f"(?s:{re.escape(prefix)}.*)" for prefix in layers), "(?s:.*)")
+  return mj.Weights(jnp.tile(jnp.asarray(row, jnp.float32)[None], (len(patterns), 1)), patterns)
+
+
+def _logits(apply: Apply, params: PyTree, batch: Bucket) -> Array:
+  return apply(params, batch.tokens, batch.positions).astype(jnp.float32)
+
+
+def _mean(values: Array, batch: Bucket) -> Array:
+  """Over the positions that are asked for; a NaN there stays."""
+  return jnp.sum(jnp.where(batch.mask > 0, values, 0.0)) / jnp.sum(batch.mask)

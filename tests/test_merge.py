@@ -1,0 +1,338 @@
+"""Recipes from end to end: tiny folders in, a folder out, against float64 numpy."""
+
+import json
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import yaml
+
+from merge_jax import checkpoints, recipes, storage
+from merge_jax.recipes import card, manifest
+
+VOCABULARY, WIDTH, LAYERS = 10, 4, 3
+CONFIG = {
+  "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCABULARY,
+  "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def tensors(seed, layers=LAYERS, head=True):
+  generator = np.random.default_rng(seed)
+  shapes = {"model.embed_tokens.weight": (VOCABULARY, WIDTH), "model.norm.weight": (WIDTH,)}
+  shapes |= {"lm_head.weight": (VOCABULARY, WIDTH)} if head else {}
+  for i in range(layers):
+    for part in ("self_attn.o_proj", "mlp.up_proj"):
+      shapes[f"model.layers.{i}.{part}.weight"] = (WIDTH, WIDTH)
+  return {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def save(folder, values, config=CONFIG):
+  folder.mkdir(parents=True)
+  checkpoints.write(folder, values)
+  (folder / "config.json").write_text(json.dumps(config))
+  return values
+
+
+def load(folder):
+  opened = checkpoints.open(folder)
+  return {name: opened.read(name).astype(np.float64) for name in opened.specs}
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  return {name: save(tmp_path / name, tensors(i)) for i, name in enumerate(("base", "a", "b"))}
+
+
+def merge(text, output="out", **options):
+  recipe = here("recipe.yml")
+  recipe.write_text(text if isinstance(text, str) else yaml.safe_dump(text, sort_keys=False))
+  built = recipes.run(recipe, output, **options)
+  return built, load(here(output))
+
+
+def here(name):
+  return Path.cwd() / name
+
+
+def kit(method, *models, **more):
+  listed = [{"model": m, "parameters": p} if p else {"model": m} for m, p in models]
+  return {"merge_method": method, "models": listed, **more}
+
+
+def test_filters_and_gradients_reach_every_tensor(world):
+  text = kit(
+    "linear", ("a", {"weight": [{"filter": "mlp", "value": [0.0, 1.0]}, {"value": 0.25}]}),
+    ("b", {"weight": [1, 2, 4]}), parameters={"normalize": False},
+  )  # fmt: skip
+  _, got = merge(text)
+  for name, value in got.items():
+    layer = int(name.split(".")[2]) if ".layers." in name else 0
+    of_a = layer / 2 if "mlp" in name else 0.25
+    expected = of_a * world["a"][name].astype(np.float64) + [1, 2, 4][layer] * world["b"][name]
+    np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_base_and_two_dtypes(world):
+  text = kit(
+    "task_arithmetic", ("a", {"weight": 0.5}), ("base", {}), ("b", {"weight": 0.25}), base_model="base",
+    parameters={"lambda": 2}, dtype="float32", out_dtype="bfloat16",
+  )  # fmt: skip
+  built, got = merge(text, verify=True)
+  for name, value in got.items():
+    base, a, b = (world[key][name].astype(np.float64) for key in ("base", "a", "b"))
+    expected = (base + 2 * (0.5 * (a - base) + 0.25 * (b - base))).astype(np.float32)
+    np.testing.assert_allclose(value, expected.astype(ml_dtypes.bfloat16).astype(np.float64), rtol=1e-2)
+  assert {str(spec.dtype) for spec in built.specs.values()} == {"bfloat16"}
+  assert json.loads(here("out/config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_an_unlisted_base_is_averaged_in_as_mergekit_does(world):
+  built, got = merge(kit("linear", ("a", {}), ("b", {}), base_model="base", parameters={"weight": 1}))
+  assert "averages the base" in built.notes[0]
+  name = "model.norm.weight"
+  np.testing.assert_allclose(got[name], sum(world[k][name] for k in world) / 3, rtol=1e-6)
+  built, got = merge(
+    kit("linear", ("a", {}), ("b", {}), base_model="base", parameters={"weight": 1}),
+    "paper",
+    semantics="paper",
+  )
+  assert "does not use the base" in built.notes[0]
+  np.testing.assert_allclose(got[name], (world["a"][name] + world["b"][name]) / 2, rtol=1e-6)
+
+
+def stacked(*parts):
+  return [{"sources": [{"model": m, "layer_range": list(r), "parameters": {"weight": 1}}]} for m, r in parts]
+
+
+def test_slices_stack_layers(world):
+  built, got = merge({"merge_method": "linear", "slices": stacked(("a", (0, 2)), ("b", (1, 3)))}, verify=True)
+  assert built.config["num_hidden_layers"] == 4 and len(got) == 3 + 2 * 4
+  for layer, (model, source) in enumerate([("a", 0), ("a", 1), ("b", 1), ("b", 2)]):
+    name = "model.layers.{}.mlp.up_proj.weight"
+    np.testing.assert_array_equal(got[name.format(layer)], world[model][name.format(source)])
+  np.testing.assert_array_equal(got["model.embed_tokens.weight"], world["a"]["model.embed_tokens.weight"])
+  np.testing.assert_array_equal(got["lm_head.weight"], world["b"]["lm_head.weight"])
+
+
+def test_parameters_of_a_restacked_layer(world):
+  """A model's own filters look at the input's name, shared ones at the output's; gradients run in a slice."""
+  slices = stacked(("a", (0, 1)), ("a", (1, 3)))
+  slices[1]["sources"][0]["parameters"]["weight"] = [{"filter": "layers.2.", "value": 3}, {"value": [1, 2]}]
+  _, got = merge({"merge_method": "linear", "slices": slices, "parameters": {"normalize": False}})
+  name = "model.layers.{}.mlp.up_proj.weight"
+  for layer, factor in enumerate((1, 1, 3)):
+    np.testing.assert_allclose(got[name.format(layer)], factor * world["a"][name.format(layer)], rtol=1e-6)
+
+
+def test_a_tied_head_beside_a_head_of_its_own(world, tmp_path):
+  save(tmp_path / "tied", tensors(5, head=False), CONFIG | {"tie_word_embeddings": True})
+  built, got = merge(kit("linear", ("tied", {}), ("a", {}), parameters={"weight": 1}))
+  expected = (load(tmp_path / "tied")["model.embed_tokens.weight"] + world["a"]["lm_head.weight"]) / 2
+  np.testing.assert_allclose(got["lm_head.weight"], expected, rtol=1e-6)
+  assert built.config["tie_word_embeddings"] is False and "ties its head" in built.notes[0]
+
+
+def test_modules_of_an_encoder_decoder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  shapes = {"shared.weight": (6, 2), "lm_head.weight": (6, 2)} | {
+    f"{part}.{name}": (2,) for part in ("encoder", "decoder")
+    for name in ("block.0.w", "block.1.w", "final_layer_norm.weight")
+  }  # fmt: skip
+  config = {"model_type": "t5", "num_layers": 2, "num_decoder_layers": 2}
+  world = {}
+  for seed, model in enumerate("ab"):
+    generator = np.random.default_rng(seed)
+    values = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    world[model] = save(tmp_path / model, values, config)
+  parts = {
+    "encoder": {"slices": stacked(("a", (0, 2)), ("b", (1, 2)))},
+    "decoder": {"models": [{"model": "b", "parameters": {"weight": 1}}]},
+  }
+  built, got = merge({"merge_method": "linear", "modules": parts})
+  assert (built.config["num_layers"], built.config["num_decoder_layers"]) == (3, 2)
+  np.testing.assert_array_equal(got["encoder.block.2.w"], world["b"]["encoder.block.1.w"])
+  np.testing.assert_array_equal(got["shared.weight"], world["a"]["shared.weight"])
+  np.testing.assert_array_equal(got["lm_head.weight"], world["b"]["lm_head.weight"])
+  with pytest.raises(ValueError, match="decoder is missing"):
+    merge({"merge_method": "linear", "modules": {"encoder": parts["decoder"]}}, "x")
+  with pytest.raises(ValueError, match=r"several|one list of layers"):
+    merge({"merge_method": "linear", "slices": stacked(("a", (0, 2)))}, "x")
+
+
+def test_our_own_format_with_rules(world):
+  text = """
+    method: task_arithmetic
+    base: base
+    models: {x: {path: a, weight: 0.5}, y: {path: b, weight: 1}}
+    parameters: {scaling: 0.5}
+    rules:
+      - {tensors: '.*norm.*', method: uniform}
+      - {tensors: '.*mlp.*', parameters: {scaling: 1, weight: {y: 0}}}
+    dtype: float32
+  """
+  built, got = merge(text)
+  for name, value in got.items():
+    base, a, b = (world[key][name].astype(np.float64) for key in ("base", "a", "b"))
+    expected = base + 0.5 * (0.5 * (a - base) + (b - base))
+    if "norm" in name:
+      expected = (a + b) / 2
+    elif "mlp" in name:
+      expected = base + 0.5 * (a - base)
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+  assert built.semantics == "paper" and built.jobs[0].models == ("x", "y")
+  assert len({job.group for job in built.jobs}) == 2
+
+
+def test_ties_of_the_whole_model(world):
+  import merge_jax as mj
+
+  _, got = merge("method: ties\nbase: base\nmodels: [a, b]\nparameters: {density: 0.3}\n")
+  expected = mj.merge(mj.ties(np.float32(0.3)), [world["a"], world["b"]], base=world["base"])
+  for name, value in got.items():
+    np.testing.assert_array_equal(value, np.asarray(expected[name]))
+
+
+def test_random_masks_depend_on_seed_and_model_alone(world):
+  text = "method: dare_ties\nbase: base\nmodels: {}\nparameters: {{density: 0.5}}\nseed: 3\n"
+  results = [
+    merge(text.format(models), f"out{i}", **options)[1]
+    for i, (models, options) in enumerate(
+      [
+        ("{x: a, y: b}", {}),
+        ("{y: b, x: a}", {}),
+        ("{x: a, y: b}", {"seed": 3}),
+        ("{x: a, y: b}", {"seed": 4}),
+      ]
+    )
+  ]
+  name = "model.embed_tokens.weight"
+  np.testing.assert_allclose(results[0][name], results[1][name], rtol=1e-6)
+  np.testing.assert_array_equal(results[0][name], results[2][name])
+  assert not np.allclose(results[0][name], results[3][name])
+  one, two = (here(f"out{i}/model.safetensors").read_bytes() for i in (0, 2))
+  assert one == two
+
+
+DOCUMENTS = """
+merge_method: linear
+models: [{model: half}, {model: base}]
+parameters: {weight: 1}
+---
+name: half
+merge_method: linear
+models: [{model: a}, {model: b}]
+parameters: {weight: 1}
+"""
+
+
+def test_documents_that_use_each_other(world):
+  _, got = merge(DOCUMENTS)
+  name = "model.norm.weight"
+  np.testing.assert_allclose(
+    got[name], world["base"][name] / 2 + (world["a"][name] + world["b"][name]) / 4, rtol=1e-6
+  )
+  assert sorted(p.name for p in here(".").iterdir()) == ["a", "b", "base", "out", "recipe.yml"]
+  with pytest.raises(ValueError, match="made from each other"):
+    merge(DOCUMENTS.replace("model: b}", "model: half}").replace("model: a}", "model: b}"), "x")
+  with pytest.raises(ValueError, match="0 documents have no name"):
+    merge(f"name: other\n{DOCUMENTS}".replace("\n\n", "\n"), "x")
+
+
+def test_the_folder_says_what_it_is(world):
+  text = "# my words\nmerge_method: linear\nmodels: [{model: a}]\nparameters: {weight: 1}\n"
+  _, got = merge(text, max_shard_gb=3e-7, verify=True)
+  for name, value in world["a"].items():
+    np.testing.assert_array_equal(got[name], value)
+  page = here("out/README.md").read_text()
+  metadata = yaml.safe_load(page.split("---")[1])
+  assert metadata["base_model"] == ["a"] and "merge" in metadata["tags"] and "# my words" in page
+  record = json.loads(here("out/merge_manifest.json").read_text())
+  files = {p.name for p in here("out").iterdir()}
+  assert set(record["outputs"]) | {manifest.NAME} == files
+  assert "model.safetensors.index.json" in files and sum(name.endswith(".safetensors") for name in files) > 1
+  assert record["inputs"] == {"a": storage.digest(checkpoints.open("a").files(), Path("a"))}
+
+
+def test_a_folder_is_replaced_only_if_a_merge_made_it(world):
+  text = kit("linear", ("a", {"weight": 1}))
+  merge(text)
+  with pytest.raises(FileExistsError, match="not empty"):
+    merge(text)
+  here("out/mine.txt").write_text("x")
+  merge(text, overwrite=True)
+  assert [p.name for p in here(".").glob("out.before-*/*")] == ["mine.txt"]
+  with pytest.raises(FileExistsError, match="no merge made it"):
+    merge(text, "b", overwrite=True)
+  with pytest.raises(ValueError, match="the input"):
+    merge(text, "a/x")
+
+
+@pytest.mark.parametrize(
+  ("text", "words"),
+  [
+    (kit("linear", ("a", {"weight": 1}), ("small", {"weight": 1})), "'model.layers.2.* missing in small"),
+    (kit("linear", ("small", {"weight": 1}), ("a", {"weight": 1})), "'model.layers.2.* missing in small"),
+    (kit("linear", ("a", {"weight": 1}), ("wide", {"weight": 1})), r"\(12, 4\) in wide.*tokenizer_source"),
+    (kit("linear", ("a", {"weight": 1}), ("b", {})), "needs weight of b for tensor"),
+    (kit("ties", ("a", {"weight": 1})), "add base_model"),
+    (kit("ties", ("base", {}), base_model="base"), "at least 1 model .*, got 0"),
+    (kit("slerp", ("a", {}), ("b", {}), base_model="base", parameters={"t": 0.5}), "merges 2 models"),
+    (kit("linear", ("nowhere", {"weight": 1})), "nowhere"),
+    ({"merge_method": "linear", "slices": stacked(("a", (1, 4)))}, r"\[1, 4\] of a: it has 3 layers"),
+    ("method: linear\nbase: base\nmodels: [a]", "does not use a base"),
+    ("method: task_arithmetic\nmodels: [a]", "add base"),
+    ("method: uniform\nmodels: [{path: a, weight: 1}]", "takes no weights"),
+    ("method: task_arithmetic\nbase: base\nmodels: [{path: a, weight: 1}, b]", "weight of b is missing"),
+    ("method: ties\nbase: base\nmodels: [a]\nparameters: {density: 2}", "ties: density is 2"),
+    ("method: linear\nmodels: [a]\ndtype: float64", "float64"),
+  ],
+)
+def test_what_cannot_merge_is_told_before_anything_is_read(world, tmp_path, monkeypatch, text, words):
+  save(tmp_path / "small", tensors(3, layers=2), CONFIG | {"num_hidden_layers": 2})
+  save(tmp_path / "wide", world["a"] | {"lm_head.weight": np.ones((12, 4), np.float32)})
+  monkeypatch.setattr(checkpoints.Checkpoint, "read", lambda *_: pytest.fail("a tensor was read"))
+  with pytest.raises((ValueError, OSError), match=words) as caught:
+    merge(text)
+  assert "\n" not in str(caught.value) and not here("out").exists()
+
+
+def test_a_plan_is_shown_without_reading(world, monkeypatch):
+  monkeypatch.setattr(checkpoints.Checkpoint, "read", lambda *_: pytest.fail("a tensor was read"))
+  here("r.yml").write_text(DOCUMENTS)
+  first, last = recipes.check("r.yml")
+  assert (first.recipe.name, last.recipe.name) == ("half", None)
+  text = card.plan(last)
+  assert "linear(normalize=True) of [half, base] weights=1" in text and "result: 9 tensors" in text
+
+
+def test_a_failed_merge_leaves_nothing(world, monkeypatch):
+  shutil.copytree("a", "damaged")
+  with monkeypatch.context() as patch, pytest.raises(ValueError, match="reads back other"):
+    patch.setattr("merge_jax.recipes.job._digest", lambda value, state=[0]: state.append(0) or len(state))
+    merge(kit("linear", ("damaged", {"weight": 1})), verify=True)
+  assert sorted(p.name for p in here(".").iterdir()) == ["a", "b", "base", "damaged", "recipe.yml"]
+
+
+def test_an_interrupted_merge_goes_on_and_gives_the_same_bytes(world, monkeypatch):
+  merge(DOCUMENTS, "whole", max_shard_gb=3e-7)
+  reads = []
+  read = checkpoints.Checkpoint.read
+  monkeypatch.setattr(
+    checkpoints.Checkpoint, "read", lambda self, n, *a: reads.append(n) or read(self, n, *a)
+  )
+  with pytest.raises(RuntimeError, match="Stopped"):
+    merge(DOCUMENTS, max_shard_gb=3e-7, stop=lambda: len(reads) > 9 + 9)
+  assert not here("out").exists()
+  before = len(reads)
+  merge(DOCUMENTS, max_shard_gb=3e-7)
+  assert (
+    len(reads) - before == 8 * 2 + 9
+  )  # not the first document, nor the first shard; `merge` loads the result
+  ours, whole = ({p.name: p.read_bytes() for p in here(name).iterdir()} for name in ("out", "whole"))
+  assert ours.keys() == whole.keys()
+  assert all(ours[name] == whole[name] for name in ours if name.endswith((".safetensors", "index.json")))
+  assert sorted(p.name for p in here(".").iterdir()) == ["a", "b", "base", "out", "recipe.yml", "whole"]

@@ -1,0 +1,120 @@
+"""Recipes of data-weighted methods, with files of statistics as `launch.statistics` writes them."""
+
+import re
+
+import numpy as np
+import pytest
+
+from merge_jax import checkpoints, recipes
+from merge_jax.evals import statistics_file
+
+WIDTH = 4
+SHAPES = {"model.layers.0.up.weight": (3, WIDTH), "model.layers.0.gate.weight": (3, WIDTH), "norm": (WIDTH,)}
+UP, GATE, NORM = SHAPES
+MODELS = ("a", "b")
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+  """Two models, with Fisher information and Gram matrices; the gate shares that of the layer beside it."""
+  monkeypatch.chdir(tmp_path)
+  found = {}
+  for seed, model in enumerate(MODELS):
+    generator = np.random.default_rng(seed)
+    values = {n: generator.normal(size=shape).astype(np.float32) for n, shape in SHAPES.items()}
+    (tmp_path / model).mkdir()
+    checkpoints.write(tmp_path / model, values)
+    fisher = {n: generator.exponential(size=shape).astype(np.float32) for n, shape in SHAPES.items()}
+    inputs = generator.normal(size=(9, WIDTH)).astype(np.float32)
+    gram = inputs.T @ inputs
+    for kind, stored, shared in (("fisher", fisher, {}), ("gram", {UP: gram}, {GATE: UP})):
+      about = statistics_file.About(kind=kind, tensors=list(SHAPES), shared=shared)
+      statistics_file.save(f"{model}_{kind}.safetensors", stored, about)
+    found[model] = {"values": values, "fisher": fisher, "gram": gram}
+  return found
+
+
+def recipe(method, file="{model}_{kind}.safetensors", models=MODELS, parameters="{}"):
+  kind = {"fisher": "fisher", "regmean": "gram"}.get(method, "fisher")
+  listed = ", ".join(
+    f"{model}: {{path: {model}" + (f", statistics: {file.format(model=model, kind=kind)}}}" if file else "}")
+    for model in models
+  )
+  return f"method: {method}\nmodels: {{{listed}}}\nparameters: {parameters}\n"
+
+
+def merge(tmp_path, text, output="out"):
+  (tmp_path / "recipe.yml").write_text(text)
+  built = recipes.run("recipe.yml", output)
+  opened = checkpoints.open(output)
+  return built, {name: opened.read(name).astype(np.float64) for name in opened.specs}
+
+
+def test_fisher(world, tmp_path):
+  built, got = merge(tmp_path, recipe("fisher", parameters="{normalization: none}"))
+  for name in SHAPES:
+    info = [np.maximum(world[m]["fisher"][name].astype(np.float64), 1e-6) for m in MODELS]
+    values = [world[m]["values"][name] for m in MODELS]
+    expected = sum(f * x for f, x in zip(info, values, strict=True)) / sum(info)
+    np.testing.assert_allclose(got[name], expected, rtol=1e-5)
+  record = recipes.manifest.make(built, 0)
+  assert record.inputs.keys() == {*MODELS, "a_fisher.safetensors", "b_fisher.safetensors"}
+
+
+def test_fisher_normalised_over_the_model(world, tmp_path):
+  _, got = merge(tmp_path, recipe("fisher"))
+  norms = []
+  for m in MODELS:
+    squares = [np.square(x.astype(np.float64)) for x in world[m]["fisher"].values()]
+    norms.append(np.sqrt(sum(x.sum() for x in squares) / sum(x.size for x in squares)))
+  for name in SHAPES:
+    info = [np.maximum(world[m]["fisher"][name] / n, 1e-6) for m, n in zip(MODELS, norms, strict=True)]
+    expected = sum(f * world[m]["values"][name] for f, m in zip(info, MODELS, strict=True)) / sum(info)
+    np.testing.assert_allclose(got[name], expected, rtol=1e-5)
+
+
+def test_regmean_with_shared_and_missing_matrices(world, tmp_path):
+  _, got = merge(tmp_path, recipe("regmean"))
+  grams = [world[m]["gram"].astype(np.float64) for m in MODELS]
+  for name in (UP, GATE):
+    right = sum(world[m]["values"][name] @ g for m, g in zip(MODELS, grams, strict=True))
+    np.testing.assert_allclose(got[name], right @ np.linalg.inv(sum(grams)), rtol=1e-3, atol=1e-4)
+  np.testing.assert_allclose(got[NORM], sum(world[m]["values"][NORM] for m in MODELS) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("text", "words"),
+  [
+    (recipe("fisher", ""), r"statistics of a are missing; .*launch.statistics --kind=fisher"),
+    (recipe("regmean", "a_fisher.safetensors"), "holds those of kind 'fisher'; .*--kind=gram"),
+    (recipe("fisher", "short.safetensors"), f"short.safetensors is of a model without tensor '{GATE}'"),
+    (recipe("fisher", "wide.safetensors"), re.escape("has shape (5,); expected (4,)")),
+    (recipe("fisher", "few.safetensors"), "have none for tensor 'norm'"),
+    (recipe("fisher", "none.safetensors"), "none.safetensors"),
+    (recipe("fisher", "a/model.safetensors"), "no file of statistics"),
+    (recipe("linear", "a_fisher.safetensors"), "linear does not use statistics"),
+  ],
+)
+def test_statistics_that_do_not_fit_are_refused_before_anything_is_written(world, tmp_path, text, words):
+  full = world["a"]["fisher"]
+  for name, values, tensors in (
+    ("short", {UP: full[UP]}, [UP, NORM]),
+    ("wide", full | {NORM: np.ones(5, np.float32)}, list(SHAPES)),
+    ("few", {n: full[n] for n in (UP, GATE)}, list(SHAPES)),
+  ):
+    statistics_file.save(f"{name}.safetensors", values, statistics_file.About(kind="fisher", tensors=tensors))
+  before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+  with pytest.raises((ValueError, OSError), match=words) as caught:
+    merge(tmp_path, text)
+  assert "\n" not in str(caught.value)
+  (tmp_path / "recipe.yml").unlink()
+  assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_other_statistics_are_another_job(world, tmp_path):
+  """An interrupted merge is not continued with files that changed."""
+  built, _ = merge(tmp_path, recipe("fisher"))
+  before = recipes.manifest.make(built, 0)
+  about = statistics_file.About(kind="fisher", tensors=list(SHAPES))
+  statistics_file.save("a_fisher.safetensors", world["b"]["fisher"], about)
+  assert recipes.manifest.make(built, 0) != before
