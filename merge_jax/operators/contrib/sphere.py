@@ -19,6 +19,7 @@ from jax import Array
 
 from merge_jax.operators.contrib.differences import vectors
 from merge_jax.operators.core import Leaf
+from merge_jax.operators.sums import total
 
 
 class Directions(NamedTuple):
@@ -50,7 +51,7 @@ def scaled(leaf: Leaf) -> tuple[tuple[Array, ...], Array]:
 
 def norm(x: Array, axis: int | None = None) -> Array:
   """Norm of all, or along an axis that stays; its gradient at 0 is 0."""
-  square = jnp.sum(x * x, axis=axis, keepdims=axis is not None)
+  square = total(x * x) if axis is None else jnp.sum(x * x, axis=axis, keepdims=True)
   zero = square == 0
   return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
