@@ -63,7 +63,7 @@ def directions(leaf: Leaf) -> Directions:
   scales = [1.0 / jnp.where(size == 0, 1.0, size) for size in norms]
   chords = [[jnp.zeros_like(norms[0])] * len(xs) for _ in xs]
   for i, j in itertools.combinations(range(len(xs)), 2):
-    chords[i][j] = chords[j][i] = jnp.sum((xs[i] * scales[i] - xs[j] * scales[j]) ** 2)
+    chords[i][j] = chords[j][i] = total((xs[i] * scales[i] - xs[j] * scales[j]) ** 2)
   return Directions(jnp.stack(norms), jnp.stack([jnp.stack(row) for row in chords]))
 
 
