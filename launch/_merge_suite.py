@@ -25,7 +25,7 @@ _FOLDER = flags.DEFINE_string("folder", "", "merge: where the pool is kept; a te
 
 SIZES = {"100m": (768, 2048, 12, 16384), "1b": (2048, 5632, 22, 32000)}  # hidden, inner, layers, vocabulary
 MODELS = ("base", "x1", "x2", "x3", "x4")
-WEIGHT, TWO = "weight: 0.25", ("x1", "x2")
+WEIGHT = "weight: 0.25"
 METHODS: dict[str, tuple[str, str, bool, Sequence[str]]] = {  # per model, whole, with a base, models
   "linear": (WEIGHT, "", False, MODELS[1:]),
   "task_arithmetic": (WEIGHT, "", True, MODELS[1:]),

@@ -56,4 +56,4 @@ from merge_jax.operators import tsv as tsv
 from merge_jax.operators import uniform as uniform
 from merge_jax.operators import widen as widen
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

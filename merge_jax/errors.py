@@ -1,7 +1,8 @@
-"""The one way to say that a name is not known, and to show a value in a sentence."""
+"""The one way to say that a name is not known, to show a value in a sentence, and to make one of a panic."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -26,3 +27,14 @@ def shown(value: Any, limit: int = 80) -> str:
   """
   text = " ".join(repr(value).split())
   return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+@contextlib.contextmanager
+def in_library(where: str) -> Iterator[None]:
+  """Around calls of `tokenizers`, which raises bare Exception, and whose panics are not even that."""
+  try:
+    yield
+  except BaseException as error:
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+      raise ValueError(f"{where}: {shown(str(error), 200)}") from None
+    raise

@@ -16,7 +16,7 @@ import yaml
 
 import merge_jax
 from merge_jax import checkpoints
-from merge_jax.recipes import methods, reading
+from merge_jax.recipes import own_methods, reading
 from tests import pools
 
 ROOT = Path(__file__).parent.parent
@@ -226,7 +226,7 @@ def test_the_readme_examples_run():
     ("mergekit", "dare_ties"),
     ("own", "fisher"),
   ]
-  assert [name for name in methods.OWN if hasattr(merge_jax, name) and f"`{name}`" not in text] == []
+  assert [name for name in own_methods.OWN if hasattr(merge_jax, name) and f"`{name}`" not in text] == []
 
 
 def test_jobs_are_listed():

@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import merge_jax as mj
+from merge_jax.operators import naming
 from merge_jax.operators.sparsify import Trim
 from tests.cases import CASES
 from tests.cases.common import BASE, EXPERTS, KEY, SHAPES, arguments, deltas, expected, make_tree, merge, wide
@@ -367,6 +368,15 @@ def test_dare_is_unbiased_and_depends_on_names_only():
   other = mj.merge(operator, [{"v": ones["w"]}], base={"v": zeros["w"]}, key=KEY)["v"]
   np.testing.assert_array_equal(merged, again)
   assert 0.4 < float((merged == other).mean()) < 0.75  # 0.58 for independent masks
+
+
+def test_the_masks_of_before_are_there():
+  delta = np.arange(1, 401, dtype=np.float32).reshape(20, 20)
+  key = jax.random.fold_in(naming.key_of(KEY, 0, "w"), 0)
+  mask = np.asarray(jax.random.uniform(key, delta.shape, jnp.float32)) < 0.3
+  rule = mj.dare_linear(0.3, rescale="none", generator="threefry")
+  merged = mj.merge(rule, [{"w": delta}], base={"w": np.zeros_like(delta)}, key=KEY)["w"]
+  np.testing.assert_array_equal(merged, np.where(mask, delta, 0))
 
 
 def test_zero_sums_take_the_sign_of_the_majority():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from merge_jax import recipes
-from merge_jax.recipes import choices, configs, layers, methods, parameters, schema, yaml_reader
+from merge_jax.recipes import choices, configs, layers, methods, own_methods, parameters, schema, yaml_reader
 from merge_jax.recipes.parameters import lookup, parse
 
 
@@ -246,7 +246,7 @@ def test_every_method_has_arguments(name, mergekit):
   tensor = choices.Tensor("w", ("w", "w"), 12, 0.0, (settings,))
   inputs = [schema.Input(schema.Model(label), label=label) for label in ("a", "b")]
   choice = choices.of_mergekit(name, inputs, tensor, mergekit=mergekit, task_vectors=True)
-  assert choice.factory in methods.OWN
+  assert choice.factory in own_methods.OWN
   assert (choice.weights == (0.5, 0.5)) if method.weighted else (choice.weights is None)
   for value in choice.arguments.values():
     assert isinstance(value, bool | int | float | str | np.ndarray)

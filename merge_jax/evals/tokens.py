@@ -1,7 +1,6 @@
 """From texts to token ids, with the tokenizer that lies beside a checkpoint."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -10,7 +9,7 @@ from msgspec import Meta
 from tokenizers import Tokenizer
 
 from merge_jax.decoding import convert, decode
-from merge_jax.errors import shown
+from merge_jax.errors import in_library, shown
 
 T = TypeVar("T")
 
@@ -65,7 +64,7 @@ class Tokens:
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
       raise FileNotFoundError(f"{folder} has no tokenizer.json; built-in tasks need one.")
-    with _library(f"{path} is not a tokenizer"):
+    with in_library(f"{path} is not a tokenizer"):
       tokenizer = Tokenizer.from_file(str(path))
       tokenizer.no_padding()
       tokenizer.no_truncation()
@@ -89,19 +88,8 @@ class Tokens:
         text.encode()
       except UnicodeEncodeError:
         raise ValueError(f"The text {shown(text)} has a lone surrogate; it cannot be tokenized.") from None
-    with _library(f"{self.source} failed"):
+    with in_library(f"{self.source} failed"):
       return [e.ids for e in self.tokenizer.encode_batch(list(texts), add_special_tokens=special)]
-
-
-@contextlib.contextmanager
-def _library(where: str) -> Iterator[None]:
-  """The library raises bare Exception, and its panics are not even that."""
-  try:
-    yield
-  except BaseException as error:
-    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-      raise ValueError(f"{where}: {shown(str(error), 200)}") from None
-    raise
 
 
 def _eos(folder: Path, tokenizer: Tokenizer) -> int | None:

@@ -96,7 +96,11 @@ class Total(NamedTuple):
 
   measure: Callable[[Leaf], PyTree]
   finish: Callable[[PyTree], PyTree]
-  whole: bool = True
+
+  @property
+  def whole(self) -> bool:
+    """Whether it is of all tensors: always."""
+    return True
 
 
 class Ranked(NamedTuple):

@@ -192,6 +192,8 @@ class Trim(Mask):
 
 trim = Trim
 
+Generator = Literal["hash", "threefry"]
+
 
 @pytree
 class Drop(Mask):
@@ -217,12 +219,12 @@ class Drop(Mask):
 
   density: ArrayLike
   rescale: Rescale = dataclasses.field(default="inverse", kw_only=True, metadata=STATIC)
-  generator: Literal["hash", "threefry"] = dataclasses.field(default="hash", kw_only=True, metadata=STATIC)
+  generator: Generator = dataclasses.field(default="hash", kw_only=True, metadata=STATIC)
   random = True
 
   def __post_init__(self) -> None:
     check_choice("rescale", self.rescale, get_args(Rescale))
-    check_choice("generator", self.generator, ("hash", "threefry"))
+    check_choice("generator", self.generator, get_args(Generator))
     check_number("density", self.density, 0.0, 1.0)
 
   def choose(self, deltas: Deltas, keys: tuple[Any, ...], surveyed: PyTree) -> Sequence[PyTree]:

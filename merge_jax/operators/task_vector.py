@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from merge_jax.operators import reduce as reducers
 from merge_jax.operators import sparsify as sparsifiers
 from merge_jax.operators.core import Leaf, Operator, PyTree, Survey, Surveyed, check_number, pytree
+from merge_jax.operators.differences import task_vectors
 from merge_jax.operators.reduce import AgreeingMean, Reducer, WeightedSum
 from merge_jax.operators.sparsify import Sparsifier, drop, trim
 
@@ -72,14 +73,14 @@ class TaskVector(Operator):
 
   def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
     fits, surveyed = prepared
-    base, deltas = _task_vectors(leaf)
+    base, deltas = task_vectors(leaf)
     for block, fit in zip(self.sparsify, fits, strict=True):
       deltas = block.apply(fit, deltas)
     return base + jnp.asarray(self.scaling, base.dtype) * self.reduce.reduce(deltas, weights, surveyed)
 
   def _sparse(self, leaf: Leaf, surveyed: Surveyed) -> tuple[tuple[Array, ...], list[PyTree]]:
     """Task vectors up to the first block whose survey has no result yet, and what was fitted to them."""
-    deltas, fits, results = _task_vectors(leaf)[1], [], list(surveyed)
+    deltas, fits, results = task_vectors(leaf)[1], [], list(surveyed)
     for i, block in enumerate(self.sparsify):
       found, keys = None, leaf.keys or (None,) * len(deltas)
       if block.survey() is not None:
@@ -91,13 +92,6 @@ class TaskVector(Operator):
       fits.append(block.fit(deltas, keys, found))
       deltas = block.apply(fits[-1], deltas)
     return deltas, fits
-
-
-def _task_vectors(leaf: Leaf) -> tuple[Array, tuple[Array, ...]]:
-  """The base, and the differences to it."""
-  if leaf.base is None:
-    raise ValueError("Task-vector methods need a base.")
-  return leaf.base, tuple(expert - leaf.base for expert in leaf.experts)
 
 
 def task_arithmetic(*, scaling: ArrayLike = 1.0, normalize: bool = False) -> TaskVector:
@@ -160,6 +154,7 @@ def dare_linear(
   scaling: ArrayLike = 1.0,
   rescale: sparsifiers.Rescale = "inverse",
   normalize: bool = False,
+  generator: sparsifiers.Generator = "hash",
 ) -> TaskVector:
   """DARE before task arithmetic: drop elements at random, rescale, add.
 
@@ -171,6 +166,7 @@ def dare_linear(
     scaling: λ.
     rescale: "inverse" divides by the density; "l1" is mergekit's; "none".
     normalize: divide by `Σ wᵢ`.
+    generator: of the masks, see `drop`.
 
   Needs `key=`. Source: Language Models are Super Mario (arXiv 2311.03099).
 
@@ -179,7 +175,8 @@ def dare_linear(
   >>> mj.merge(mj.dare_linear(1.0, scaling=0.5), experts, base=base, key=jax.random.key(0))["w"].tolist()
   [0.5, 1.0]
   """
-  return TaskVector((drop(density, rescale=rescale),), WeightedSum(normalize), scaling)
+  block = drop(density, rescale=rescale, generator=generator)
+  return TaskVector((block,), WeightedSum(normalize), scaling)
 
 
 def dare_ties(
@@ -190,13 +187,14 @@ def dare_ties(
   election: reducers.Election = "unweighted",
   divisor: reducers.Divisor = "count",
   zero_sign: reducers.ZeroSign = "majority",
+  generator: sparsifiers.Generator = "hash",
 ) -> TaskVector:
   """DARE in place of the trim of TIES: drop elements at random and rescale, elect, average.
 
       mᵢ ~ Bernoulli(density)     τ̂ᵢ = mᵢ (θᵢ - θ₀) / density     then as `ties`
 
   Args:
-    density, scaling, rescale: as `dare_linear`.
+    density, scaling, rescale, generator: as `dare_linear`.
     election, divisor, zero_sign: see `AgreeingMean`. mergekit: "weighted", "none", "positive".
 
   Needs `key=`. Sources: arXiv 2311.03099 (DARE), 2306.01708 (TIES).
@@ -206,4 +204,5 @@ def dare_ties(
   >>> mj.merge(mj.dare_ties(1.0), experts, base=base, key=jax.random.key(0))["w"].tolist()
   [1.0, 2.0]
   """
-  return TaskVector((drop(density, rescale=rescale),), AgreeingMean(election, divisor, zero_sign), scaling)
+  block = drop(density, rescale=rescale, generator=generator)
+  return TaskVector((block,), AgreeingMean(election, divisor, zero_sign), scaling)

@@ -12,7 +12,7 @@ import numpy as np
 
 from merge_jax.errors import shown
 from merge_jax.operators import Operator
-from merge_jax.recipes import methods, own, parameters
+from merge_jax.recipes import methods, own, own_methods, parameters
 from merge_jax.recipes.parameters import Settings
 from merge_jax.recipes.schema import Input, Rule
 
@@ -90,19 +90,19 @@ def of_own(
   scopes = [(own.rule_settings(rule, ""), tensor.name)] if rule is not None else []
   if rule is None or rule.method == method:
     scopes += [(settings, tensor.name) for settings in tensor.scopes]
-  for key in methods.keywords(method):
-    if key in methods.OWN[method]:
+  for key in own_methods.keywords(method):
+    if key in own_methods.OWN[method]:
       found = _of_models(key, rule, experts, tensor, scopes)
       if all(value is None for value in found):
         continue
       missing = next((e.label for e, value in zip(experts, found, strict=True) if value is None), None)
-      default = methods.keywords(method)[key].default
+      default = own_methods.keywords(method)[key].default
       if missing is not None and not isinstance(default, int | float):
         raise ValueError(f"{where}{key} of {missing} is missing; give each model one, or all the same.")
       numbers = [default if value is None else value for value in found]
-      arguments[key] = np.asarray([methods.read_own(method, key, n, where) for n in numbers], np.float64)
+      arguments[key] = np.asarray([own_methods.read(method, key, n, where) for n in numbers], np.float64)
     elif (value := parameters.lookup(key, scopes, tensor.t)) is not None:
-      arguments[key] = methods.read_own(method, key, value, where)
+      arguments[key] = own_methods.read(method, key, value, where)
   weights = schedule
   if schedule is None:
     given = _of_models("weight", rule, experts, tensor, scopes)
@@ -156,10 +156,10 @@ def _form(value: Any, of_each_model: bool) -> Any:
 
 
 def _make(choice: Choice, arguments: Mapping[str, Any]) -> Operator:
-  for key, parameter in methods.keywords(choice.factory).items():
+  for key, parameter in own_methods.keywords(choice.factory).items():
     if parameter.default is parameter.empty and key not in arguments:
       raise ValueError(f"{choice.method} needs {key}; the recipe has none.")
-  make = methods.factory(choice.factory)
+  make = own_methods.factory(choice.factory)
   try:
     return make(**arguments)
   except ValueError:

@@ -25,7 +25,7 @@ import msgspec
 from merge_jax import decoding
 from merge_jax.errors import shown, unknown
 from merge_jax.operators import naming
-from merge_jax.recipes import mergekit, methods, parameters, schema
+from merge_jax.recipes import mergekit, own_methods, parameters, schema
 from merge_jax.recipes.parameters import Setting, Settings
 from merge_jax.recipes.schema import Input, Module, Recipe, Rule, Slice
 
@@ -72,7 +72,7 @@ def read(raw: Any, where: str, text: str = "") -> Recipe:
   ['a', 'b']
   """
   top = decoding.convert(raw, _Top, where)
-  methods.require_own(top.method, where)
+  own_methods.require(top.method, where)
   if top.dtype is not None and top.dtype not in schema.DTYPES:
     raise ValueError(unknown("dtype", top.dtype, schema.DTYPES, where))
   if top.semantics != "paper":
@@ -108,7 +108,7 @@ def _input(method: str, label: str, raw: Any, where: str) -> Input:
     return Input(schema.model(raw, where), label=label)
   if not isinstance(raw, Mapping):
     raise ValueError(f"{where} is {shown(raw)}; expected a path, or {{path: …, weight: …}}.")
-  own = ("weight", *methods.OWN[method])
+  own = ("weight", *own_methods.OWN[method])
   for key in raw:
     if key not in (*PLACES, *own):
       raise ValueError(unknown("field", str(key), (*PLACES, *own), where))
@@ -126,7 +126,7 @@ def _input(method: str, label: str, raw: Any, where: str) -> Input:
 
 
 def _settings(method: str, raw: Mapping[str, Any] | None, where: str) -> Settings:
-  known = ("weight", *methods.keywords(method)) if raw else ()
+  known = ("weight", *own_methods.keywords(method)) if raw else ()
   for key in raw or ():
     if key not in known:
       raise ValueError(unknown(f"parameter of {method}", str(key), known, where))
@@ -135,7 +135,7 @@ def _settings(method: str, raw: Mapping[str, Any] | None, where: str) -> Setting
 
 def _rule(default: str, raw: _Rule, inputs: tuple[Input, ...], where: str) -> Rule:
   method = raw.method or default
-  methods.require_own(method, f"{where}.method")
+  own_methods.require(method, f"{where}.method")
   try:
     naming.compiled((raw.tensors,))
   except ValueError as error:
@@ -148,7 +148,7 @@ def _rule(default: str, raw: _Rule, inputs: tuple[Input, ...], where: str) -> Ru
     (by_model if each else shared)[key] = value
   settings = dict(_settings(method, shared, f"{where}.parameters"))
   for key, values in by_model.items():
-    if key not in ("weight", *methods.OWN[method]):
+    if key not in ("weight", *own_methods.OWN[method]):
       raise ValueError(
         f"{where}.parameters.{key} is {shown(values)}; {key} is one for all models of {method}."
       )

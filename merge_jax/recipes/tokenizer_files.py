@@ -1,9 +1,8 @@
 """The files beside the tensors that belong to a tokenizer: read, carried over, extended."""
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from tokenizers import Tokenizer
 
 from merge_jax import storage
 from merge_jax.decoding import decode
-from merge_jax.errors import shown
+from merge_jax.errors import in_library
 
 FILES = (
   "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "spiece.model",
@@ -38,7 +37,7 @@ def read(folder: Path) -> Tokenizer:
       f"{folder} has no tokenizer.json, which choosing a tokenizer needs; write one with "
       "`AutoTokenizer.from_pretrained(...).save_pretrained(...)` of transformers."
     )
-  with _library(f"{path} is not a tokenizer"):
+  with in_library(f"{path} is not a tokenizer"):
     return Tokenizer.from_buffer(storage.read_bytes(path))
 
 
@@ -72,14 +71,3 @@ def config(files: Mapping[str, bytes]) -> dict[str, Any]:
 def as_json(value: Any) -> bytes:
   """As transformers writes it."""
   return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-@contextlib.contextmanager
-def _library(where: str) -> Iterator[None]:
-  """The library raises bare Exception, and its panics are not even that."""
-  try:
-    yield
-  except BaseException as error:
-    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-      raise ValueError(f"{where}: {shown(str(error), 200)}") from None
-    raise

@@ -50,14 +50,7 @@ def _cuts(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> lis
   survey: Any = operator.survey()[len(surveyed)]
   keys = [np.asarray(x) for x in leafwise.keys(operator, leaf, surveyed, axes)]
   ranks = _ranks(operator, len(surveyed), keys[0].size, len(leaf.experts))
-  found: dict[tuple[int, int], Cut] = {}  # a rule may cut one array of keys at several ranks
-  cuts = []
-  for x, k in zip(keys, ranks, strict=True):
-    place = (x.__array_interface__["data"][0], k)
-    if place not in found:
-      found[place] = _cut(x, k, survey.exact)
-    cuts.append(found[place])
-  return cuts
+  return [_cut(x, k, survey.exact) for x, k in zip(keys, ranks, strict=True)]
 
 
 def _ranks(operator: Operator, index: int, size: int, count: int) -> list[int]:

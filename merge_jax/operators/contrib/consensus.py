@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from merge_jax.operators.contrib.differences import task_vectors
 from merge_jax.operators.core import Leaf, Operator, PyTree, check_number, pytree
+from merge_jax.operators.differences import task_vectors
 
 
 @pytree

@@ -8,8 +8,8 @@ from jax.typing import ArrayLike
 
 from merge_jax.errors import shown
 from merge_jax.operators.contrib import spectral
-from merge_jax.operators.contrib.differences import task_vectors
 from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree, check_number, pytree
+from merge_jax.operators.differences import task_vectors
 from merge_jax.operators.linear import weighted_sum
 
 

@@ -8,8 +8,8 @@ from jax import Array
 from merge_jax.errors import shown
 from merge_jax.operators import surveying
 from merge_jax.operators.contrib import spectral
-from merge_jax.operators.contrib.differences import task_vectors
 from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree, Surveyed, pytree
+from merge_jax.operators.differences import task_vectors
 from merge_jax.operators.naming import Axes
 from merge_jax.operators.task_vector import ties
 

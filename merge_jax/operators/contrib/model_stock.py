@@ -9,7 +9,6 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators.contrib import sphere
-from merge_jax.operators.contrib.differences import task_vectors
 from merge_jax.operators.core import (
   STATIC,
   Leaf,
@@ -20,6 +19,8 @@ from merge_jax.operators.core import (
   check_number,
   pytree,
 )
+from merge_jax.operators.differences import task_vectors
+from merge_jax.operators.sums import total
 
 By = Literal["tensor", "row"]
 
@@ -73,7 +74,8 @@ class ModelStock(Operator):
     floor = jnp.asarray(self.floor, norms[0].dtype)
 
     def cosine(i: int, j: int) -> Array:
-      product, dot = norms[i] * norms[j], jnp.sum(deltas[i] * deltas[j], axis=axis, keepdims=axis is not None)
+      product, both = norms[i] * norms[j], deltas[i] * deltas[j]
+      dot = total(both) if axis is None else jnp.sum(both, axis=axis, keepdims=True)
       size = jnp.ldexp(product, 2 * power)
       shrink = jnp.where(size < floor, size / jnp.where(floor == 0, 1.0, floor), 1.0)
       return shrink * jnp.clip(dot / jnp.where(product == 0, 1.0, product), -1.0, 1.0)

@@ -7,8 +7,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators.contrib import sphere
-from merge_jax.operators.contrib.differences import vectors
 from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree, Surveyed, check_number, pytree
+from merge_jax.operators.differences import vectors
 from merge_jax.operators.linear import weighted_sum
 
 

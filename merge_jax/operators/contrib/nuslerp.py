@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from merge_jax.operators.contrib.differences import vectors
 from merge_jax.operators.core import (
   STATIC,
   Leaf,
@@ -20,6 +19,7 @@ from merge_jax.operators.core import (
   check_number,
   pytree,
 )
+from merge_jax.operators.differences import vectors
 from merge_jax.operators.linear import Slerp
 
 By = Literal["tensor", "row", "column"]

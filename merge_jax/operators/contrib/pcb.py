@@ -10,7 +10,6 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators import counting, selection
-from merge_jax.operators.contrib.differences import task_vectors
 from merge_jax.operators.core import (
   Leaf,
   Operator,
@@ -22,6 +21,7 @@ from merge_jax.operators.core import (
   check_number,
   pytree,
 )
+from merge_jax.operators.differences import task_vectors
 from merge_jax.operators.selection import Cut
 
 

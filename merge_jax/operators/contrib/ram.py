@@ -8,7 +8,6 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators import counting
-from merge_jax.operators.contrib.differences import task_vectors
 from merge_jax.operators.core import (
   STATIC,
   Leaf,
@@ -21,6 +20,7 @@ from merge_jax.operators.core import (
   check_number,
   pytree,
 )
+from merge_jax.operators.differences import task_vectors
 
 Scope = Literal["model", "tensor"]
 

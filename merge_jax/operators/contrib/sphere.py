@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from merge_jax.operators.contrib.differences import vectors
 from merge_jax.operators.core import Leaf
+from merge_jax.operators.differences import vectors
 from merge_jax.operators.sums import total
 
 

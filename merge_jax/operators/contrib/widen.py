@@ -8,8 +8,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators import selection
-from merge_jax.operators.contrib.differences import task_vectors
 from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed, check_number, pytree
+from merge_jax.operators.differences import task_vectors
 
 
 @pytree
