@@ -56,6 +56,7 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c.search.fitness = "mean"  # normalized, worst
   c.search.fitness_source = "metric"  # loss, auto
   c.search.task_weights = ""  # of the fitness: code=2,math=1
+  c.search.steps = ()  # of checkpoints of one run: merges along it are known points, too
   if mode == "paper":
     c.search.method, c.search.space, c.search.start = "linear", "simplex", "uniform"
     c.search.sigma, c.search.budget = 0.3, 50

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import signal
 import sys
 import time
@@ -28,6 +29,8 @@ def run(main: Callable[[], int | None]) -> None:
   def guarded(argv: list[str]) -> None:
     if len(argv) > 1:
       raise app.UsageError(f"Unexpected words: {' '.join(argv[1:])}. Lists are separated by commas.")
+    gc.freeze()
+    gc.enable()
     logging.set_verbosity(logging.WARNING)  # JAX tells at INFO which back ends it did not find
     try:
       status = main()

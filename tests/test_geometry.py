@@ -236,9 +236,23 @@ def test_schedules_follow_their_definitions():
   assert trajectory.from_decay("linear", [0, 9, 10])[0] > 0.5
 
 
+def test_candidates_are_every_schedule_once_in_the_order_of_the_models():
+  steps = [30, 10, 20, 40]
+  found = trajectory.candidates(steps)
+  np.testing.assert_allclose(found.sum(1), 1.0)
+  assert len({tuple(row.round(9)) for row in found}) == len(found) == 9
+  order = np.argsort(steps)
+  np.testing.assert_allclose(found[:, order], trajectory.candidates(sorted(steps)))
+  np.testing.assert_allclose(found[0], 0.25)
+  assert len(trajectory.candidates([5])) == 1
+
+
 @pytest.mark.parametrize(
   ("call", "message"),
   [
+    (lambda: trajectory.by_step("linaer", [1, 2]), "did you mean 'linear'"),
+    (lambda: trajectory.by_step("linear", [1, 2], decay=0.5), "schedule linear: .*decay"),
+    (lambda: trajectory.candidates([1, 1]), "increasing"),
     (lambda: trajectory.uniform([]), "expected those of one or more checkpoints, increasing"),
     (lambda: trajectory.uniform([1, 1]), "increasing"),
     (lambda: trajectory.ema([1, 2], window=3), "window is 3; expected a whole number from 1 to 2"),

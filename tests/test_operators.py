@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import merge_jax as mj
 from merge_jax.operators import naming
-from merge_jax.operators.sparsify import Trim
+from merge_jax.operators.masks import Trim
 from tests.cases import CASES
 from tests.cases.common import BASE, EXPERTS, KEY, SHAPES, arguments, deltas, expected, make_tree, merge, wide
 from tests.cases.task_vector import np_ties
@@ -101,8 +101,10 @@ def test_keeps_dtype_and_rounds_once(name):
   merged = merge(case, low[:-1], low[-1])
   exact = merge(case, low[:-1], low[-1], dtype=jnp.float32)
   chex.assert_trees_all_equal_shapes_and_dtypes(merged, low[0])
-  for leaf in merged:
-    np.testing.assert_array_equal(merged[leaf], exact[leaf].astype(jnp.bfloat16))
+  for leaf in merged:  # two programs may differ in the last bit of float32, on either side of a rounding
+    wide = np.asarray(exact[leaf])
+    rounded = [np.asarray(wide + sign * 1e-6 * np.abs(wide), jnp.bfloat16) for sign in (-1, 0, 1)]
+    assert np.all(np.any([np.asarray(merged[leaf]) == one for one in rounded], axis=0))
 
 
 @pytest.mark.parametrize("name", cases(lambda case: case.weights is not None))
@@ -338,7 +340,9 @@ def test_x64_computes_float64_and_leaves_float32_as_it_is(name):
   case = CASES[name]
   before = merge(case)
   with jax.enable_x64(True):
-    chex.assert_trees_all_equal(merge(case), before)
+    again = merge(case)  # another program: sums may be fused in another way
+    chex.assert_trees_all_equal_dtypes(again, before)
+    chex.assert_trees_all_close(again, before, rtol=1e-5, atol=1e-6)
     merged = merge(case, [wide(tree) for tree in EXPERTS], wide(BASE))
     for leaf, value in merged.items():
       assert value.dtype == np.float64

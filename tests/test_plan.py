@@ -61,7 +61,12 @@ class Memory(checkpoints.Checkpoint):
 class Result(dict):
   """A writer that keeps what it gets."""
 
-  write = dict.__setitem__
+  def __init__(self, jobs):
+    self.shapes = {job.name: job.spec.shape for job in jobs}
+
+  def write_parts(self, name, parts):
+    flat = np.concatenate([np.reshape(part, -1) for part in parts])
+    self[name] = flat.reshape(self.shapes[name])
 
   def done(self):
     return set()
@@ -101,10 +106,9 @@ def test_a_stream_gives_what_memory_gives(name, threads):
   bf16 = {"c": jnp.bfloat16}  # differences with ties
   trees = [{n: np.asarray(v, bf16.get(n, v.dtype)) for n, v in tree.items()} for tree in (*EXPERTS, BASE)]
   experts, base = [Memory(tree, str(i)) for i, tree in enumerate(trees[:2])], Memory(trees[2], "base")
-  result, done = Result(), []
-  streaming.stream(
-    jobs_of(operator, experts, base), result, key=KEY, threads=threads, memory_gib=1e-5, progress=done.append
-  )
+  jobs = jobs_of(operator, experts, base)
+  result, done = Result(jobs), []
+  streaming.stream(jobs, result, key=KEY, threads=threads, memory_gib=1e-5, progress=done.append)
   named = {"0": trees[0], "1": trees[1]}
   chex.assert_trees_all_close(dict(result), mj.merge(operator, named, base=trees[2], key=KEY), rtol=1e-6)
   assert done == list(range(1, len(trees[0]) + 1))

@@ -70,6 +70,18 @@ def finished(world, tmp_path_factory):
   return output, run(world, output)
 
 
+def test_merges_along_a_run_are_known_points(world, tmp_path):
+  """Weights go by the steps, whatever the order of the checkpoints."""
+  result = run(world, tmp_path / "x", search={"budget": 16, "steps": [300.0, 100.0, 200.0]})
+  records = [r for r in journal_of(tmp_path / "x") if r["kind"] == "trajectory" and r["split"] == "search"]
+  weights = [r["point"]["weights"] for r in records]
+  assert any(np.allclose(one, [1 / 2, 1 / 6, 1 / 3]) for one in weights)  # linear
+  assert any(np.allclose(one, [0.2, 0.0, 0.8]) for one in weights)  # moving average of the last two
+  best = max(records, key=lambda r: r["fitness"])
+  (row,) = (row for row in result["rows"] if row["name"] == "trajectory")
+  assert row["weights"] == best["point"]["weights"] and row["method"] == "linear"
+
+
 def test_result_has_what_the_design_says(world, finished):
   output, result = finished
   assert sorted(p.name for p in output.iterdir() if not p.name.startswith(".")) == sorted(
@@ -406,6 +418,11 @@ def test_outputs_may_lie_beside_the_inputs(world, tmp_path):
     ),
     ({"search": {"start": "cold"}}, "unknown start 'cold'"),
     ({"search": {"batch": 0}}, "batch is 0; expected a whole number >= 1"),
+    (
+      {"search": {"steps": [1.0, 2.0]}},
+      "steps has 2 numbers, 2 of them different; expected one for each",
+    ),
+    ({"search": {"steps": [1.0, 2.0, 2.0]}}, "steps has 3 numbers, 2 of them different"),
     *(
       ({"search": {"sigma": value}}, f"sigma is {value}".replace("+", "."))
       for value in (-1.0, float("nan"), 1e300)

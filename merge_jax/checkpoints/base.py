@@ -1,9 +1,10 @@
 """What every checkpoint and every writer of one offers, whatever its format."""
 
 import abc
+import contextlib
 import dataclasses
 import threading
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -152,19 +153,44 @@ class Writer(abc.ABC):
     Raises:
       ValueError: it was not announced, comes twice, or has another shape or dtype.
     """
+    with self._taken(name) as spec:
+      self._require(name, spec, tuple(value.shape), value.dtype)
+      self._put(name, value)
+
+  def write_parts(self, name: str, parts: Iterable[np.ndarray]) -> None:
+    """Takes a tensor in flat parts, one behind the other; errors as of `write`, and those of the parts."""
+    with self._taken(name) as spec:
+      self._put_parts(name, self._sized(name, spec, parts))
+
+  def _sized(
+    self, name: str, spec: jax.ShapeDtypeStruct, parts: Iterable[np.ndarray]
+  ) -> Iterator[np.ndarray]:
+    size = 0
+    for part in parts:
+      size += part.size
+      shape = spec.shape if size <= spec.size else (size,)
+      self._require(name, spec, shape, part.dtype)
+      yield part
+    self._require(name, spec, spec.shape if size == spec.size else (size,), spec.dtype)
+
+  def _require(self, name: str, spec: jax.ShapeDtypeStruct, shape: tuple[int, ...], dtype: Any) -> None:
+    if (shape, np.dtype(dtype)) != (spec.shape, spec.dtype):
+      raise ValueError(
+        f"{self.folder}: tensor {name!r} is {np.dtype(dtype)}{list(shape)}; expected "
+        f"{spec.dtype}{list(spec.shape)}."
+      )
+
+  @contextlib.contextmanager
+  def _taken(self, name: str) -> Iterator[jax.ShapeDtypeStruct]:
+    """The tensor counts as written unless the block fails."""
     if name not in self._specs:
       raise ValueError(unknown("tensor", name, self._specs, str(self.folder)))
-    spec, got = self._specs[name], (tuple(value.shape), np.dtype(value.dtype))
-    if got != (spec.shape, spec.dtype):
-      raise ValueError(
-        f"{self.folder}: tensor {name!r} is {got[1]}{list(got[0])}; expected {spec.dtype}{list(spec.shape)}."
-      )
     with self._lock:
       if name not in self._left:
         raise ValueError(f"{self.folder}: tensor {name!r} was written before; expected each one once.")
       del self._left[name]
     try:
-      self._put(name, value)
+      yield self._specs[name]
     except BaseException:
       self._left[name] = None
       raise
@@ -188,6 +214,15 @@ class Writer(abc.ABC):
   @abc.abstractmethod
   def _put(self, name: str, value: Any) -> None:
     """Stores a tensor that fits its spec."""
+
+  def _put_parts(self, name: str, parts: Iterable[np.ndarray]) -> None:
+    """Stores a tensor that comes in parts that fit its spec."""
+    spec = self._specs[name]
+    value, start = np.empty(spec.size, spec.dtype), 0
+    for part in parts:
+      value[start : start + part.size] = part
+      start += part.size
+    self._put(name, value.reshape(spec.shape))
 
   @abc.abstractmethod
   def _complete(self) -> None:

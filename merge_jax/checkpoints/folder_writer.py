@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +98,18 @@ class FolderWriter(Writer):
     return self._done
 
   def _put(self, name: str, value: Any) -> None:
+    self._put_parts(name, [np.asarray(value)])
+
+  def _put_parts(self, name: str, parts: Iterable[np.ndarray]) -> None:
     shard, start = self._places[name]
-    content = np.ascontiguousarray(np.asarray(value)).reshape(-1).view(np.uint8).data
+    at = start
+    for part in parts:
+      content = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+      with storage.writing(shard.file):
+        _write(self._descriptor(shard), content, at)
+      at += len(content)
+    storage.begin_writing_back(self._descriptor(shard), start, at - start)
     with storage.writing(shard.file):
-      _write(self._descriptor(shard), content, start)
       with self._lock:
         shard.left.remove(name)
         last = not shard.left

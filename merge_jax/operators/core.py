@@ -8,65 +8,17 @@ plain tensor to any layout and dtype, `lifting.py` to whole models, in memory or
 
 import abc
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from merge_jax.errors import shown, unknown
 from merge_jax.operators import naming
+from merge_jax.operators.pytrees import STATIC, pytree
 
 PyTree = Any
 Surveyed = tuple[PyTree, ...]  # the results of surveys, in order
-T = TypeVar("T")
-
-STATIC = {"static": True}
-"""Metadata of a dataclass field that is part of a pytree's structure, not one of its numbers."""
-
-
-@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
-def pytree(cls: type[T]) -> type[T]:
-  """Makes a frozen dataclass that is a pytree, all fields but `STATIC` ones its children.
-
-  JAX builds pytrees again from tracers, gradients and placeholders; unlike
-  `jax.tree_util.register_dataclass` this does not run `__post_init__` then, which checks what a user gives.
-  """
-  frozen: Any = dataclasses.dataclass(frozen=True)(cls)
-  static = [field.name for field in dataclasses.fields(frozen) if field.metadata == STATIC]
-  numbers = [field.name for field in dataclasses.fields(frozen) if field.metadata != STATIC]
-
-  def flatten(tree: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
-    children = [(jax.tree_util.GetAttrKey(name), getattr(tree, name)) for name in numbers]
-    return children, tuple(getattr(tree, name) for name in static)
-
-  def unflatten(structure: tuple[Any, ...], children: Iterable[Any]) -> Any:
-    tree = object.__new__(frozen)
-    vars(tree).update(zip((*static, *numbers), (*structure, *children), strict=True))
-    return tree
-
-  jax.tree_util.register_pytree_with_keys(frozen, flatten, unflatten)
-  return frozen
-
-
-def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-  """Raises ValueError if a variant's name is not one of `choices`."""
-  if value not in choices:
-    raise ValueError(unknown(name, str(value), choices))
-
-
-def check_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf) -> None:
-  """Raises ValueError if a value is concrete and anything but finite numbers from `low` to `high`."""
-  if isinstance(value, jax.core.Tracer):
-    return
-  numbers = np.asarray(value)
-  real = jnp.issubdtype(numbers.dtype, jnp.floating) or jnp.issubdtype(numbers.dtype, jnp.integer)
-  if not real or not np.all(np.isfinite(numbers) & (numbers >= low) & (numbers <= high)):
-    span = f"a number between {low:g} and {high:g}" if math.isfinite(high) else "a finite number"
-    raise ValueError(f"{name} is {shown(value)}; expected {span}.")
 
 
 class Leaf(NamedTuple):
@@ -77,30 +29,34 @@ class Leaf(NamedTuple):
     base: the common ancestor's tensor, or None.
     keys: K random keys, one per (model, canonical name), or None.
     statistics: K trees with what was measured of this tensor (Fisher, Gram, …), or None.
+    start: where the arrays are a flat block of a tensor, the position of its first element in it: two words
+      (uint32), the high one first; None for a whole tensor.
   """
 
   experts: tuple[Array, ...]
   base: Array | None = None
-  keys: tuple[Array, ...] | None = None
+  keys: tuple[Any, ...] | None = None
   statistics: tuple[PyTree, ...] | None = None
+  start: Array | None = None
 
 
 class Total(NamedTuple):
-  """A statistic of a whole model that is a sum over its tensors, found in one pass.
+  """A statistic that is a sum over elements, or the largest of them, found in one pass.
 
   Attributes:
-    measure: a tensor, as `Operator.observe` gives it, to what it adds: a pytree of numbers, counts as
-      limbs (`counting.py`); sums over elements, so that shards and processes add up alike.
-    finish: the total to the result.
+    measure: a tensor, or a block of one, and the results of the surveys before this one, to what it adds: a
+      pytree of numbers. Blocks, shards and processes add up alike; an element that is 0 in all models adds
+      nothing.
+    finish: the total and the number of elements (float32) to the result; None: the total is the result.
+    whole: of all tensors of the model, or else of one tensor at a time.
+    kind: numbers that are added, counts as limbs (`counting.py`), or numbers from 0 on of which the largest
+      is wanted.
   """
 
-  measure: Callable[[Leaf], PyTree]
-  finish: Callable[[PyTree], PyTree]
-
-  @property
-  def whole(self) -> bool:
-    """Whether it is of all tensors: always."""
-    return True
+  measure: Callable[[Leaf, Surveyed], PyTree]
+  finish: Callable[[PyTree, Array], PyTree] | None = None
+  whole: bool = True
+  kind: Literal["sum", "count", "largest"] = "sum"
 
 
 class Ranked(NamedTuple):
@@ -110,22 +66,38 @@ class Ranked(NamedTuple):
   stream in its own way.
 
   Attributes:
-    keys: a tensor, as `Operator.observe` gives it, to arrays of uint32 below 2^31, for example one of
-      magnitudes for each model.
-    ranks: the number of elements and the number of models to k for each array of keys; numbers of
-      elements are limbs `[3]`, so that one program serves all sizes.
+    keys: a tensor, or a block of one, and the results of the surveys before this one, to arrays of uint32
+      below 2^31, for example one of magnitudes for each model.
+    ranks: the number of elements, the number of models and the results of the surveys before to `each` k for
+      every array of keys, in order; numbers of elements are limbs `[3]`: one program serves all sizes.
     whole: the elements are those of all tensors, or else of one tensor at a time.
     exact: equal keys are told apart by their position, the first in row-major order first; for one
       tensor alone.
+    each: how many ranks are asked of every array of keys.
   """
 
-  keys: Callable[[Leaf], tuple[Array, ...]]
-  ranks: Callable[[Array, int], Sequence[Array]]
+  keys: Callable[[Leaf, Surveyed], tuple[Array, ...]]
+  ranks: Callable[[Array, int, Surveyed], Sequence[Array]]
   whole: bool = True
   exact: bool = False
+  each: int = 1
 
 
-Survey = Total | Ranked
+class Ranks(NamedTuple):
+  """Ranks of keys within rows of `[out, in]`, float32 from 0; equal ones share the mean of theirs.
+
+  As large as the tensors, so that only those who merge once find them, and others give None: the rule then
+  ranks where it needs to. (Streams sort on the host, where it is ten times faster than XLA on a CPU.)
+
+  Attributes:
+    keys: as of `Ranked`.
+  """
+
+  keys: Callable[[Leaf, Surveyed], tuple[Array, ...]]
+  whole: bool = False
+
+
+Survey = Total | Ranked | Ranks
 
 
 class Operator(abc.ABC):
@@ -143,6 +115,10 @@ class Operator(abc.ABC):
   """Whether the rule divides by the sum of the weights, which then must not be 0."""
   by_rows: ClassVar[bool] = False
   """Whether the rule looks at rows, columns or whole matrices: tensors then come as `[out, in]`."""
+  elementwise: ClassVar[bool] = False
+  """Whether, after the surveys, each element is merged by itself: streams then go by blocks."""
+  rowwise: ClassVar[bool] = False
+  """Whether each row of `[out, in]` is: streams then go by blocks of rows."""
 
   def default_weights(self, count: int) -> Array:
     """Weights where the caller gives none: one for each model."""
@@ -151,10 +127,6 @@ class Operator(abc.ABC):
   def survey(self) -> tuple[Survey, ...]:
     """The statistics that `prepare` needs, in order; most rules need none."""
     return ()
-
-  def observe(self, leaf: Leaf, surveyed: Surveyed) -> Leaf:
-    """What the next survey sees of a tensor, after those whose results are `surveyed`."""
-    return leaf
 
   def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
     """All that does not depend on the weights, and small: thresholds, norms, never more tensors."""

@@ -4,8 +4,10 @@ A count is three 16-bit limbs in uint32, little end first, `[..., 3]`, of which 
 `+` before `carry` brings them back below 2^16.
 """
 
+import functools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -16,10 +18,18 @@ def limbs(number: int) -> Array:
   return jnp.array([number & 0xFFFF, number >> 16 & 0xFFFF, number >> 32], jnp.uint32)
 
 
+@functools.partial(jax.jit, inline=True)
 def carry(total: Array) -> Array:
   """Normalises summed limbs `[..., 3]` to values below 2^16 (the last takes what is left)."""
   middle = total[..., 1] + (total[..., 0] >> 16)
   return jnp.stack([total[..., 0] & 0xFFFF, middle & 0xFFFF, total[..., 2] + (middle >> 16)], -1)
+
+
+def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  """`a + b` of concrete limbs, normalised, however many are added."""
+  low, middle, high = np.moveaxis(np.add(a, b, dtype=np.uint64), -1, 0)
+  middle = middle + (low >> np.uint64(16))
+  return np.stack([low & 0xFFFF, middle & 0xFFFF, high + (middle >> np.uint64(16))], -1).astype(np.uint32)
 
 
 def whole(total: Array) -> int:
@@ -28,12 +38,14 @@ def whole(total: Array) -> int:
   return low + (middle << 16) + (high << 32)
 
 
+@functools.partial(jax.jit, inline=True)
 def at_least(a: Array, b: Array) -> Array:
   """Whether normalised limbs `a >= b`."""
   (a0, a1, a2), (b0, b1, b2) = (tuple(x[..., i] for i in range(3)) for x in (a, b))
   return (a2 > b2) | ((a2 == b2) & ((a1 > b1) | ((a1 == b1) & (a0 >= b0))))
 
 
+@functools.partial(jax.jit, inline=True)
 def minus(a: Array, b: Array) -> Array:
   """`a - b` of normalised limbs, as limbs; b is not larger."""
   signed = a.astype(jnp.int32) - b.astype(jnp.int32)
@@ -47,14 +59,18 @@ def number(total: Array) -> Array:
   return jnp.sum(total.astype(jnp.float32) * jnp.array([1.0, 2.0**16, 2.0**32], jnp.float32), -1)
 
 
-def sum_counts(counts: Array, size: int) -> Array:
-  """Adds many counts (uint32) that may exceed 2^32 in total, `size` being the most it can be."""
-  low = jnp.sum(counts, dtype=jnp.uint32)
-  high = jnp.zeros((), jnp.uint32)
+def sum_counts(counts: Array, size: int, kept: int = 0) -> Array:
+  """Adds counts (uint32) that may exceed 2^32 in total, `size` being the most it can be: limbs `[..., 3]`.
+
+  The first `kept` axes stay.
+  """
+  axes = tuple(range(kept, counts.ndim))
+  low = jnp.sum(counts, axis=axes, dtype=jnp.uint32)
+  high = jnp.zeros_like(low)
   if size >= 1 << 32:  # a float32 sum tells which multiple of 2^32 the exact sum modulo 2^32 lacks
-    rest = jnp.sum(counts.astype(jnp.float32)) - low.astype(jnp.float32)
+    rest = jnp.sum(counts.astype(jnp.float32), axis=axes) - low.astype(jnp.float32)
     high = jnp.round(rest / 4294967296.0).astype(jnp.uint32)
-  return jnp.stack([low & 0xFFFF, low >> 16, high])
+  return jnp.stack([low & 0xFFFF, low >> 16, high], axis=-1)
 
 
 def count(mask: Array) -> Array:
@@ -67,21 +83,16 @@ def count(mask: Array) -> Array:
 
 
 def tally(keys: Array, thresholds: Array) -> Array:
-  """How many keys reach each of an even number T of thresholds: limbs `[T, 3]`.
+  """How many keys reach each of four thresholds: limbs `[4, 3]`.
 
-  Two thresholds share a byte, a nibble each: a pass over memory costs less for both than for one alone.
+  The thresholds share a word, a byte each, while a few keys are added: one pass over memory for all of them.
   """
-  found = []
-  for i in range(0, len(thresholds), 2):
-    first, second = (keys >= thresholds[i]), (keys >= thresholds[i + 1])
-    block = _block(keys, 8)
-    if block == 1:
-      found += [sum_counts(mask.astype(jnp.uint32), keys.size) for mask in (first, second)]
-      continue
-    both = first.astype(jnp.uint8) + (second.astype(jnp.uint8) << 4)
-    sums = jnp.sum(both.reshape(*keys.shape[:-1], -1, block), axis=-1, dtype=jnp.uint8)
-    found += [sum_counts(half.astype(jnp.uint32), keys.size) for half in (sums & 15, sums >> 4)]
-  return jnp.stack(found)
+  reached = [jnp.where(keys >= thresholds[i], np.uint32(1 << 8 * i), np.uint32(0)) for i in range(4)]
+  packed, block = sum(reached[1:], reached[0]), _block(keys, 8)
+  if block > 1:
+    packed = jnp.sum(packed.reshape(*keys.shape[:-1], -1, block), axis=-1, dtype=jnp.uint32)
+  counts = jnp.stack([packed >> 8 * i & 255 for i in range(4)])
+  return sum_counts(counts, keys.size, kept=1)
 
 
 def _block(x: Array, largest: int) -> int:
@@ -90,6 +101,7 @@ def _block(x: Array, largest: int) -> int:
   return next((b for b in sizes if b <= largest and x.ndim and x.shape[-1] % b == 0), 1)
 
 
+@functools.partial(jax.jit, inline=True)
 def fraction(size: Array, density: Array) -> Array:
   """k = floor(size * density), exactly, for a float32 density in [0, 1]; size and k are limbs `[3]`.
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from merge_jax.operators import counting, naming, selection
-from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed
+from merge_jax.operators.core import Leaf, Operator, PyTree, Ranks, Surveyed, Total
 from merge_jax.operators.naming import Axes
 from merge_jax.operators.selection import Cut
 
@@ -39,8 +40,12 @@ def _over_stack(function: Callable, operator: Operator, axes: Axes, leaf: Leaf, 
 
   if axes.stack is None:
     return on_slice(leaf, *rest)
-  in_axes = Leaf(axes.stack, None if leaf.base is None else axes.stack, 0, 0)  # type: ignore[arg-type]
+  in_axes: Any = Leaf(axes.stack, None if leaf.base is None else axes.stack, 0, 0)  # type: ignore[arg-type]
   return jax.vmap(on_slice, in_axes=(in_axes, *[0] * len(rest)))(leaf, *rest)
+
+
+def _next(operator: Operator, surveyed: Surveyed) -> Any:
+  return operator.survey()[len(surveyed)]
 
 
 @functools.partial(jax.jit, static_argnames="axes")
@@ -48,29 +53,48 @@ def measure(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> P
   """What one leaf adds to the operator's next survey, a `Total`, after those in `surveyed`."""
 
   def measured(one: Leaf, surveyed: Surveyed) -> PyTree:
-    survey: Any = operator.survey()[len(surveyed)]
-    return survey.measure(operator.observe(one, surveyed))
+    return _next(operator, surveyed).measure(one, surveyed)
 
   part = _over_stack(measured, operator, axes, leaf, surveyed)
-  return part if axes.stack is None else jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), part)
+  if axes.stack is None:
+    return part
+  if _next(operator, surveyed).kind == "largest":
+    return jax.tree.map(lambda x: jnp.max(x, axis=0), part)
+  return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), part)
 
 
-def _keys(operator: Operator, leaf: Leaf, surveyed: Surveyed) -> tuple[Array, ...]:
-  survey: Any = operator.survey()[len(surveyed)]
-  return survey.keys(operator.observe(leaf, surveyed))
+def finish(operator: Operator, index: int, total: PyTree, size: int) -> PyTree:
+  """The result of one of the operator's surveys, a `Total`, from the sum of what its leaves add."""
+  survey: Any = operator.survey()[index]
+  return total if survey.finish is None else _finish(operator, index, total, np.float32(size))
+
+
+@functools.partial(jax.jit, static_argnames="index")
+def _finish(operator: Operator, index: int, total: PyTree, size: Array) -> PyTree:
+  survey: Any = operator.survey()[index]
+  return survey.finish(total, size)
 
 
 @functools.partial(jax.jit, static_argnames="axes")
 def keys(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> tuple[Array, ...]:
   """The keys of the operator's next survey, a `Ranked`; stacked in front where the leaf is."""
-  return _over_stack(functools.partial(_keys, operator), operator, axes, leaf, surveyed)
+
+  def of_leaf(leaf: Leaf, surveyed: Surveyed) -> tuple[Array, ...]:
+    return _next(operator, surveyed).keys(leaf, surveyed)
+
+  return _over_stack(of_leaf, operator, axes, leaf, surveyed)
 
 
-@functools.partial(jax.jit, static_argnames=("index", "count"))
-def ranks(operator: Operator, index: int, size: Array, count: int) -> Sequence[Array]:
-  """The ranks that one of the operator's surveys, a `Ranked`, asks for."""
-  survey: Any = operator.survey()[index]
-  return survey.ranks(size, count)
+def _keys(operator: Operator, leaf: Leaf, surveyed: Surveyed) -> tuple[Array, ...]:
+  """An array of keys for every rank."""
+  survey = _next(operator, surveyed)
+  return tuple(x for x in survey.keys(leaf, surveyed) for _ in range(survey.each))
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def ranks(operator: Operator, size: Array, count: int, surveyed: Surveyed) -> Sequence[Array]:
+  """The ranks that the operator's next survey, a `Ranked`, asks for."""
+  return _next(operator, surveyed).ranks(size, count, surveyed)
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "every"))
@@ -105,19 +129,32 @@ def ties(
 
 
 @functools.partial(jax.jit, static_argnames="axes")
-def cuts(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> Sequence[Cut]:
-  """The result of the operator's next survey, a `Ranked` of one tensor, in one program."""
+def found(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> PyTree:
+  """The result of the operator's next survey, of one tensor, in one program."""
+  return _over_stack(functools.partial(_found, operator), operator, axes, leaf, surveyed)
 
-  def found(one: Leaf, surveyed: Surveyed) -> Sequence[Cut]:
-    survey: Any = operator.survey()[len(surveyed)]
-    bits = _keys(operator, one, surveyed)
-    ranks = survey.ranks(counting.limbs(bits[0].size), len(one.experts))
-    if survey.exact:
-      return selection.largest(bits, ranks)
-    states = selection.kth(bits, ranks)
-    return [Cut(low, high) for low, high in zip(states.low, states.high, strict=True)]
 
-  return _over_stack(found, operator, axes, leaf, surveyed)
+def _found(operator: Operator, leaf: Leaf, surveyed: Surveyed) -> PyTree:
+  survey, size = _next(operator, surveyed), leaf.experts[0].size
+  if isinstance(survey, Ranks):
+    return None
+  if isinstance(survey, Total):
+    total = survey.measure(leaf, surveyed)
+    return total if survey.finish is None else survey.finish(total, jnp.float32(size))
+  bits = _keys(operator, leaf, surveyed)
+  ranks = survey.ranks(counting.limbs(size), len(leaf.experts), surveyed)
+  if survey.exact:
+    return selection.largest(bits, ranks)
+  states = selection.kth(bits, ranks)
+  return [Cut(low, high) for low, high in zip(states.low, states.high, strict=True)]
+
+
+def prepared(operator: Operator, leaf: Leaf) -> PyTree:
+  """`Operator.prepare` of a leaf as rules get it, whose surveys are all of one tensor."""
+  surveyed: Surveyed = ()
+  for _ in operator.survey():
+    surveyed = (*surveyed, _found(operator, leaf, surveyed))
+  return operator.prepare(leaf, surveyed)
 
 
 @functools.partial(jax.jit, static_argnames="axes")

@@ -13,9 +13,10 @@ from jax.typing import ArrayLike
 
 from merge_jax.errors import shown
 from merge_jax.operators import leafwise, naming, planning, surveying
-from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree, Route, Surveyed, Weights, pytree
+from merge_jax.operators.core import Leaf, Operator, PyTree, Route, Surveyed, Weights
 from merge_jax.operators.naming import AxesRules
 from merge_jax.operators.planning import Entry, Plan, plan
+from merge_jax.operators.pytrees import STATIC, pytree
 
 
 @pytree

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree, Surveyed, check_number, pytree
-from merge_jax.operators.sums import total
+from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed, Total
+from merge_jax.operators.pytrees import STATIC, check_number, pytree
+from merge_jax.operators.sums import exponent, largest, scaled, totals
 
 
 def weighted_sum(arrays: tuple[Array, ...], weights: Array) -> Array:
@@ -35,6 +36,7 @@ class Linear(Operator):
   """
 
   normalize: bool = dataclasses.field(default=True, kw_only=True, metadata=STATIC)
+  elementwise = True
 
   def default_weights(self, count: int) -> Array:
     return jnp.full(count, 1.0 / count)
@@ -58,6 +60,7 @@ class Uniform(Operator):
   """
 
   weightless = True
+  elementwise = True
 
   def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
     return weighted_sum(leaf.experts, jnp.full_like(weights, 1.0 / len(leaf.experts)))
@@ -89,6 +92,7 @@ class Slerp(Operator):
   t: ArrayLike | None = None
   lerp_above: ArrayLike | None = dataclasses.field(default=None, kw_only=True)
   models = 2
+  elementwise = True
 
   def __post_init__(self) -> None:
     if self.t is not None:
@@ -100,16 +104,15 @@ class Slerp(Operator):
   def normalize(self) -> bool:  # type: ignore[override]
     return self.t is None
 
+  def survey(self) -> tuple[Total, ...]:
+    """How large the models are, how far b reaches along a, and what else there is of b."""
+    return largest(), Total(_along, whole=False), Total(_rest, whole=False)
+
   def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
     """The angle between b and the nearer of a and -a; whether that is -a; whether a + b matters."""
-    _, power = jnp.frexp(jnp.maximum(*(jnp.max(jnp.abs(x)) for x in leaf.experts)))
-    a, b = (jnp.ldexp(x, -power) for x in leaf.experts)  # exact; squares would underflow
-    square = total(a * a)  # never vdot: that does not shard in Explicit mode
-    square = jnp.where(square == 0, 1.0, square)
-    along = jax.lax.stop_gradient(total(a * b) / square)
-    rest = _minus(b, along, a)
-    missed = total(rest * a) / square
-    across, along = _root(total((rest - missed * a) ** 2) / square), along + missed
+    square, along = _line(surveyed[1])
+    missed, rest = surveyed[2] / square  # rounding of `along`, little beside what is across
+    across, along = _root(jnp.maximum(rest - missed * missed, 0.0)), along + missed
     opposite, zero = along < 0, (along == 0) & (across == 0)
     angle = jnp.arctan2(across, jnp.where(zero, 1.0, jnp.where(opposite, -along, along)))
     return jnp.where(zero, math.pi / 2, angle), opposite, along < -0.5
@@ -136,6 +139,25 @@ class Slerp(Operator):
 
 
 slerp = Slerp
+
+
+def _along(leaf: Leaf, surveyed: Surveyed) -> Array:
+  a, b = (scaled(x, exponent(surveyed[0])) for x in leaf.experts)
+  return jnp.stack(totals([a * a, a * b]))  # never vdot: that does not shard in Explicit mode
+
+
+def _rest(leaf: Leaf, surveyed: Surveyed) -> Array:
+  """What b has beside its share of a, times a, and squared."""
+  a, b = (scaled(x, exponent(surveyed[0])) for x in leaf.experts)
+  _, along = _line(surveyed[1])
+  rest = _minus(b, along, a)
+  return jnp.stack(totals([rest * a, rest * rest]))
+
+
+def _line(sums: Array) -> tuple[Array, Array]:
+  """The square of a, 1 for 0; b along a, roughly."""
+  square = jnp.where(sums[0] == 0, 1.0, sums[0])
+  return square, jax.lax.stop_gradient(sums[1] / square)
 
 
 def _minus(b: Array, ratio: Array, a: Array) -> Array:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -148,5 +149,23 @@ def key_of(key: Array, model: int | str, name: str) -> Array:
 
   `model` is a position, or a name that makes the key independent of the order of the models.
   """
-  number = model if isinstance(model, int) else zlib.crc32(model.encode())
-  return jax.random.fold_in(jax.random.fold_in(key, number), zlib.crc32(name.encode()))
+  return _folded(key, _number(model), _number(name))
+
+
+def words_of(key: Array, models: Sequence[str], name: str) -> np.ndarray:
+  """The words of `key_of` for several models, `[K, words]`, on the host."""
+  numbers = np.array([_number(model) for model in models], np.uint32)
+  return np.asarray(_words(key, numbers, np.uint32(_number(name))))
+
+
+def _number(label: int | str) -> int:
+  return label if isinstance(label, int) else zlib.crc32(label.encode())
+
+
+def _folded(key: Array, model: Any, name: Any) -> Array:
+  return jax.random.fold_in(jax.random.fold_in(key, model), name)
+
+
+@jax.jit
+def _words(key: Array, models: Array, name: Array) -> Array:
+  return jax.random.key_data(jax.vmap(_folded, (None, 0, None))(key, models, name))

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from merge_jax.operators import counting
-from merge_jax.operators.core import STATIC, Leaf, PyTree, Survey, Total, check_choice, pytree
+from merge_jax.operators.core import Leaf, PyTree, Survey, Surveyed, Total
 from merge_jax.operators.linear import weighted_sum
+from merge_jax.operators.pytrees import STATIC, check_choice, pytree
 from merge_jax.operators.sparsify import Block, Deltas
 
 
@@ -20,8 +21,11 @@ class Reducer(Block, abc.ABC):
   weightless: bool = False
 
   @abc.abstractmethod
-  def reduce(self, deltas: Deltas, weights: Array, surveyed: PyTree) -> Array:
-    """The reduced task vector from K of one shape and weights `[K]`; non-finite where one of them is."""
+  def reduce(self, deltas: Deltas, weights: Array, surveyed: Surveyed) -> Array:
+    """The reduced task vector from K of one shape and weights `[K]`; non-finite where one of them is.
+
+    `surveyed` are the results of the reducer's own surveys.
+    """
 
 
 @pytree
@@ -29,8 +33,9 @@ class WeightedSum(Reducer):
   """`Σ wᵢ τᵢ`, or `Σ wᵢ τᵢ / Σ wᵢ` with `normalize`."""
 
   normalize: bool = dataclasses.field(default=False, metadata=STATIC)
+  elementwise = True
 
-  def reduce(self, deltas: Deltas, weights: Array, surveyed: PyTree) -> Array:
+  def reduce(self, deltas: Deltas, weights: Array, surveyed: Surveyed) -> Array:
     total = weighted_sum(deltas, weights)
     return total / jnp.sum(weights) if self.normalize else total
 
@@ -60,23 +65,24 @@ class AgreeingMean(Reducer):
   election: Election = dataclasses.field(default="unweighted", metadata=STATIC)
   divisor: Divisor = dataclasses.field(default="count", metadata=STATIC)
   zero_sign: ZeroSign = dataclasses.field(default="majority", metadata=STATIC)
+  elementwise = True
 
   def __post_init__(self) -> None:
     check_choice("election", self.election, get_args(Election))
     check_choice("divisor", self.divisor, get_args(Divisor))
     check_choice("zero_sign", self.zero_sign, get_args(ZeroSign))
 
-  def survey(self) -> Survey | None:
-    return Total(_signs, _majority) if self.zero_sign == "majority" else None
+  def survey(self) -> tuple[Survey, ...]:
+    return (Total(_signs, _majority, kind="count"),) if self.zero_sign == "majority" else ()
 
-  def reduce(self, deltas: Deltas, weights: Array, surveyed: PyTree) -> Array:
+  def reduce(self, deltas: Deltas, weights: Array, surveyed: Surveyed) -> Array:
     voters = tuple(w * d for w, d in zip(weights, deltas, strict=True))
     # A weight's sign counts where weighted task vectors vote.
     signs = voters if self.election == "weighted" else deltas
     total = sum(signs[1:], signs[0])
     elected = jnp.sign(total)
     if self.zero_sign != "neither":
-      filler = surveyed.astype(total.dtype) if self.zero_sign == "majority" else 1.0
+      filler = surveyed[0].astype(total.dtype) if self.zero_sign == "majority" else 1.0
       elected = jnp.where(elected == 0, filler, elected)
     agreeing = tuple((s * elected > 0).astype(total.dtype) for s in signs)
     merged = sum((a * v for a, v in zip(agreeing, voters, strict=True)), jnp.zeros_like(total))
@@ -88,12 +94,12 @@ class AgreeingMean(Reducer):
     return jnp.where(jnp.isnan(total), total, merged)  # nobody agrees with NaN
 
 
-def _signs(leaf: Leaf) -> PyTree:
+def _signs(leaf: Leaf, _: Surveyed) -> PyTree:
   """How many elements of the summed task vectors are positive, and negative."""
   total = sum(leaf.experts[1:], leaf.experts[0])
   return counting.count(total > 0), counting.count(total < 0)
 
 
-def _majority(total: PyTree) -> Array:
+def _majority(total: PyTree, _: Array) -> Array:
   positive, negative = map(counting.carry, total)
   return jnp.where(counting.at_least(negative, positive), jnp.float32(-1), jnp.float32(1))

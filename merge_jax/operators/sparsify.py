@@ -1,28 +1,34 @@
 """Sparsifiers: which elements of the task vectors are kept, and how what is kept is rescaled."""
 
 import abc
-import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from merge_jax.operators import counting, hashing, selection
-from merge_jax.operators.core import STATIC, Leaf, PyTree, Ranked, Survey, check_choice, check_number, pytree
-from merge_jax.operators.sums import total
+from merge_jax.operators.core import Leaf, PyTree, Survey, Surveyed, Total
+from merge_jax.operators.sums import totals
 
 Deltas = tuple[Array, ...]
 
 
 class Block:
-  """A frozen dataclass, registered as a pytree, with a survey of task vectors where it needs one."""
+  """A frozen dataclass, registered as a pytree, with surveys of task vectors where it needs some.
 
-  def survey(self) -> Survey | None:
-    """The statistic that the block needs, if any."""
-    return None
+  Attributes:
+    elementwise: whether the block, after its surveys, treats every element by itself.
+    rowwise: whether it treats every row of `[out, in]` by itself.
+  """
+
+  elementwise: bool = False
+  rowwise: bool = False
+
+  def survey(self) -> tuple[Survey, ...]:
+    """The statistics that the block needs; they see task vectors for experts, and its own results."""
+    return ()
 
 
 class Sparsifier(Block, abc.ABC):
@@ -35,8 +41,8 @@ class Sparsifier(Block, abc.ABC):
   by_rows: bool = False
 
   @abc.abstractmethod
-  def fit(self, deltas: Deltas, keys: tuple[Any, ...], surveyed: PyTree) -> PyTree:
-    """What `apply` needs beside the K task vectors, small; `surveyed` is the result of its survey."""
+  def fit(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
+    """What `apply` needs beside the K task vectors, small; `surveyed` are the results of its surveys."""
 
   @abc.abstractmethod
   def apply(self, fitted: PyTree, deltas: Deltas) -> Deltas:
@@ -56,9 +62,13 @@ class Mask(Sparsifier):
 
   rescale: Rescale = "none"
 
+  def order(self) -> Survey | None:
+    """The order statistics, or ranks, that `choose` needs, if any."""
+    return None
+
   @abc.abstractmethod
-  def choose(self, deltas: Deltas, keys: tuple[Any, ...], surveyed: PyTree) -> Sequence[PyTree]:
-    """For each model what `kept` needs beside its task vector, small."""
+  def choose(self, leaf: Leaf, ordered: PyTree) -> Sequence[PyTree]:
+    """For each model what `kept` needs beside its task vector, small; `ordered` is the result of `order`."""
 
   @abc.abstractmethod
   def kept(self, chosen: PyTree, delta: Array) -> Array:
@@ -85,162 +95,52 @@ class Mask(Sparsifier):
         row.append(jnp.asarray(value)[i] if shape else value)
     return [jax.tree.unflatten(structure, row) for row in rows]
 
-  def fit(self, deltas: Deltas, keys: tuple[Any, ...], surveyed: PyTree) -> PyTree:
-    rows = zip(self.each(len(deltas)), self.choose(deltas, keys, surveyed), deltas, strict=True)
-    return tuple((chosen, one._factor(chosen, delta)) for one, chosen, delta in rows)
+  def survey(self) -> tuple[Survey, ...]:
+    order = self.order()
+    ordered = () if order is None else (order,)
+    if self.rescale != "l1":
+      return ordered
+    return *ordered, Total(self._norms, whole=False)
+
+  def fit(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
+    return tuple(self._chosen(leaf, surveyed)), surveyed[-1] if self.rescale == "l1" else None
 
   def apply(self, fitted: PyTree, deltas: Deltas) -> Deltas:
-    rows = zip(self.each(len(deltas)), fitted, deltas, strict=True)
-    return tuple(one._apply(fit, delta) for one, fit, delta in rows)
+    chosen, norms = fitted
+    each = self.each(len(deltas))
+    return tuple(
+      one._apply(chosen[i], None if norms is None else norms[i], deltas[i]) for i, one in enumerate(each)
+    )
 
-  def _factor(self, chosen: PyTree, delta: Array) -> Array | None:
-    if self.rescale != "l1":
-      return None
-    size = jnp.where(jnp.isfinite(delta), jnp.abs(delta), 0.0)
-    whole, part = total(size), total(jnp.where(self.kept(chosen, delta), size, 0.0))
-    return jnp.where(part == 0, 1.0, whole / jnp.where(part == 0, 1.0, part))
+  def _chosen(self, leaf: Leaf, surveyed: Surveyed) -> Sequence[PyTree]:
+    return self.choose(leaf, None if self.order() is None else surveyed[0])
 
-  def _apply(self, fitted: PyTree, delta: Array) -> Array:
-    chosen, factor = fitted
+  def _norms(self, leaf: Leaf, surveyed: Surveyed) -> Array:
+    """For each model the L1 norms of the task vector, and of what is kept of it, `[K, 2]`."""
+    rows = zip(self.each(len(leaf.experts)), self._chosen(leaf, surveyed), leaf.experts, strict=True)
+    sizes: list[Array] = []
+    for one, chosen, delta in rows:
+      size = jnp.where(jnp.isfinite(delta), jnp.abs(delta), 0.0)
+      sizes += [size, jnp.where(one.kept(chosen, delta), size, 0.0)]
+    return jnp.stack(totals(sizes)).reshape(-1, 2)
+
+  def _apply(self, chosen: PyTree, norms: PyTree, delta: Array) -> Array:
     sparse = jnp.where(self.kept(chosen, delta) | ~jnp.isfinite(delta), delta, 0.0)
     if self.rescale == "l1":
-      return sparse * factor
+      whole, part = (jnp.asarray(x, delta.dtype) for x in norms)
+      return sparse * jnp.where(part == 0, 1.0, whole / jnp.where(part == 0, 1.0, part))
     if self.rescale == "inverse":
       return sparse / jnp.maximum(self.probability(chosen, delta), jnp.finfo(delta.dtype).tiny)
     return sparse
 
 
-Scope = Literal["model", "tensor", "row"]
-Keep = Literal["threshold", "exact"]
+def of_each(number: ArrayLike, count: int) -> Array:
+  """A number of each of K models, float32 `[K]`, from one for all or one for each."""
+  return jnp.broadcast_to(jnp.asarray(number, jnp.float32), (count,))
 
 
-@pytree
-class Trim(Mask):
-  """Keeps the largest magnitudes of each task vector and zeroes the rest.
-
-  Attributes:
-    density: fraction kept, in [0, 1], one number or one for each model `[K]`; read as float32, as the
-      magnitudes are.
-    scope: one threshold for the whole model (the TIES authors'), for each tensor (mergekit, PEFT), or for
-      each row of `[out, in]`.
-    keep: "threshold" keeps all that reach the (n-k)-th smallest magnitude, k = floor(n density):
-      k + 1 elements and their equals, as the TIES authors' code; "exact" keeps exactly k, at least one
-      unless the density is 0, the first in row-major order among equals (scope "tensor" alone).
-    rescale: "none", or "l1": see `Mask`.
-
-  NaN and infinity are the largest magnitudes, and always kept.
-
-  Raises:
-    ValueError: unknown variants, "exact" with another scope, a concrete density outside [0, 1].
-
-  Source: TIES-Merging (arXiv 2306.01708), section 4.
-
-  >>> import merge_jax as mj
-  >>> rule = mj.TaskVector((trim(0.5, scope="tensor", keep="exact"),))
-  >>> mj.merge(rule, [{"w": jnp.array([0.1, -3.0, 1.0, 0.2])}], base={"w": jnp.zeros(4)})["w"].tolist()
-  [0.0, -3.0, 1.0, 0.0]
-  """
-
-  density: ArrayLike = 0.2
-  scope: Scope = dataclasses.field(default="model", kw_only=True, metadata=STATIC)
-  keep: Keep = dataclasses.field(default="threshold", kw_only=True, metadata=STATIC)
-  rescale: Rescale = dataclasses.field(default="none", kw_only=True, metadata=STATIC)
-
-  def __post_init__(self) -> None:
-    check_choice("scope", self.scope, get_args(Scope))
-    check_choice("keep", self.keep, get_args(Keep))
-    check_choice("rescale", self.rescale, ("none", "l1"))
-    check_number("density", self.density, 0.0, 1.0)
-    if self.keep == "exact" and self.scope != "tensor":
-      raise ValueError(f"keep='exact' needs scope='tensor'; equals in a {self.scope} have no order here.")
-
-  @property
-  def by_rows(self) -> bool:  # type: ignore[override]
-    return self.scope == "row"
-
-  def survey(self) -> Survey | None:
-    """The threshold of each model, in the whole of it or in each tensor."""
-
-    def keys(leaf: Leaf) -> tuple[Array, ...]:
-      return tuple(map(selection.magnitude, leaf.experts))
-
-    def ranks(size: Array, count: int) -> tuple[Array, ...]:
-      return tuple(one.rank(size) for one in self.each(count))
-
-    if self.scope == "row":
-      return None
-    return Ranked(keys, ranks, whole=self.scope == "model", exact=self.keep == "exact")
-
-  def rank(self, size: Array) -> Array:
-    """The rank of the threshold among `size` (limbs) magnitudes: the authors' is the (k+1)-th largest."""
-    density = jnp.asarray(self.density, jnp.float32)
-    k = counting.fraction(size, density)
-    more = (density > 0) & (density < 1) & ((self.keep == "threshold") | ~jnp.any(k > 0))
-    return counting.carry(k + jnp.where(more, counting.limbs(1), 0))
-
-  def choose(self, deltas: Deltas, keys: tuple[Any, ...], surveyed: PyTree) -> Sequence[PyTree]:
-    if self.scope != "row":
-      return surveyed
-    size, bits = counting.limbs(deltas[0].shape[-1]), map(selection.magnitude, deltas)
-    pairs = zip(bits, self.each(len(deltas)), strict=True)
-    return [selection.kth_of_rows(x, one.rank(size)) for x, one in pairs]
-
-  def kept(self, chosen: PyTree, delta: Array) -> Array:
-    keys = selection.magnitude(delta)
-    return keys >= chosen if self.scope == "row" else selection.reaches(keys, chosen)
-
-
-trim = Trim
-
-Generator = Literal["hash", "threefry"]
-
-
-@pytree
-class Drop(Mask):
-  """Keeps each element of a task vector with probability `density`, independently (DARE).
-
-  The mask of a tensor depends on seed, model and canonical name alone. NaN and infinity are kept.
-
-  Attributes:
-    density: probability of keeping, 1 - drop rate; in [0, 1], 0 gives zeros; one number, or one for each
-      model `[K]`.
-    rescale: "inverse" divides what is kept by the density, so that the expectation is the task vector
-      itself; "l1" (mergekit) and "none": see `Mask`.
-    generator: "hash" (`hashing.py`), or "threefry": the masks of versions before 0.3.
-
-  Raises:
-    ValueError: unknown variants, a concrete density outside [0, 1].
-
-  Source: Language Models are Super Mario (arXiv 2311.03099).
-
-  >>> drop(0.9).density
-  0.9
-  """
-
-  density: ArrayLike
-  rescale: Rescale = dataclasses.field(default="inverse", kw_only=True, metadata=STATIC)
-  generator: Generator = dataclasses.field(default="hash", kw_only=True, metadata=STATIC)
-  random = True
-
-  def __post_init__(self) -> None:
-    check_choice("rescale", self.rescale, get_args(Rescale))
-    check_choice("generator", self.generator, get_args(Generator))
-    check_number("density", self.density, 0.0, 1.0)
-
-  def choose(self, deltas: Deltas, keys: tuple[Any, ...], surveyed: PyTree) -> Sequence[PyTree]:
-    return keys
-
-  def kept(self, chosen: PyTree, delta: Array) -> Array:
-    draws = hashing.uniform(chosen, delta) if self.generator == "hash" else _threefry(chosen, delta)
-    return draws < jnp.asarray(self.density, jnp.float32)
-
-  def probability(self, chosen: PyTree, delta: Array) -> Array:
-    return jnp.asarray(self.density, delta.dtype)
-
-
-drop = Drop
-
-
-def _threefry(key: Array, delta: Array) -> Array:
-  sharding = hashing.explicit(delta)
-  return jax.random.uniform(key, delta.shape, jnp.float32, out_sharding=sharding)
+def random_keys(leaf: Leaf) -> Sequence[PyTree]:
+  """A `hashing.Key` for each model; ValueError if there are none."""
+  if leaf.keys is None:
+    raise ValueError("The rule is random: the leaf has no keys.")
+  return leaf.keys

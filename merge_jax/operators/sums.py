@@ -1,20 +1,38 @@
-"""Sums of all elements of a tensor: pairwise, so that rounding does not grow with its size."""
+"""Sums of all elements of a tensor: pairwise, so that rounding does not grow with its size; safe squares."""
 
+import functools
+from collections.abc import Sequence
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 
+from merge_jax.operators.core import Leaf, Surveyed, Total
 from merge_jax.operators.hashing import explicit
 
 
 def total(x: Array) -> Array:
-  """The sum of all elements.
-
-  Blocks of the last axis are added in halves, which vectorises on CPUs, where XLA adds numbers one by
-  one, and leaves shards where they are; then axis after axis.
+  """The sum of all elements; see `totals`.
 
   >>> float(total(jnp.full((300, 128), 0.5)))
   19200.0
   """
+  return totals([x])[0]
+
+
+def totals(arrays: Sequence[Array]) -> list[Array]:
+  """The sums of all elements of arrays of one shape.
+
+  XLA adds what is flat pairwise, and faster on CPUs if it need not compute it at the same time. Of other
+  arrays parts of the last axis are added to one another, which vectorises where XLA would add numbers one by
+  one and leaves shards where they are; then axis after axis.
+  """
+  if arrays and arrays[0].ndim == 1 and explicit(arrays[0]) is None:
+    return [jnp.sum(x) for x in jax.lax.optimization_barrier(tuple(arrays))]
+  return [_by_parts(x) for x in arrays]
+
+
+def _by_parts(x: Array) -> Array:
   sharding = explicit(x)
   shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
   block = next((b for b in (64, 32, 16, 8, 4, 2) if shape and shape[-1] % b == 0), 1)
@@ -27,3 +45,33 @@ def total(x: Array) -> Array:
   for _ in range(x.ndim):
     x = jnp.sum(x, axis=-1)
   return x
+
+
+def largest() -> Total:
+  """The survey of the largest magnitude in all models and the base."""
+
+  def measure(leaf: Leaf, _: Surveyed) -> Array:
+    inputs = leaf.experts if leaf.base is None else (*leaf.experts, leaf.base)
+    return jnp.max(functools.reduce(jnp.maximum, map(jnp.abs, jax.lax.stop_gradient(inputs))))
+
+  return Total(measure, whole=False, kind="largest")
+
+
+def exponent(x: Array) -> Array:
+  """The power of two that a magnitude comes to."""
+  return jnp.frexp(x)[1]
+
+
+def scaled(x: Array, power: Array) -> Array:
+  """`x / 2^power`, exact: squares of what is at most about 1 do not overflow, nor underflow above 1e-19."""
+  one = jnp.ones((), x.dtype)
+  return x * jnp.ldexp(one, -(power // 2)) * jnp.ldexp(one, power // 2 - power)  # either is a normal number
+
+
+def rounded(product: Array) -> Array:
+  """A product, rounded before it is added to something.
+
+  A compiler may add it unrounded (FMA), in one program and not in another; not through a minimum. For keys
+  that several programs compute, of numbers about 1 or less.
+  """
+  return jnp.minimum(product, jnp.finfo(product.dtype).max)

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from merge_jax.operators import counting, leafwise, selection
-from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed, Total
+from merge_jax.operators.core import Leaf, Operator, PyTree, Ranks, Surveyed, Total
 from merge_jax.operators.naming import Axes
 from merge_jax.operators.selection import Cut
 
@@ -28,7 +28,7 @@ def extend(
   axes: Axes,
   surveyed: Surveyed,
   whole: Sequence[PyTree],
-  cut: Callable[..., Sequence[Cut]] | None = None,
+  alone: Callable[..., PyTree] | None = None,
 ) -> Surveyed:
   """The results that one leaf has, as far as those of the whole model in `whole` allow.
 
@@ -36,14 +36,14 @@ def extend(
     operator, leaf, axes: the rule and one of its tensors.
     surveyed: results that it has already.
     whole: results of the surveys of the whole model, in order.
-    cut: `(operator, leaf, surveyed, axes)` to the result of a survey of this tensor alone.
+    alone: `(operator, leaf, surveyed, axes)` to the result of a survey of this tensor alone.
   """
   surveys = operator.survey()
   given = list(whole)[sum(one.whole for one in surveys[: len(surveyed)]) :]
   for one in surveys[len(surveyed) :]:
     if one.whole and not given:
       break
-    result = given.pop(0) if one.whole else (cut or _cut)(operator, leaf, surveyed, axes)
+    result = given.pop(0) if one.whole else (alone or of_tensor)(operator, leaf, surveyed, axes)
     if one.whole and axes.stack is not None:
       count = leaf.experts[0].shape[axes.stack]
       result = jax.tree.map(lambda x, n=count: jnp.broadcast_to(x, (n, *jnp.shape(x))), result)
@@ -51,12 +51,15 @@ def extend(
   return surveyed
 
 
-def _cut(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> Sequence[Cut]:
-  if _traced(operator, leaf, surveyed) or axes.stack is not None:
-    return leafwise.cuts(operator, leaf, surveyed, axes)
-  survey: Any = operator.survey()[len(surveyed)]
-  shape = leaf.experts[0].shape
-  states = _searched(operator, [leaf], [axes], [surveyed], int(np.prod(shape)))
+def of_tensor(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> PyTree:
+  """The result of the operator's next survey, of this tensor alone."""
+  survey = operator.survey()[len(surveyed)]
+  if isinstance(survey, Ranks):
+    return None
+  if isinstance(survey, Total) or _traced(operator, leaf, surveyed) or axes.stack is not None:
+    return leafwise.found(operator, leaf, surveyed, axes)
+  rows, size = [(leaf, surveyed, axes)], leaf.experts[0].size
+  states = searched(operator, rows, size, rows, max(1, size // SAMPLE))
   cuts = [Cut(low, high) for low, high in zip(states.low, states.high, strict=True)]
   return _told_apart(operator, leaf, surveyed, axes, states, cuts) if survey.exact else cuts
 
@@ -90,29 +93,30 @@ def survey(
   size: int,
 ) -> PyTree:
   """The operator's next survey of the whole model, over all its tensors of `size` elements."""
-  one = operator.survey()[len(surveyed[0])]
+  index = len(surveyed[0])
+  one, rows = operator.survey()[index], list(zip(leaves, surveyed, axes, strict=True))
   if isinstance(one, Total):
-    rows = zip(leaves, surveyed, axes, strict=True)
     parts = [leafwise.measure(operator, *row) for row in rows]
-    return one.finish(_added(parts, _traced(operator, leaves, surveyed)))
-  states = _searched(operator, leaves, axes, surveyed, size)
+    total = _added(parts, _traced(operator, rows), one.kind == "largest")
+    return leafwise.finish(operator, index, total, size)
+  states = searched(operator, rows, size, rows, max(1, size // SAMPLE))
   return tuple(Cut(low, high) for low, high in zip(states.low, states.high, strict=True))
 
 
-def _searched(
-  operator: Operator,
-  leaves: Sequence[Leaf],
-  axes: Sequence[Axes],
-  surveyed: Sequence[Surveyed],
-  size: int,
+Row = tuple[Leaf, Surveyed, Axes]
+
+
+def searched(
+  operator: Operator, rows: Sequence[Row], size: int, sampled: Sequence[Row], every: int
 ) -> selection.Search:
-  rows = list(zip(leaves, surveyed, axes, strict=True))
-  traced = _traced(operator, leaves, surveyed)
-  of = counting.limbs(size)
-  ranks = leafwise.ranks(operator, len(surveyed[0]), of, len(leaves[0].experts))
+  """The operator's next survey, a `Ranked`, over tensors or blocks of `size` elements.
+
+  It starts from every so manieth key of some of them.
+  """
+  traced, of, (first, surveyed, _) = _traced(operator, rows), counting.limbs(size), rows[0]
+  ranks = leafwise.ranks(operator, of, len(first.experts), surveyed)
   states = _start(of, jnp.stack(ranks))
-  every = max(1, size // SAMPLE)
-  samples = _sorted([leafwise.sample(operator, *row, every) for row in rows], traced)
+  samples = _sorted([leafwise.sample(operator, *row, every) for row in sampled], traced)
 
   def tally(thresholds: Array) -> Array:
     return _added([leafwise.tally(operator, thresholds, *row) for row in rows], traced)
@@ -129,11 +133,14 @@ def _traced(*trees: PyTree) -> bool:
   return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(trees))
 
 
-def _added(parts: list[PyTree], traced: bool) -> PyTree:
-  """The sum; on the host where it can be, so that tensors may lie on any devices."""
+def _added(parts: list[PyTree], traced: bool, largest: bool = False) -> PyTree:
+  """The sum, or maximum; on the host where it can be, so that tensors may lie on any devices."""
+  add: Any
   if traced:
-    return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), parts)
-  return jax.tree.map(lambda *x: jnp.asarray(sum(map(np.asarray, x[1:]), np.asarray(x[0]))), *parts)
+    add = jnp.maximum if largest else jnp.add
+    return functools.reduce(lambda a, b: jax.tree.map(add, a, b), parts)
+  add = np.maximum if largest else np.add
+  return jax.tree.map(lambda *x: jnp.asarray(functools.reduce(add, map(np.asarray, x))), *parts)
 
 
 def _sorted(parts: list[tuple[Array, ...]], traced: bool) -> Any:

@@ -1,18 +1,20 @@
 """Task-vector methods: one operator made of blocks, and its presets."""
 
 import dataclasses
+from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators import reduce as reducers
-from merge_jax.operators import sparsify as sparsifiers
-from merge_jax.operators.core import Leaf, Operator, PyTree, Survey, Surveyed, check_number, pytree
+from merge_jax.operators.core import Leaf, Operator, PyTree, Ranks, Survey, Surveyed, Total
 from merge_jax.operators.differences import task_vectors
+from merge_jax.operators.hashing import Key
+from merge_jax.operators.masks import Generator, Keep, Scope, drop, trim
+from merge_jax.operators.pytrees import check_number, pytree
 from merge_jax.operators.reduce import AgreeingMean, Reducer, WeightedSum
-from merge_jax.operators.sparsify import Sparsifier, drop, trim
+from merge_jax.operators.sparsify import Rescale, Sparsifier
 
 
 @pytree
@@ -61,15 +63,23 @@ class TaskVector(Operator):
   def by_rows(self) -> bool:  # type: ignore[override]
     return any(block.by_rows for block in self.sparsify)
 
-  def survey(self) -> tuple[Survey, ...]:
-    surveys = (block.survey() for block in (*self.sparsify, self.reduce))
-    return tuple(survey for survey in surveys if survey is not None)
+  @property
+  def elementwise(self) -> bool:  # type: ignore[override]
+    return self.reduce.elementwise and all(block.elementwise for block in self.sparsify)
 
-  def observe(self, leaf: Leaf, surveyed: Surveyed) -> Leaf:
-    return Leaf(self._sparse(leaf, surveyed)[0])
+  @property
+  def rowwise(self) -> bool:  # type: ignore[override]
+    return self.reduce.elementwise and all(block.elementwise or block.rowwise for block in self.sparsify)
+
+  def survey(self) -> tuple[Survey, ...]:
+    surveys: list[Survey] = []
+    for i, block in enumerate((*self.sparsify, self.reduce)):
+      surveys += [self._of_block(one, i, len(surveys)) for one in block.survey()]
+    return tuple(surveys)
 
   def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
-    return self._sparse(leaf, surveyed)[1], surveyed[-1] if self.reduce.survey() is not None else ()
+    _, fits, left = self._sparse(leaf, surveyed, len(self.sparsify))
+    return fits, left
 
   def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
     fits, surveyed = prepared
@@ -78,20 +88,33 @@ class TaskVector(Operator):
       deltas = block.apply(fit, deltas)
     return base + jnp.asarray(self.scaling, base.dtype) * self.reduce.reduce(deltas, weights, surveyed)
 
-  def _sparse(self, leaf: Leaf, surveyed: Surveyed) -> tuple[tuple[Array, ...], list[PyTree]]:
-    """Task vectors up to the first block whose survey has no result yet, and what was fitted to them."""
-    deltas, fits, results = task_vectors(leaf)[1], [], list(surveyed)
-    for i, block in enumerate(self.sparsify):
-      found, keys = None, leaf.keys or (None,) * len(deltas)
-      if block.survey() is not None:
-        if not results:
-          break
-        found = results.pop(0)
-      if block.random and leaf.keys is not None:
-        keys = tuple(jax.random.fold_in(key, i) for key in leaf.keys)
-      fits.append(block.fit(deltas, keys, found))
-      deltas = block.apply(fits[-1], deltas)
-    return deltas, fits
+  def _of_block(self, survey: Survey, i: int, before: int) -> Survey:
+    """A survey of block `i`, of what the blocks before leave of the task vectors; it sees its own results."""
+
+    def within(function: Callable) -> Callable:
+      return lambda leaf, surveyed: function(self._sparse(leaf, surveyed, i)[0], surveyed[before:])
+
+    if isinstance(survey, Total):
+      return survey._replace(measure=within(survey.measure))
+    if isinstance(survey, Ranks):
+      return Ranks(within(survey.keys))
+    ranks = survey.ranks
+    return survey._replace(
+      keys=within(survey.keys), ranks=lambda size, count, surveyed: ranks(size, count, surveyed[before:])
+    )
+
+  def _sparse(self, leaf: Leaf, surveyed: Surveyed, blocks: int) -> tuple[Leaf, list[PyTree], Surveyed]:
+    """Task vectors after some blocks, with keys for the next one; what was fitted; results left over."""
+    deltas, fits = task_vectors(leaf)[1], []
+    for i in range(blocks + 1):
+      keys = None if leaf.keys is None else tuple(Key(key, i, leaf.start) for key in leaf.keys)
+      seen = Leaf(deltas, keys=keys)
+      if i < blocks:
+        block = self.sparsify[i]
+        count = len(block.survey())
+        fits.append(block.fit(seen, surveyed[:count]))
+        surveyed, deltas = surveyed[count:], block.apply(fits[-1], deltas)
+    return seen, fits, surveyed
 
 
 def task_arithmetic(*, scaling: ArrayLike = 1.0, normalize: bool = False) -> TaskVector:
@@ -116,9 +139,9 @@ def ties(
   density: ArrayLike = 0.2,
   *,
   scaling: ArrayLike = 1.0,
-  scope: sparsifiers.Scope = "model",
-  keep: sparsifiers.Keep = "threshold",
-  rescale: sparsifiers.Rescale = "none",
+  scope: Scope = "model",
+  keep: Keep = "threshold",
+  rescale: Rescale = "none",
   election: reducers.Election = "unweighted",
   divisor: reducers.Divisor = "count",
   zero_sign: reducers.ZeroSign = "majority",
@@ -152,9 +175,9 @@ def dare_linear(
   density: ArrayLike,
   *,
   scaling: ArrayLike = 1.0,
-  rescale: sparsifiers.Rescale = "inverse",
+  rescale: Rescale = "inverse",
   normalize: bool = False,
-  generator: sparsifiers.Generator = "hash",
+  generator: Generator = "hash",
 ) -> TaskVector:
   """DARE before task arithmetic: drop elements at random, rescale, add.
 
@@ -170,7 +193,7 @@ def dare_linear(
 
   Needs `key=`. Source: Language Models are Super Mario (arXiv 2311.03099).
 
-  >>> import merge_jax as mj
+  >>> import jax, merge_jax as mj
   >>> base, experts = {"w": jnp.zeros(2)}, [{"w": jnp.array([1.0, 2.0])}]
   >>> mj.merge(mj.dare_linear(1.0, scaling=0.5), experts, base=base, key=jax.random.key(0))["w"].tolist()
   [0.5, 1.0]
@@ -183,11 +206,11 @@ def dare_ties(
   density: ArrayLike,
   *,
   scaling: ArrayLike = 1.0,
-  rescale: sparsifiers.Rescale = "inverse",
+  rescale: Rescale = "inverse",
   election: reducers.Election = "unweighted",
   divisor: reducers.Divisor = "count",
   zero_sign: reducers.ZeroSign = "majority",
-  generator: sparsifiers.Generator = "hash",
+  generator: Generator = "hash",
 ) -> TaskVector:
   """DARE in place of the trim of TIES: drop elements at random and rescale, elect, average.
 
@@ -199,7 +222,7 @@ def dare_ties(
 
   Needs `key=`. Sources: arXiv 2311.03099 (DARE), 2306.01708 (TIES).
 
-  >>> import merge_jax as mj
+  >>> import jax, merge_jax as mj
   >>> base, experts = {"w": jnp.zeros(2)}, [{"w": jnp.array([1.0, 2.0])}]
   >>> mj.merge(mj.dare_ties(1.0), experts, base=base, key=jax.random.key(0))["w"].tolist()
   [1.0, 2.0]

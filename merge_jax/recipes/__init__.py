@@ -6,7 +6,7 @@ recipes.check("ties.yml")                 what would be done; reads no weights
 recipes.run("ties.yml", "merged")         does it
 """
 
-from merge_jax.recipes.build import Built as Built
+from merge_jax.recipes.built import Built as Built
 from merge_jax.recipes.job import build_one as build_one
 from merge_jax.recipes.job import check as check
 from merge_jax.recipes.job import run as run

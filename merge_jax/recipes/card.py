@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from merge_jax.recipes.build import Built
+from merge_jax.recipes.built import Built
 
 
 def text(built: Built, name: str, seed: int, version: str) -> str:

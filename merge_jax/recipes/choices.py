@@ -182,11 +182,12 @@ def copies(choice: Choice, operator: Operator, count: int) -> bool:
 def structure(operator: Operator) -> Any:
   """What operators share that one compilation and one survey serve.
 
-  Operators with whole-model statistics share them only if their numbers are equal, too.
+  Operators with statistics of the whole model share them only if their numbers are equal, too.
   """
   leaves, tree = jax.tree.flatten(operator)
   form = tuple((np.shape(leaf), str(np.asarray(leaf).dtype)) for leaf in leaves)
-  numbers = tuple(np.asarray(leaf).tobytes() for leaf in leaves) if operator.survey() else ()
+  whole = any(one.whole for one in operator.survey())
+  numbers = tuple(np.asarray(leaf).tobytes() for leaf in leaves) if whole else ()
   return tree, form, numbers
 
 

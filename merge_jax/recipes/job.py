@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from merge_jax.checkpoints import Checkpoint, sidecars
 from merge_jax.checkpoints.folder_writer import FolderWriter
 from merge_jax.errors import unknown
 from merge_jax.recipes import build, card, manifest, measured, models, reading, vocabulary
-from merge_jax.recipes.build import Built
+from merge_jax.recipes.built import Built, Planned, planned_of
 from merge_jax.recipes.schema import Recipe
 
 SEMANTICS = ("auto", "mergekit", "paper")
@@ -31,7 +31,7 @@ def check(path: str | Path, semantics: str = "auto") -> list[Built]:
     built = build_one(recipe, folder, made, semantics)
     found.append(built)
     if recipe.name is not None:
-      made[recipe.name] = build.planned(built)
+      made[recipe.name] = planned_of(built)
   return found
 
 
@@ -54,15 +54,8 @@ def _schedule(recipe: Recipe) -> list[float] | None:
   from merge_jax.operators.contrib import trajectory
 
   name, options = recipe.schedule
-  if name not in trajectory.SCHEDULES:
-    raise ValueError(unknown("schedule", name, trajectory.SCHEDULES))
   steps = np.array([one.step for one in recipe.modules[0].slices[0].inputs], np.float64)
-  order = np.argsort(steps, kind="stable")
-  try:
-    weights = trajectory.SCHEDULES[name](steps[order], **options)
-  except TypeError as error:
-    raise ValueError(f"schedule {name}: {error}.") from None
-  return [float(weights[i]) for i in np.argsort(order, kind="stable")]
+  return [float(weight) for weight in trajectory.by_step(name, steps, **options)]
 
 
 def run(
@@ -101,7 +94,7 @@ def run(
   """
   target, folder = storage.destination(output_dir, "--output_dir"), Path(path).expanduser().parent
   recipes, planned = reading.read(path), check(path, semantics)
-  sources = [c.path for built in planned for c in built.inputs.values() if not isinstance(c, build.Planned)]
+  sources = [c.path for built in planned for c in built.inputs.values() if not isinstance(c, Planned)]
   storage.refuse_inside(target, sources, "--output_dir")
   replaced = manifest.owned(target) if overwrite else None
   if replaced is None:
@@ -178,17 +171,22 @@ class _Digesting:
   def __init__(self, writer: checkpoints.Writer, digests: dict[str, str]):
     self._writer, self._digests = writer, digests
 
-  def write(self, name: str, value: Any) -> None:
-    self._digests[name] = _digest(value)
-    self._writer.write(name, value)
+  def write_parts(self, name: str, parts: Iterable[np.ndarray]) -> None:
+    self._writer.write_parts(name, self._digested(name, parts))
+
+  def _digested(self, name: str, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    digest = hashlib.sha256()
+    for part in parts:
+      digest.update(_content(part))
+      yield part
+    self._digests[name] = digest.hexdigest()
 
   def __getattr__(self, name: str) -> Any:
     return getattr(self._writer, name)
 
 
-def _digest(value: Any) -> str:
-  content = np.ascontiguousarray(np.asarray(value)).reshape(-1).view(np.uint8)
-  return hashlib.sha256(content.data).hexdigest()
+def _content(value: np.ndarray) -> memoryview:
+  return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
 
 
 def verify_folder(folder: Path, built: Built, digests: Mapping[str, str]) -> None:
@@ -198,5 +196,5 @@ def verify_folder(folder: Path, built: Built, digests: Mapping[str, str]) -> Non
     found = written.read(name)
     if (found.shape, found.dtype) != (spec.shape, np.dtype(spec.dtype)):
       raise ValueError(f"{folder}: tensor {name!r} reads back as {found.dtype}{list(found.shape)}.")
-    if name in digests and _digest(found) != digests[name]:
+    if name in digests and hashlib.sha256(_content(found)).hexdigest() != digests[name]:
       raise ValueError(f"{folder}: tensor {name!r} reads back other than it was written; is the disk sound?")

@@ -11,7 +11,7 @@ import msgspec
 
 import merge_jax
 from merge_jax import decoding, storage
-from merge_jax.recipes.build import Built
+from merge_jax.recipes.built import Built
 
 NAME = "merge_manifest.json"
 LIBRARIES = ("jax", "jaxlib", "numpy")

@@ -8,7 +8,7 @@ from typing import Any
 
 from merge_jax import preflight, storage
 from merge_jax.recycle import folder as folders
-from merge_jax.recycle import merged
+from merge_jax.recycle import merged, methods
 from merge_jax.recycle import pool as pools
 from merge_jax.recycle import result as results
 from merge_jax.recycle.folder import RunFolder
@@ -124,14 +124,15 @@ def write_report(run: RunFolder, result: dict[str, Any]) -> None:
   run.write(folders.REPORT, report.page)
 
 
-def known_points_cost(count: int, budget: int) -> str:
-  """How much of the budget the known points take at most.
+def known_points_cost(count: int, budget: int, trajectory: int = 0) -> str:
+  """How much of the budget the known points take at most, `trajectory` merges along a run among them.
 
   >>> known_points_cost(16, 50)
   'known points (16 single checkpoints and soups) take up to 33 of 50 evaluations'
   """
-  points = count + 2 + max(count - 1, 0)
-  what = f"known points ({count} single checkpoints and soups)"
+  points = count + 2 + max(count - 1, 0) + trajectory
+  along = f", {trajectory} along the run" if trajectory else ""
+  what = f"known points ({count} single checkpoints and soups{along})"
   return f"{what} take up to {points} of {budget} evaluations"
 
 
@@ -144,8 +145,9 @@ def describe(problem: Problem) -> str:
              f"({preflight.gib(sum(c.nbytes for c in pool))}): {', '.join(problem.labels)}"),
     *suite.describe(),
   ]  # fmt: skip
-  rows = 6 + tasks  # the most that a result has, specialists of each task among them
-  finals = {"validation": 6, "test": rows, **({"heldout": 6} if "heldout" in suite.splits else {})}
+  most = 6 + bool(s.steps)
+  rows = most + tasks  # the most that a result has, specialists of each task among them
+  finals = {"validation": most, "test": rows, **({"heldout": most} if "heldout" in suite.splits else {})}
   count = ", ".join(f"{number} on {split}" for split, number in finals.items())
   lines.append(("finalists", f"up to {count} examples, beside the search's budget"))
   if suite.tokens("search"):
@@ -160,7 +162,7 @@ def describe(problem: Problem) -> str:
     ]  # fmt: skip
   lines += [
     ("method", f"{s.method} by {s.proposer} in space {s.space!r}, fitness {s.fitness} of {s.fitness_source}; "
-               + known_points_cost(len(pool), s.budget)),
+               + known_points_cost(len(pool), s.budget, len(methods.trajectory(s.steps, len(pool))))),
     ("writes", f"{problem.settings.output_dir}: {', '.join(folders.OUTPUTS)} "
                f"(merged: {preflight.gib(first.nbytes)})"),
     *(("note", note) for note in suite.notes),

@@ -7,7 +7,9 @@ from merge_jax import operators as mj
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.errors import unknown
 from merge_jax.evals import Merge
+from merge_jax.operators.contrib import trajectory as along
 from merge_jax.preflight import Needs
+from merge_jax.search.point import Point
 from merge_jax.search.space import SPACES
 
 PyTree = Any
@@ -44,6 +46,18 @@ def check(method: str, space: str) -> None:
       f"config: search.method {method!r} cannot be searched in space {space!r}; expected one of "
       f"{', '.join(METHODS[method].spaces)}."
     )
+
+
+def trajectory(steps: Sequence[float], count: int) -> tuple[Point, ...]:
+  """Merges along the run whose checkpoints are the pool, if steps are given; ValueError for other steps."""
+  if not steps:
+    return ()
+  if len(steps) != count or len(set(steps)) < count:
+    raise ValueError(
+      f"config: search.steps has {len(steps)} numbers, {len(set(steps))} of them different; expected one for "
+      f"each of {count} checkpoints."
+    )
+  return tuple(Point(tuple(map(float, weights))) for weights in along.candidates(steps))
 
 
 def merges(names: tuple[str, ...], experts: list[PyTree], base: PyTree | None) -> dict[str, Merge]:

@@ -96,8 +96,9 @@ def build(settings: Settings) -> Problem:
   if s.fitness_source == "loss" and not suite.losses:
     raise ValueError("config: search.fitness_source is 'loss', but a scorer command gives scores alone.")
   options = Options(
-    s.method, made, fitness, len(pool), s.seed, s.sigma or None, s.population or None, s.start
-  )
+    s.method, made, fitness, len(pool), s.seed, s.sigma or None, s.population or None, s.start,
+    methods.trajectory(s.steps, len(pool)),
+  )  # fmt: skip
   preflight.require_disk(settings.folder, pool[0].nbytes)
   checkpoints = [*pool, *([base] if base else [])]
   return Problem(

@@ -74,6 +74,7 @@ class Search(Part, frozen=True):
     fitness: "mean", "normalized" or "worst".
     fitness_source: "metric", "loss", or "auto".
     task_weights: of the fitness, `task=weight,…`; tasks left out have 1.
+    steps: training steps of the checkpoints, if they are of one run: merges along it are known points, too.
   """
 
   method: str = "task_arithmetic"
@@ -89,6 +90,7 @@ class Search(Part, frozen=True):
   fitness: str = "mean"
   fitness_source: str = "metric"
   task_weights: str = ""
+  steps: tuple[float, ...] = ()
 
 
 class Settings(Part, frozen=True):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 BLUE, ORANGE, GREEN, RED, GREY = "#3b6ea5", "#d9822b", "#4c9a5b", "#b5403a", "#b9bec5"
 MARKERS = {
   "best_single": ("s", "#7a5195"), "uniform": ("D", GREEN), "merge_best": ("^", "#8c6d31"),
-  "greedy": ("v", ORANGE), "selected": ("*", RED),
+  "greedy": ("v", ORANGE), "trajectory": (">", "#3b7a78"), "selected": ("*", RED),
 }  # fmt: skip
 MOST_PAIRS = 6
 

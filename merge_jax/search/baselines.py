@@ -1,4 +1,4 @@
-"""What is known before a search: single checkpoints, uniform soup, merge-best, greedy soup.
+"""What is known before a search: single checkpoints, uniform soup, merge-best, trajectories, greedy soup.
 
 All are linear merges, evaluated once, in the journal and in the budget like every candidate.
 """
@@ -14,7 +14,7 @@ from merge_jax.search.point import Candidate, Point
 from merge_jax.search.scores import best, signed
 
 METHOD = "linear"
-KINDS = ("single", "uniform", "merge_best", "greedy")
+KINDS = ("single", "uniform", "merge_best", "trajectory", "greedy")
 """Kinds of the known points; every other kind is a proposer's."""
 
 
@@ -37,18 +37,24 @@ def soup(members: Sequence[int], count: int) -> Point:
   return Point(tuple(1.0 / len(members) if i in members else 0.0 for i in range(count)))
 
 
-def known_points(fitness: Fitness, count: int) -> Generator[Proposal, list[Record], list[Record]]:
+def known_points(
+  fitness: Fitness, count: int, trajectory: Sequence[Point] = ()
+) -> Generator[Proposal, list[Record], list[Record]]:
   """Proposes the known points of a pool of `count` checkpoints, at most 2 `count` + 1; returns their records.
+
+  Those of a `trajectory` come beside them: merges along the run that all checkpoints are of.
 
   A soup that was evaluated already (merge-best of one checkpoint, the first greedy step of two) is
   not evaluated again. Greedy soup follows the authors (arXiv 2203.05482): checkpoints in order of
   fitness, each kept if the mean of the kept ones gets better.
   """
   records = list((yield Proposal([Candidate("single", METHOD, one_hot(i, count)) for i in range(count)])))
-  soups = {"uniform": soup(range(count), count), "merge_best": merge_best(records, fitness, count)}
+  soups = [("uniform", soup(range(count), count)), ("merge_best", merge_best(records, fitness, count))]
   new: list[Candidate] = []
-  for kind, point in soups.items():
-    if point is not None and find(records, point) is None and all(point != c.point for c in new):
+  for kind, point in (*soups, *(("trajectory", point) for point in trajectory)):
+    if point is None or find(records, point) is not None:
+      continue
+    if not any(point.near(candidate.point, 1e-12) for candidate in new):
       new.append(Candidate(kind, METHOD, point))
   records += yield Proposal(new)
   while (candidate := _greedy(records, fitness, count)[1]) is not None:

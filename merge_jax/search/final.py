@@ -24,9 +24,9 @@ def rows(
 ) -> dict[str, Candidate]:
   """The named rows of a result, as far as the budget let them be evaluated.
 
-  best_single (by the mean of the task scores), best_on_<task>, uniform, merge_best, greedy,
-  search_best (highest fitness of all evaluated), search_mean (the mean of the proposer's
-  distribution; of the five best points where it has none).
+  best_single (by the mean of the task scores), best_on_<task>, uniform, merge_best, trajectory (the
+  fittest one along the run), greedy, search_best (highest fitness of all evaluated), search_mean (the mean
+  of the proposer's distribution; of the five best points where it has none).
 
   Args:
     records: of the search.
@@ -49,6 +49,9 @@ def rows(
   for name, point in soups.items():
     at = None if point is None else baselines.find(records, point)
     found[name] = None if at is None else records[at]
+  along = np.array([record.kind == "trajectory" for record in records], bool)
+  at = best(np.where(along, values, np.nan))
+  found["trajectory"] = None if at is None else records[at]
   at = best(values)
   found["search_best"] = None if at is None else records[at]
   result = {name: record.candidate for name, record in found.items() if record is not None}

@@ -65,7 +65,7 @@ class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   """A merge to evaluate.
 
   Attributes:
-    kind: "single", "uniform", "merge_best", "greedy", or the proposer's name.
+    kind: one of `baselines.KINDS`, or the proposer's name.
     method: the merge rule's name, such as "linear" or "task_arithmetic".
     point: what that method is given.
   """

@@ -32,6 +32,7 @@ class Options:
     sigma: first step width; None takes the space's.
     population: candidates in a generation; None: 4 + 3 ln(size of the space).
     start: "best" starts from the best known point, "uniform" from 1/count.
+    trajectory: known points beside the others, see `known_points`.
 
   Raises:
     ValueError: an unknown start.
@@ -45,6 +46,7 @@ class Options:
   sigma: float | None = None
   population: int | None = None
   start: str = "best"
+  trajectory: tuple[Point, ...] = ()
 
   def __post_init__(self) -> None:
     if self.start not in STARTS:
@@ -199,7 +201,9 @@ def proposer(name: str, options: Options, *, known: bool = True) -> Proposer:
     )
 
   def propose() -> Generator[Proposal, list[Record], None]:
-    records = (yield from baselines.known_points(options.fitness, options.count)) if known else []
+    records: list[Record] = []
+    if known:
+      records = yield from baselines.known_points(options.fitness, options.count, options.trajectory)
     yield from PROPOSERS[name].start(records, options)
 
   return propose

@@ -21,6 +21,7 @@ from merge_jax.storage.locks import held as held
 from merge_jax.storage.locks import locked as locked
 from merge_jax.storage.locks import refuse_locked as refuse_locked
 from merge_jax.storage.space import available_memory as available_memory
+from merge_jax.storage.space import begin_writing_back as begin_writing_back
 from merge_jax.storage.space import gib as gib
 from merge_jax.storage.space import require_space as require_space
 from merge_jax.storage.space import writing as writing

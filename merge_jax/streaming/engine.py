@@ -1,24 +1,26 @@
 """Runs jobs: reads ahead, computes and writes behind in threads, within a bound of memory.
 
-Each tensor is merged whole by one jitted program, so that the result does not depend on threads or memory;
-tensors of one shape share a compilation, whatever their numbers.
+Tensors are merged in blocks of fixed sizes by one jitted program for each, or whole where a rule looks at
+rows or matrices: the result depends on neither threads nor memory, and tensors of all shapes share a program.
 """
 
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 from jax import Array
 
 from merge_jax import storage
 from merge_jax.checkpoints import Writer, nonfinite
 from merge_jax.operators import leafwise
-from merge_jax.operators.core import PyTree
-from merge_jax.streaming import survey
+from merge_jax.operators.core import Surveyed
+from merge_jax.streaming import blocks, survey
+from merge_jax.streaming.blocks import Block
 from merge_jax.streaming.job import Job
 
 T = TypeVar("T")
@@ -67,13 +69,18 @@ def stream(
     def each(function: Callable[[Job], T], jobs: Sequence[Job]) -> Iterator[T]:
       return _each(pool, workers, limit, function, jobs, stop)
 
-    whole = _surveys(jobs, left, key, each)
+    length = blocks.length_for(job.spec.size for job in jobs if job.split)
+
+    def read(job: Job) -> list[Block]:
+      return job.blocks(key, length)
+
+    for job in _kinds(left, length):
+      _compile(job, lambda job: job.nothing(key, length))
+    whole = _surveys(jobs, left, read, each)
 
     def finish(job: Job) -> None:
-      result = _merge(job, key, whole.get(job.group, ()))
-      if not allow_nonfinite:
-        _require_finite(job, result)
-      writer.write(job.name, result)
+      parts = _merged(job, read(job), whole.get(job.group, ())) if job.merged else iter([_carried(job)])
+      writer.write_parts(job.name, parts if allow_nonfinite else _finite(job, parts))
       for source in job.sources:
         source.release()
 
@@ -82,27 +89,43 @@ def stream(
       progress(done)
 
 
+def _kinds(jobs: Sequence[Job], length: int) -> Iterable[Job]:
+  """A job for each set of programs, of those that are split."""
+  kinds: dict[Any, Job] = {}
+  for job in jobs:
+    if job.split:
+      dtypes = tuple(str(source.spec.dtype) for source in job.sources)
+      form = (job.block_shape(length), dtypes, str(job.spec.dtype))
+      kinds.setdefault((jax.tree.structure(job.operator), form), job)
+  return kinds.values()
+
+
+def _compile(job: Job, nothing: survey.Read) -> None:
+  """Merges zeros for once: workers that start with the same program would all trace and compile it."""
+  for _ in _merged(job, nothing(job), survey.of_models([job], nothing, map)):
+    pass
+
+
 def _surveys(
-  jobs: Sequence[Job], left: Sequence[Job], key: Array | None, each: Any
-) -> dict[int, tuple[PyTree, ...]]:
+  jobs: Sequence[Job], left: Sequence[Job], read: survey.Read, each: survey.Each
+) -> dict[int, Surveyed]:
   """Whole-model statistics of the groups that have something left to merge."""
   members: dict[int, list[Job]] = {}
   for job in jobs:
     if job.merged:
       members.setdefault(job.group, []).append(job)
   wanted = {job.group for job in left if job.merged}
-  return {group: survey.of_models(members[group], key, each) for group in sorted(wanted)}
+  return {group: survey.of_models(members[group], read, each) for group in sorted(wanted)}
 
 
-def _merge(job: Job, key: Array | None, whole: Sequence[PyTree]) -> np.ndarray:
-  if not job.merged:
-    return _carried(job)
+def _merged(job: Job, parts: Sequence[Block], whole: Surveyed) -> Iterator[np.ndarray]:
+  """What each block of a tensor merges to, flat."""
   weights = job.operator.default_weights(len(job.experts)) if job.weights is None else job.weights
-  leaf = job.leaf(key)
-  surveyed = survey.of_tensor(job, leaf, whole)
-  numbers = np.asarray(weights, np.float32)
-  merged = leafwise.merge(job.operator, leaf, surveyed, numbers, job.axes, np.dtype(job.spec.dtype))
-  return np.asarray(merged)
+  numbers, dtype = np.asarray(weights, np.float32), np.dtype(job.spec.dtype)
+  surveyed = survey.of_tensor(job, parts, whole)
+  for block in parts:
+    merged = leafwise.merge(job.operator, block.leaf, block.relative(surveyed), numbers, block.axes, dtype)
+    yield np.asarray(merged).reshape(-1)[: block.size]
 
 
 def _carried(job: Job) -> np.ndarray:
@@ -119,11 +142,16 @@ def _carried(job: Job) -> np.ndarray:
     return value.astype(job.spec.dtype, copy=False)
 
 
-def _require_finite(job: Job, result: np.ndarray) -> None:
-  """What is not finite in an input is not finite in the result, so that inputs need no look before."""
-  count = nonfinite(result)
-  if not count:
-    return
+def _finite(job: Job, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+  """The parts, up to one that is not; what is not finite in an input is not finite in the result."""
+  for part in parts:
+    if nonfinite(part):
+      _refuse(job, part.dtype)
+    yield part
+
+
+def _refuse(job: Job, dtype: np.dtype) -> None:
+  """Says which input is not finite, or that the result is not."""
   for source in job.sources:
     if found := nonfinite(source.read()):
       raise ValueError(
@@ -131,7 +159,7 @@ def _require_finite(job: Job, result: np.ndarray) -> None:
         "--allow_nonfinite."
       )
   raise ValueError(
-    f"Tensor {job.name!r} of the result holds {count} values that are NaN or too large for {result.dtype}, "
+    f"Tensor {job.name!r} of the result holds values that are NaN or too large for {dtype}, "
     "although its inputs are finite; choose a wider dtype, or go on with --allow_nonfinite."
   )
 

@@ -1,6 +1,7 @@
 """What makes one tensor of a result: where its inputs are, and how they are merged."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -11,6 +12,8 @@ from merge_jax.checkpoints import Checkpoint
 from merge_jax.operators import naming, planning
 from merge_jax.operators.core import Leaf, Operator
 from merge_jax.operators.naming import Axes
+from merge_jax.streaming import blocks
+from merge_jax.streaming.blocks import Block
 
 
 class Readable(Protocol):
@@ -97,24 +100,47 @@ class Job(NamedTuple):
   def nbytes(self) -> int:
     """Memory that it takes: its inputs as they are stored, in float32, and the result."""
     stored = sum(math.prod(s.spec.shape) * np.dtype(s.spec.dtype).itemsize for s in self.sources)
-    wide = 4 * self.spec.size * (len(self.experts) + 2) if self.merged else 0
+    size = min(self.spec.size, blocks.LONGEST) if self.split else self.spec.size
+    wide = 4 * size * (len(self.experts) + 2) if self.merged else 0
     return stored + wide + self.spec.size * np.dtype(self.spec.dtype).itemsize
 
-  def leaf(self, key: Array | None) -> Leaf:
-    """The inputs, read.
+  @property
+  def split(self) -> bool:
+    """Whether it is merged block by block; see `blocks.py`."""
+    return self.block_shape(blocks.LONGEST) is not None
+
+  def block_shape(self, length: int) -> tuple[int, ...] | None:
+    """The shape of its blocks, of about this length; None if it is merged whole."""
+    if self.merged and self.operator.elementwise and self.axes.stack is None:
+      return blocks.shape_of(self.spec.shape, length, rows=False)
+    if self.merged and self.operator.rowwise and self.axes == Axes():
+      return blocks.shape_of(self.spec.shape, length, rows=True)
+    return None
+
+  def blocks(self, key: Array | None, length: int) -> list[Block]:
+    """The inputs, read; in blocks of about this length, or whole.
 
     Raises:
       ValueError: one that cannot be read; a random rule without a key.
     """
+    leaf = self._leaf(key, lambda source: source.read())
+    return blocks.split(leaf, self.axes, self.block_shape(length))
+
+  def nothing(self, key: Array | None, length: int) -> list[Block]:
+    """One block as of `blocks`, of zeros and without reading: enough to compile for."""
+    shape = self.block_shape(length) or self.spec.shape
+    leaf = self._leaf(key, lambda source: np.zeros(shape, source.spec.dtype))
+    return blocks.split(leaf, self.axes, self.block_shape(length))
+
+  def _leaf(self, key: Array | None, read: Callable[[Readable], np.ndarray]) -> Leaf:
     keys = None
     if self.operator.needs_key:
       if key is None:
         raise ValueError(f"{type(self.operator).__name__} is random: give a key.")
-      keys = tuple(naming.key_of(key, model, self.name) for model in self.models)
-    statistics = None if self.statistics is None else tuple(map(_read, self.statistics))
-    experts: Any = tuple(map(_read, self.experts))
-    return Leaf(experts, _read(self.base), keys, statistics)
+      keys = tuple(naming.words_of(key, self.models, self.name))
 
+    def each(sources: Sequence[Readable | None]) -> Any:
+      return tuple(None if one is None else read(one) for one in sources)
 
-def _read(source: Readable | None) -> Any:
-  return None if source is None else source.read()
+    statistics = None if self.statistics is None else each(self.statistics)
+    return Leaf(each(self.experts), each([self.base])[0], keys, statistics)

@@ -1,8 +1,9 @@
-"""Statistics of tensors that are read from disk: of a whole model in two passes at most, or of one tensor.
+"""Statistics of tensors that are read from disk, block by block: of a whole model, or of one tensor.
 
-An order statistic of a whole model is found digit by digit: a pass counts the upper halves of all keys, the
-next one the lower halves of those whose upper half is that of the k-th. Both are sums, so that passes may be
-split over workers, and there are no data for which they take longer.
+An order statistic of a whole model is found digit by digit in two reads: a pass counts the upper halves of
+all keys, the next one the lower halves of those whose upper half is that of the k-th. Both are sums, so that
+passes may be split over workers, and there are no data for which they take longer. For a single tensor see
+`order.py`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,97 +11,91 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
 
 from merge_jax.operators import counting, leafwise, surveying
-from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed, Total
-from merge_jax.operators.naming import Axes
+from merge_jax.operators.core import PyTree, Ranks, Surveyed, Total
 from merge_jax.operators.selection import TOP, Cut
+from merge_jax.streaming import order
+from merge_jax.streaming.blocks import Block, OfBlocks
 from merge_jax.streaming.job import Job
 
 HALF = 15  # keys have 31 bits: 16 above, 15 below
 
+Read = Callable[[Job], list[Block]]
 Each = Callable[[Callable[[Job], PyTree], Sequence[Job]], Iterator[PyTree]]
 """Maps a function over jobs, results in order; tensors are read inside."""
 
 
-def of_models(jobs: Sequence[Job], key: Array | None, each: Each) -> tuple[PyTree, ...]:
+def of_models(jobs: Sequence[Job], read: Read, each: Each) -> Surveyed:
   """The results of all surveys of the whole model, for the rule that these jobs share."""
-  operator = jobs[0].operator
-  whole: tuple[PyTree, ...] = ()
+  operator, count = jobs[0].operator, len(jobs[0].experts)
+  size = sum(job.spec.size for job in jobs)
+  whole: Surveyed = ()
   for index, one in enumerate(operator.survey()):
-    if not one.whole:
+    if not one.whole or isinstance(one, Ranks):
       continue
     if isinstance(one, Total):
-      whole = (*whole, one.finish(_sum(each(_measured(whole, key), jobs))))
+
+      def measured(job: Job, whole: Surveyed = whole, kind: str = one.kind) -> PyTree:
+        blocks = read(job)
+        return _sum(kind, _measures(job, blocks, of_tensor(job, blocks, whole)))
+
+      total = _sum(one.kind, each(measured, jobs))
+      whole = (*whole, leafwise.finish(operator, index, total, size))
     else:
-      size = sum(job.spec.size for job in jobs)
-      ranks = _ranks(operator, index, size, len(jobs[0].experts))
-      whole = (*whole, _ranked(jobs, ranks, _keys(whole, key), each))
+      found = leafwise.ranks(operator, counting.limbs(size), count, (None,) * index)
+      ranks = [counting.whole(k) for k in found]
+      whole = (*whole, _ranked(jobs, ranks, _keys(whole, read, one.each), each))
   return whole
 
 
-def of_tensor(job: Job, leaf: Leaf, whole: Sequence[PyTree]) -> Surveyed:
+def of_tensor(job: Job, blocks: Sequence[Block], whole: Surveyed) -> Surveyed:
   """The results of all surveys for one tensor, as far as those of the whole model in `whole` allow."""
-  return surveying.extend(job.operator, leaf, job.axes, (), whole, _cuts)
+
+  def alone(operator: Any, leaf: Any, surveyed: Surveyed, axes: Any) -> PyTree:
+    survey = operator.survey()[len(surveyed)]
+    if isinstance(survey, Ranks):
+      keys = (order.keys(operator, block, surveyed, flat=False) for block in blocks)
+      return OfBlocks([tuple(map(order.ranks_in_rows, of_block)) for of_block in keys])
+    if blocks[0].leaf.start is None:  # not split
+      return surveying.of_tensor(operator, leaf, blocks[0].relative(surveyed), axes)
+    if isinstance(survey, Total):
+      size = sum(block.size for block in blocks)
+      total = _sum(survey.kind, _measures(job, blocks, surveyed))
+      return leafwise.finish(operator, len(surveyed), total, size)
+    return order.cuts(job.operator, blocks, surveyed)
+
+  return surveying.extend(job.operator, blocks[0].leaf, job.axes, (), whole, alone)
 
 
-def _cuts(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> list[Cut]:
-  """By a partial sort on the host: nothing is compiled for it."""
-  survey: Any = operator.survey()[len(surveyed)]
-  keys = [np.asarray(x) for x in leafwise.keys(operator, leaf, surveyed, axes)]
-  ranks = _ranks(operator, len(surveyed), keys[0].size, len(leaf.experts))
-  return [_cut(x, k, survey.exact) for x, k in zip(keys, ranks, strict=True)]
+def _measures(job: Job, blocks: Sequence[Block], surveyed: Surveyed) -> Iterator[PyTree]:
+  for block in blocks:
+    yield leafwise.measure(job.operator, block.leaf, block.relative(surveyed), block.axes)
 
 
-def _ranks(operator: Operator, index: int, size: int, count: int) -> list[int]:
-  found = leafwise.ranks(operator, index, counting.limbs(size), count)
-  return [counting.whole(k) for k in found]
-
-
-def _cut(keys: np.ndarray, k: int, exact: bool) -> Cut:
-  flat = keys.reshape(-1)
-  low = int(np.partition(flat, flat.size - k)[flat.size - k]) if k else int(TOP) - 1
-  last = None
-  if exact:
-    need = k - int(np.count_nonzero(flat > low))
-    at = int(np.flatnonzero(flat == low)[need - 1]) if need > 0 else -1
-    position = np.unravel_index(at, keys.shape) if at >= 0 else [-1] * keys.ndim
-    last = np.array(position, np.int32).reshape(keys.ndim)
-  return Cut(np.uint32(low), np.uint32(low + 1), last)
-
-
-def _measured(whole: Sequence[PyTree], key: Array | None) -> Callable[[Job], PyTree]:
-  def measured(job: Job) -> PyTree:
-    leaf = job.leaf(key)
-    part = leafwise.measure(job.operator, leaf, of_tensor(job, leaf, whole), job.axes)
-    return jax.tree.map(np.asarray, part)
-
-  return measured
-
-
-def _keys(whole: Sequence[PyTree], key: Array | None) -> Callable[[Job], list[np.ndarray]]:
-  def keys(job: Job) -> list[np.ndarray]:
-    leaf = job.leaf(key)
-    found = leafwise.keys(job.operator, leaf, of_tensor(job, leaf, whole), job.axes)
-    return [np.asarray(x).reshape(-1) for x in found]
+def _keys(whole: Surveyed, read: Read, times: int) -> Callable[[Job], Iterator[list[np.ndarray]]]:
+  def keys(job: Job) -> Iterator[list[np.ndarray]]:
+    blocks = read(job)
+    surveyed = of_tensor(job, blocks, whole)
+    of_blocks = (order.keys(job.operator, block, surveyed) for block in blocks)
+    return ([x for x in found for _ in range(times)] for found in of_blocks)
 
   return keys
 
 
 def _ranked(
-  jobs: Sequence[Job], ranks: Sequence[int], keys: Callable[[Job], list[np.ndarray]], each: Each
+  jobs: Sequence[Job], ranks: Sequence[int], keys: Callable[[Job], Iterator[list[np.ndarray]]], each: Each
 ) -> tuple[Cut, ...]:
   def upper(job: Job) -> list[np.ndarray]:
-    return [np.bincount(x >> HALF, minlength=1 << 16) for x in keys(job)]
+    return _sum("sum", ([np.bincount(x >> HALF, minlength=1 << 16) for x in part] for part in keys(job)))
 
-  digits, left = zip(*map(_digit, _sum(each(upper, jobs)), ranks), strict=True)
+  digits, left = zip(*map(_digit, _sum("sum", each(upper, jobs)), ranks), strict=True)
 
   def lower(job: Job) -> list[np.ndarray]:
-    rest = [x[x >> HALF == digit] for x, digit in zip(keys(job), digits, strict=True)]
-    return [np.bincount(x & (1 << HALF) - 1, minlength=1 << HALF) for x in rest]
+    rests = ([x[x >> HALF == one] for x, one in zip(part, digits, strict=True)] for part in keys(job))
+    return _sum("sum", ([np.bincount(x & (1 << HALF) - 1, minlength=1 << HALF) for x in r] for r in rests))
 
-  last, _ = zip(*map(_digit, _sum(each(lower, jobs)), left), strict=True)
+  last, _ = zip(*map(_digit, _sum("sum", each(lower, jobs)), left), strict=True)
   found = [(a << HALF) + b if k else int(TOP) - 1 for a, b, k in zip(digits, last, ranks, strict=True)]
   return tuple(Cut(np.uint32(x), np.uint32(x + 1)) for x in found)
 
@@ -112,9 +107,17 @@ def _digit(counts: np.ndarray, rank: int) -> tuple[int, int]:
   return len(counts) - 1 - index, rank - (int(reached[index - 1]) if index else 0)
 
 
-def _sum(parts: Iterable[PyTree]) -> PyTree:
-  """In the order of the jobs, whoever was ready first."""
-  total: Any = None
+def _sum(kind: str, parts: Iterable[PyTree]) -> PyTree:
+  """The total in the order of the parts, whoever was ready first; floating numbers are added in float64."""
+  total, dtypes = None, None
   for part in parts:
-    total = part if total is None else jax.tree.map(np.add, total, part)
-  return total
+    part = jax.tree.map(np.asarray, part)
+    if total is None:
+      dtypes = jax.tree.map(lambda x: x.dtype, part)
+      total = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype.kind == "f" else x, part)
+    else:
+      total = jax.tree.map(_ADD[kind], total, part)
+  return jax.tree.map(lambda x, dtype: np.asarray(x, dtype), total, dtypes)
+
+
+_ADD: dict[str, Callable[..., Any]] = {"sum": np.add, "count": counting.add, "largest": np.maximum}

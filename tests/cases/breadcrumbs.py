@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import numpy as np
 
 from merge_jax.operators import hashing, naming
@@ -48,7 +47,7 @@ def np_della(experts, base, weights, density, epsilon, reduce):
   tasks = deltas(experts, base)
   for model, task in enumerate(tasks):
     for name, value in task.items():
-      key = jax.random.fold_in(naming.key_of(KEY, model, name), 0)
+      key = hashing.Key(naming.key_of(KEY, model, name))
       rows = value.reshape(1, -1) if value.ndim < 2 else value
       draws = np.asarray(hashing.uniform(key, rows))
       ranks = np.stack([midranks(row) for row in rows])

@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import numpy as np
 
 import merge_jax as mj
@@ -84,7 +83,7 @@ def drops(tasks, density, order=0):
   """The masks that the documentation promises: by key, position in the chain, model and name."""
   for model, task in enumerate(tasks):
     for name, value in task.items():
-      key = jax.random.fold_in(naming.key_of(KEY, model, name), order)
+      key = hashing.Key(naming.key_of(KEY, model, name), order)
       task[name] = np.where(np.asarray(hashing.uniform(key, value)) < density, value, 0.0)
   return tasks
 

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from merge_jax.operators import counting, selection
-from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed, pytree
+from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed
 from merge_jax.operators.differences import task_vectors
+from merge_jax.operators.pytrees import pytree
 
 
 @pytree

@@ -2,17 +2,19 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from merge_jax.operators import counting, selection
+from merge_jax.operators import counting, rows, selection
 from merge_jax.operators import reduce as reducers
-from merge_jax.operators.core import STATIC, Leaf, PyTree, Ranked, Survey, check_choice, check_number, pytree
+from merge_jax.operators.core import Leaf, PyTree, Ranked, Survey, Surveyed
+from merge_jax.operators.pytrees import STATIC, check_choice, check_number, pytree
 from merge_jax.operators.reduce import AgreeingMean, WeightedSum
-from merge_jax.operators.sparsify import Deltas, Mask, Rescale
+from merge_jax.operators.sparsify import Mask, Rescale, of_each
 from merge_jax.operators.task_vector import TaskVector
 
 
@@ -33,9 +35,10 @@ class TrimOutliers(Mask):
   Raises:
     ValueError: unknown variants, concrete numbers outside [0, 1].
 
-  >>> block = TrimOutliers(0.5, 0.25)
-  >>> delta = jnp.array([0.1, -3.0, 1.0, 0.2])
-  >>> block.apply(block.fit((delta,), (None,), ()), (delta,))[0].round(1).tolist()
+  >>> import merge_jax as mj
+  >>> rule = mj.TaskVector((trim_outliers(0.5, 0.25),))
+  >>> experts = [{"w": jnp.array([0.1, -3.0, 1.0, 0.2])}]
+  >>> mj.merge(rule, experts, base={"w": jnp.zeros(4)})["w"].round(1).tolist()
   [0.0, 0.0, 1.0, 0.2...]
   """
 
@@ -54,34 +57,47 @@ class TrimOutliers(Mask):
   def by_rows(self) -> bool:  # type: ignore[override]
     return self.scope == "row"
 
-  def ranks(self, size: Array) -> tuple[Array, Array]:
+  def ranks(self, size: Array, density: ArrayLike, gamma: ArrayLike) -> tuple[Array, Array]:
     """How many of `size` are outliers, and how many those are with what is kept; all are limbs."""
-    outliers = counting.fraction(size, jnp.asarray(self.gamma, jnp.float32))
-    kept = counting.fraction(size, jnp.asarray(self.density, jnp.float32))
+    outliers = counting.fraction(size, jnp.asarray(gamma, jnp.float32))
+    kept = counting.fraction(size, jnp.asarray(density, jnp.float32))
     rest = counting.minus(size, kept)
     if self.scope == "tensor":
       outliers = jnp.where(counting.at_least(rest, outliers), outliers, rest)
     both = counting.carry(outliers + kept)
     return outliers, jnp.where(counting.at_least(size, both), both, size)
 
-  def survey(self) -> Survey | None:
+  @property
+  def rowwise(self) -> bool:  # type: ignore[override]
+    return self.scope == "row"
+
+  @property
+  def elementwise(self) -> bool:  # type: ignore[override]
+    return self.scope == "tensor"
+
+  def order(self) -> Survey | None:
     """Of each model two cuts: below the outliers, and below what is kept."""
 
-    def keys(leaf: Leaf) -> tuple[Array, ...]:
-      return tuple(selection.magnitude(x) for x in leaf.experts for _ in range(2))
+    def keys(leaf: Leaf, _: Surveyed) -> tuple[Array, ...]:
+      return tuple(map(selection.magnitude, leaf.experts))
 
-    def ranks(size: Array, count: int) -> list[Array]:
-      return [k for one in self.each(count) for k in one.ranks(size)]
+    def ranks(size: Array, count: int, _: Surveyed) -> list[Array]:
+      numbers = of_each(self.density, count), of_each(self.gamma, count)
+      outliers, both = jax.vmap(self.ranks, (None, 0, 0))(size, *numbers)
+      return [k for pair in zip(outliers, both, strict=True) for k in pair]
 
-    return None if self.scope == "row" else Ranked(keys, ranks, whole=False, exact=True)
+    return None if self.scope == "row" else Ranked(keys, ranks, whole=False, exact=True, each=2)
 
-  def choose(self, deltas: Deltas, keys: tuple[Any, ...], surveyed: PyTree) -> Sequence[PyTree]:
+  def choose(self, leaf: Leaf, ordered: PyTree) -> Sequence[PyTree]:
     if self.scope == "tensor":
-      return list(zip(surveyed[::2], surveyed[1::2], strict=True))
+      return list(zip(ordered[::2], ordered[1::2], strict=True))
     found = []
-    for delta, one in zip(deltas, self.each(len(deltas)), strict=True):
-      bits = selection.magnitude(delta)
-      found.append(tuple(selection.kth_of_rows(bits, k) for k in one.ranks(counting.limbs(delta.shape[-1]))))
+    for delta, one in zip(leaf.experts, self.each(len(leaf.experts)), strict=True):
+      bits, ranks = (
+        selection.magnitude(delta),
+        one.ranks(counting.limbs(delta.shape[-1]), one.density, one.gamma),
+      )
+      found.append(tuple(rows.kth_of_rows(bits, k) for k in ranks))
     return found
 
   def kept(self, chosen: PyTree, delta: Array) -> Array:
@@ -89,8 +105,8 @@ class TrimOutliers(Mask):
     if self.scope == "tensor":
       outliers, both = (selection.reaches(keys, cut) for cut in chosen)
     else:
-      ranks = self.ranks(counting.limbs(delta.shape[-1]))
-      outliers, both = (selection.largest_of_rows(keys, c, k) for c, k in zip(chosen, ranks, strict=True))
+      ranks = self.ranks(counting.limbs(delta.shape[-1]), self.density, self.gamma)
+      outliers, both = (rows.largest_of_rows(keys, c, k) for c, k in zip(chosen, ranks, strict=True))
     return both & ~outliers
 
 

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from merge_jax.operators.core import Leaf, Operator, PyTree, check_number, pytree
+from merge_jax.operators.core import Leaf, Operator, PyTree
 from merge_jax.operators.differences import task_vectors
+from merge_jax.operators.pytrees import check_number, pytree
 
 
 @pytree
@@ -35,6 +36,7 @@ class Consensus(Operator):
   k: ArrayLike = dataclasses.field(default=2, kw_only=True)
   scaling: ArrayLike = dataclasses.field(default=1.0, kw_only=True)
   needs_base = True
+  elementwise = True
 
   def __post_init__(self) -> None:
     check_number("threshold", self.threshold, 0.0)

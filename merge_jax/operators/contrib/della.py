@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,12 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.errors import shown
-from merge_jax.operators import hashing, selection
+from merge_jax.operators import hashing, rows, selection
 from merge_jax.operators import reduce as reducers
-from merge_jax.operators.core import STATIC, PyTree, check_choice, check_number, pytree
+from merge_jax.operators.core import Leaf, PyTree, Ranks, Survey
+from merge_jax.operators.pytrees import STATIC, check_choice, check_number, pytree
 from merge_jax.operators.reduce import AgreeingMean, WeightedSum
-from merge_jax.operators.sparsify import Deltas, Mask, Rescale
+from merge_jax.operators.sparsify import Mask, Rescale, random_keys
 from merge_jax.operators.task_vector import TaskVector
 
 
@@ -47,6 +48,7 @@ class DropByMagnitude(Mask):
   rescale: Rescale = dataclasses.field(default="inverse", kw_only=True, metadata=STATIC)
   random = True
   by_rows = True
+  rowwise = True
 
   def __post_init__(self) -> None:
     check_choice("rescale", self.rescale, get_args(Rescale))
@@ -62,21 +64,26 @@ class DropByMagnitude(Mask):
         "and density + epsilon < 1."
       )
 
-  def choose(self, deltas: Deltas, keys: tuple[Any, ...], surveyed: PyTree) -> Sequence[PyTree]:
-    return keys
+  def order(self) -> Survey:
+    """The ranks of the magnitudes."""
+    return Ranks(lambda leaf, _: tuple(map(selection.magnitude, leaf.experts)))
+
+  def choose(self, leaf: Leaf, ordered: PyTree) -> Sequence[PyTree]:
+    keys = random_keys(leaf)
+    return list(zip(keys, ordered or [None] * len(keys), strict=True))
 
   def kept(self, chosen: PyTree, delta: Array) -> Array:
-    return hashing.uniform(chosen, delta) < self._probability(delta)
+    return hashing.uniform(chosen[0], delta) < self._probability(chosen, delta)
 
   def probability(self, chosen: PyTree, delta: Array) -> Array:
-    return self._probability(delta).astype(delta.dtype)
+    return self._probability(chosen, delta).astype(delta.dtype)
 
-  def _probability(self, delta: Array) -> Array:
+  def _probability(self, chosen: PyTree, delta: Array) -> Array:
     density, epsilon = (jnp.asarray(x, jnp.float32) for x in (self.density, self.epsilon))
     size = delta.shape[-1]
     if size == 1:
       return jnp.full(delta.shape, density)
-    ranks = selection.ranks_in_rows(selection.magnitude(delta))
+    ranks = chosen[1] if chosen[1] is not None else rows.ranks_in_rows(selection.magnitude(delta))
     return jnp.where(density >= 1, 1.0, density - epsilon + 2 * epsilon * ranks / (size - 1))
 
 

@@ -7,14 +7,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from merge_jax.operators import core
-from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree, Survey, Surveyed, Total, pytree
+from merge_jax.operators import pytrees
+from merge_jax.operators.core import Leaf, Operator, PyTree, Survey, Surveyed, Total
 from merge_jax.operators.linear import weighted_sum
+from merge_jax.operators.pytrees import STATIC, pytree
+from merge_jax.operators.sums import totals
 
 Normalize = Literal["model", "tensor", "none"]
-
-SCALE = 2.0**32
-"""Of the information of a model before it is squared: of single weights it may be 1e-25, squared 0."""
 
 
 @pytree
@@ -49,32 +48,41 @@ class Fisher(Operator):
   floor: ArrayLike = dataclasses.field(default=1e-6, kw_only=True)
   normalization: Normalize = dataclasses.field(default="model", kw_only=True, metadata=STATIC)
   normalize = True
+  elementwise = True
 
   def __post_init__(self) -> None:
-    core.check_number("floor", self.floor, 0.0)
-    core.check_choice("normalization", self.normalization, get_args(Normalize))
+    pytrees.check_number("floor", self.floor, 0.0)
+    pytrees.check_choice("normalization", self.normalization, get_args(Normalize))
 
   def default_weights(self, count: int) -> Array:
     """1/K for every model."""
     return jnp.full(count, 1.0 / count)
 
   def survey(self) -> tuple[Survey, ...]:
-    """The norm of each model's information, if it is one of the whole model."""
+    """The norm of each model's information."""
+    if self.normalization == "none":
+      return ()
+    whole = self.normalization == "model"
 
-    def measure(leaf: Leaf) -> PyTree:
-      size = jnp.asarray(leaf.experts[0].size, leaf.experts[0].dtype)
-      return tuple((jnp.sum((SCALE * x) ** 2), size) for x in _information(leaf))
+    def largest(leaf: Leaf, _: Surveyed) -> PyTree:
+      return tuple(jnp.max(jnp.abs(x)) for x in _information(leaf))
 
-    def finish(total: PyTree) -> PyTree:
-      return tuple(SCALE / jnp.sqrt(jnp.where(square == 0, 1.0, square / size)) for square, size in total)
+    def squares(leaf: Leaf, surveyed: Surveyed) -> PyTree:
+      pairs = zip(_information(leaf), surveyed[0], strict=True)
+      return tuple(totals([(x / _or_1(most)) ** 2 for x, most in pairs]))
 
-    return (Total(measure, finish),) if self.normalization == "model" else ()
+    def mean(sums: PyTree, size: Array) -> PyTree:
+      return tuple(square / size.astype(square.dtype) for square in sums)
+
+    return Total(largest, whole=whole, kind="largest"), Total(squares, mean, whole=whole)
 
   def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
     """The reciprocal of each model's norm."""
-    if self.normalization == "model":
-      return tuple(scale.astype(leaf.experts[0].dtype) for scale in surveyed[0])
-    return tuple(_reciprocal(x) if self.normalization == "tensor" else None for x in _information(leaf))
+    if not surveyed:
+      return (None,) * len(leaf.experts)
+    dtype = leaf.experts[0].dtype
+    rows = zip(*surveyed, strict=True)
+    return tuple((1.0 / (_or_1(most) * jnp.sqrt(_or_1(square)))).astype(dtype) for most, square in rows)
 
   def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
     floor = jnp.asarray(self.floor, weights.dtype)
@@ -82,12 +90,10 @@ class Fisher(Operator):
     for i, (information, scale) in enumerate(zip(_information(leaf), prepared, strict=True)):
       information = information if scale is None else information * scale
       shares.append(weights[i] * jnp.maximum(information, floor))
-    total = sum(shares[1:], shares[0])
-    known = total != 0
-    shares = [
-      s / jnp.where(known, total, 1.0) for s in shares
-    ]  # first: small shares of small numbers underflow
-    merged = sum((s * x for s, x in zip(shares, leaf.experts, strict=True)), jnp.zeros_like(total))
+    whole = sum(shares[1:], shares[0])
+    known = whole != 0
+    shares = [s / _or_1(whole) for s in shares]  # first: small shares of small numbers underflow
+    merged = sum((s * x for s, x in zip(shares, leaf.experts, strict=True)), jnp.zeros_like(whole))
     return jnp.where(known, merged, weighted_sum(leaf.experts, weights / jnp.sum(weights)))
 
 
@@ -108,9 +114,5 @@ def _information(leaf: Leaf) -> tuple[Array, ...]:
   return tuple(one.astype(first.dtype) for one in leaf.statistics)
 
 
-def _reciprocal(information: Array) -> Array:
-  """1 over the root mean square, or 1 where all is 0; squares of what is small do not underflow."""
-  most = jnp.max(jnp.abs(information))
-  most = jnp.where(most == 0, 1.0, most)
-  square = jnp.mean((information / most) ** 2)
-  return 1.0 / (most * jnp.sqrt(jnp.where(square == 0, 1.0, square)))
+def _or_1(x: Array) -> Array:
+  return jnp.where(x == 0, 1.0, x)

@@ -8,8 +8,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators.contrib import sphere
-from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree, Surveyed, check_number, pytree
+from merge_jax.operators.core import Leaf, Operator, PyTree, Survey, Surveyed
 from merge_jax.operators.linear import weighted_sum
+from merge_jax.operators.pytrees import STATIC, check_number, pytree
 
 
 @pytree
@@ -42,6 +43,7 @@ class Karcher(Operator):
   max_iter: int = dataclasses.field(default=10, kw_only=True, metadata=STATIC)
   tol: ArrayLike = dataclasses.field(default=1e-5, kw_only=True)
   normalize = True
+  elementwise = True
 
   def __post_init__(self) -> None:
     check_number("tol", self.tol, 0.0)
@@ -51,8 +53,11 @@ class Karcher(Operator):
   def default_weights(self, count: int) -> Array:
     return jnp.full(count, 1.0 / count)
 
+  def survey(self) -> tuple[Survey, ...]:
+    return sphere.survey()
+
   def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
-    return sphere.directions(leaf)
+    return sphere.directions(surveyed)
 
   def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
     weights = weights / jnp.sum(weights)

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from merge_jax.errors import shown
-from merge_jax.operators import surveying
+from merge_jax.operators import leafwise
 from merge_jax.operators.contrib import spectral
-from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree, Surveyed, pytree
+from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed
 from merge_jax.operators.differences import task_vectors
-from merge_jax.operators.naming import Axes
+from merge_jax.operators.pytrees import STATIC, pytree
 from merge_jax.operators.task_vector import ties
 
 
@@ -92,7 +92,7 @@ class Knots(Operator):
       kept = spectral.above_noise(s, joint.shape, s[0])
       basis = jnp.where(kept[None, :], u, 0.0)[:, : self.rank]
     aligned = _aligned(leaf, basis)
-    return basis, self.rule.prepare(aligned, surveying.extend(self.rule, aligned, Axes(), (), ()))
+    return basis, leafwise.prepared(self.rule, aligned)
 
   def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
     basis, inner = prepared

@@ -9,18 +9,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators.contrib import sphere
-from merge_jax.operators.core import (
-  STATIC,
-  Leaf,
-  Operator,
-  PyTree,
-  Surveyed,
-  check_choice,
-  check_number,
-  pytree,
-)
+from merge_jax.operators.core import Leaf, Operator, PyTree, Survey, Surveyed, Total
 from merge_jax.operators.differences import task_vectors
-from merge_jax.operators.sums import total
+from merge_jax.operators.pytrees import STATIC, check_choice, check_number, pytree
+from merge_jax.operators.sums import exponent, largest, totals
 
 By = Literal["tensor", "row"]
 
@@ -63,24 +55,38 @@ class ModelStock(Operator):
   def by_rows(self) -> bool:  # type: ignore[override]
     return self.by == "row"
 
+  @property
+  def elementwise(self) -> bool:  # type: ignore[override]
+    return self.by == "tensor"
+
+  def survey(self) -> tuple[Survey, ...]:
+    """The scale, and at it the squares and the products of the task vectors; of tensors."""
+
+    def products(leaf: Leaf, surveyed: Surveyed) -> PyTree:
+      return jnp.stack(totals(_products(leaf, surveyed[0])))
+
+    return (largest(), Total(products, whole=False)) if self.by == "tensor" else ()
+
   def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
     """t, for each row `[rows, 1]` where it differs."""
     count = len(leaf.experts)
     if count < 2:
       raise ValueError("ModelStock takes its angle from pairs of models, got 1; pass two or more.")
-    axis = 1 if self.by == "row" else None
-    deltas, power = sphere.scaled(leaf)
-    norms = [sphere.norm(delta, axis) for delta in deltas]
+    if self.by == "row":
+      most = largest().measure(leaf, ())
+      surveyed = most, [jnp.sum(x, axis=1, keepdims=True) for x in _products(leaf, most)]
+    most, products = surveyed
+    norms = [sphere.root(products[i]) for i in range(count)]
     floor = jnp.asarray(self.floor, norms[0].dtype)
 
-    def cosine(i: int, j: int) -> Array:
-      product, both = norms[i] * norms[j], deltas[i] * deltas[j]
-      dot = total(both) if axis is None else jnp.sum(both, axis=axis, keepdims=True)
-      size = jnp.ldexp(product, 2 * power)
+    def cosine(i: int, j: int, dot: Array) -> Array:
+      product = norms[i] * norms[j]
+      size = jnp.ldexp(product, 2 * exponent(most))
       shrink = jnp.where(size < floor, size / jnp.where(floor == 0, 1.0, floor), 1.0)
       return shrink * jnp.clip(dot / jnp.where(product == 0, 1.0, product), -1.0, 1.0)
 
-    cosines = [cosine(i, j) for i, j in itertools.combinations(range(count), 2)]
+    pairs = itertools.combinations(range(count), 2)
+    cosines = [cosine(i, j, products[count + at]) for at, (i, j) in enumerate(pairs)]
     mean = sum(cosines[1:], cosines[0]) / len(cosines)
     below = 1.0 + (count - 1) * mean
     none = jnp.abs(below) < 1e-6
@@ -93,3 +99,9 @@ class ModelStock(Operator):
 
 
 model_stock = ModelStock
+
+
+def _products(leaf: Leaf, most: Array) -> list[Array]:
+  """Squares of the scaled task vectors, then the products of pairs, element by element."""
+  deltas = sphere.scaled_vectors(leaf, most)
+  return [x * x for x in deltas] + [x * y for x, y in itertools.combinations(deltas, 2)]

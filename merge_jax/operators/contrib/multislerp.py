@@ -7,9 +7,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators.contrib import sphere
-from merge_jax.operators.core import STATIC, Leaf, Operator, PyTree, Surveyed, check_number, pytree
+from merge_jax.operators.core import Leaf, Operator, PyTree, Survey, Surveyed
 from merge_jax.operators.differences import vectors
 from merge_jax.operators.linear import weighted_sum
+from merge_jax.operators.pytrees import STATIC, check_number, pytree
 
 
 @pytree
@@ -37,6 +38,7 @@ class MultiSlerp(Operator):
   task_vectors: bool = dataclasses.field(default=False, kw_only=True, metadata=STATIC)
   normalize: bool = dataclasses.field(default=True, kw_only=True, metadata=STATIC)
   eps: ArrayLike = dataclasses.field(default=1e-8, kw_only=True)
+  elementwise = True
 
   def __post_init__(self) -> None:
     check_number("eps", self.eps, 0.0)
@@ -48,8 +50,11 @@ class MultiSlerp(Operator):
   def default_weights(self, count: int) -> Array:
     return jnp.full(count, 1.0 / count)
 
+  def survey(self) -> tuple[Survey, ...]:
+    return sphere.survey()
+
   def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
-    return sphere.directions(leaf)
+    return sphere.directions(surveyed)
 
   def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
     weights = weights / jnp.sum(weights) if self.normalize else weights

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from merge_jax.operators.core import Leaf, Operator, PyTree, check_number, pytree
+from merge_jax.operators.core import Leaf, Operator, PyTree
 from merge_jax.operators.differences import task_vectors
+from merge_jax.operators.pytrees import check_number, pytree
 
 
 @pytree
@@ -30,6 +31,7 @@ class Nearswap(Operator):
   models = 1
   needs_base = True
   weightless = True
+  elementwise = True
 
   def __post_init__(self) -> None:
     check_number("t", self.t, 0.0)

@@ -9,18 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from merge_jax.operators.core import (
-  STATIC,
-  Leaf,
-  Operator,
-  PyTree,
-  Surveyed,
-  check_choice,
-  check_number,
-  pytree,
-)
+from merge_jax.operators import leafwise
+from merge_jax.operators.core import Leaf, Operator, PyTree, Survey, Surveyed, Total
 from merge_jax.operators.differences import vectors
 from merge_jax.operators.linear import Slerp
+from merge_jax.operators.pytrees import STATIC, check_choice, check_number, pytree
 
 By = Literal["tensor", "row", "column"]
 
@@ -64,9 +57,24 @@ class NuSlerp(Operator):
   def by_rows(self) -> bool:  # type: ignore[override]
     return self.by != "tensor"
 
+  @property
+  def elementwise(self) -> bool:  # type: ignore[override]
+    return self.by == "tensor"
+
+  def survey(self) -> tuple[Survey, ...]:
+    """Those of `slerp`, of whole tensors."""
+
+    def of_vectors(one: Total) -> Total:
+      return one._replace(measure=lambda leaf, surveyed: one.measure(Leaf(vectors(leaf)), surveyed))
+
+    return tuple(map(of_vectors, Slerp().survey())) if self.by == "tensor" else ()
+
   def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
     def angles(*pair: Array) -> PyTree:
-      near, opposite, cancels = Slerp().prepare(Leaf(pair), ())
+      found = (
+        leafwise.prepared(Slerp(), Leaf(pair)) if self.by != "tensor" else Slerp().prepare(leaf, surveyed)
+      )
+      near, opposite, cancels = found
       if self.lerp_above is None:
         return near, opposite, cancels
       threshold = jnp.asarray(self.lerp_above, near.dtype)

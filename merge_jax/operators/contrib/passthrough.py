@@ -4,7 +4,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from merge_jax.operators.core import Leaf, Operator, PyTree, check_number, pytree
+from merge_jax.operators.core import Leaf, Operator, PyTree
+from merge_jax.operators.pytrees import check_number, pytree
 
 
 @pytree
@@ -26,6 +27,7 @@ class Passthrough(Operator):
   scale: ArrayLike = 1.0
   models = 1
   weightless = True
+  elementwise = True
 
   def __post_init__(self) -> None:
     check_number("scale", self.scale)

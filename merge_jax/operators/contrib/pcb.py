@@ -10,18 +10,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators import counting, selection
-from merge_jax.operators.core import (
-  Leaf,
-  Operator,
-  PyTree,
-  Ranked,
-  Survey,
-  Surveyed,
-  Total,
-  check_number,
-  pytree,
-)
+from merge_jax.operators.core import Leaf, Operator, PyTree, Ranked, Survey, Surveyed, Total
 from merge_jax.operators.differences import task_vectors
+from merge_jax.operators.pytrees import check_number, pytree
 from merge_jax.operators.selection import Cut
 
 
@@ -68,7 +59,14 @@ class PCB(Operator):
 
   def survey(self) -> tuple[Survey, ...]:
     """The range of each model's magnitudes, then that of its scores: cuts, and what they leave open."""
-    return *_order(selection.magnitude, self._magnitudes), *_order(_encode, self._scores)
+
+    def scores(leaf: Leaf, surveyed: Surveyed) -> tuple[Array, ...]:
+      return _scored(task_vectors(leaf)[1], _values(_magnitude, *surveyed[:2]))
+
+    return (
+      *_order(selection.magnitude, lambda leaf, _: task_vectors(leaf)[1], self._magnitudes),
+      *_order(_encode, scores, self._scores),
+    )
 
   def _magnitudes(self, size: Array) -> tuple[Array, Array]:
     """Ranks of the least and the largest, from the largest on; limbs."""
@@ -79,13 +77,6 @@ class PCB(Operator):
   def _scores(self, size: Array) -> tuple[Array, Array]:
     rest = counting.fraction(size, 1.0 - jnp.asarray(self.density, jnp.float32))
     return counting.minus(size, rest), counting.limbs(1)
-
-  def observe(self, leaf: Leaf, surveyed: Surveyed) -> Leaf:
-    _, deltas = task_vectors(leaf)
-    if len(surveyed) < 2:
-      return Leaf(_missed(selection.magnitude, deltas, *surveyed) if surveyed else deltas)
-    scores = _scored(deltas, _values(_magnitude, *surveyed[:2]))
-    return Leaf(_missed(_encode, scores, *surveyed[2:]) if surveyed[2:] else scores)
 
   def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
     """For each model the range of its magnitudes, and that of its scores."""
@@ -153,17 +144,21 @@ def _magnitude(key: Array) -> Array:
   return jax.lax.bitcast_convert_type(key, jnp.float32)
 
 
-def _order(key: Callable[[Array], Array], ranks: Callable[[Array], Sequence[Array]]) -> tuple[Ranked, Total]:
+def _order(
+  key: Callable[[Array], Array],
+  values: Callable[[Leaf, Surveyed], tuple[Array, ...]],
+  ranks: Callable[[Array], Sequence[Array]],
+) -> tuple[Ranked, Total]:
   """Surveys that find the keys at two ranks of each model.
 
   A cut only separates the k largest keys from the rest. Where that is all it does, one key lies between
   it and the cut above k - 1: their sum, over all tensors, is that key.
   """
 
-  def keys(leaf: Leaf) -> tuple[Array, ...]:
-    return tuple(x for expert in map(key, leaf.experts) for x in [expert] * 4)
+  def keys(leaf: Leaf, surveyed: Surveyed) -> tuple[Array, ...]:
+    return tuple(map(key, values(leaf, surveyed)))
 
-  def both(size: Array, count: int) -> list[Array]:
+  def both(size: Array, count: int, _: Surveyed) -> list[Array]:
     one = counting.limbs(1)
     found = []
     for k in ranks(size):
@@ -172,19 +167,16 @@ def _order(key: Callable[[Array], Array], ranks: Callable[[Array], Sequence[Arra
       found += [k, jnp.where(counting.at_least(k, one), counting.minus(k, one), k)]
     return found * count
 
-  def sums(leaf: Leaf) -> list[Array]:
-    return [jnp.sum(x, dtype=jnp.uint32) for x in leaf.experts]
+  def missed(leaf: Leaf, surveyed: Surveyed) -> list[Array]:
+    """For each model and rank 1 + the keys between a cut and the one above, summed."""
+    found, cuts = [], surveyed[-1]
+    for x, *pairs in zip(map(key, values(leaf, surveyed)), *[iter(cuts)] * 4, strict=True):
+      for cut, above in (pairs[:2], pairs[2:]):
+        between = jnp.where((x >= cut.low) & (x < above.low), x + np.uint32(1), np.uint32(0))
+        found.append(jnp.sum(between, dtype=jnp.uint32))
+    return found
 
-  return Ranked(keys, both), Total(sums, lambda total: total)
-
-
-def _missed(key: Callable[[Array], Array], xs: tuple[Array, ...], cuts: Sequence[Cut]) -> tuple[Array, ...]:
-  """Two arrays for each model: 1 + the keys between a cut and the one above, 0 elsewhere."""
-  found = []
-  for x, *pairs in zip(map(key, xs), *[iter(cuts)] * 4, strict=True):
-    for cut, above in (pairs[:2], pairs[2:]):
-      found.append(jnp.where((x >= cut.low) & (x < above.low), x + np.uint32(1), np.uint32(0)))
-  return tuple(found)
+  return Ranked(keys, both, each=4), Total(missed)
 
 
 def _values(decode: Callable[[Array], Array], cuts: Sequence[Cut], sums: Sequence[Array]) -> list[Range]:

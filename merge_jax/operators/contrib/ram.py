@@ -8,19 +8,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators import counting
-from merge_jax.operators.core import (
-  STATIC,
-  Leaf,
-  Operator,
-  PyTree,
-  Survey,
-  Surveyed,
-  Total,
-  check_choice,
-  check_number,
-  pytree,
-)
+from merge_jax.operators.core import Leaf, Operator, PyTree, Survey, Surveyed, Total
 from merge_jax.operators.differences import task_vectors
+from merge_jax.operators.pytrees import STATIC, check_choice, check_number, pytree
 
 Scope = Literal["model", "tensor"]
 
@@ -48,14 +38,15 @@ class Ram(Operator):
   epsilon: ArrayLike = dataclasses.field(default=1e-5, kw_only=True)
   needs_base = True
   weightless = True
+  elementwise = True
 
   def __post_init__(self) -> None:
     check_number("epsilon", self.epsilon, 0.0)
 
   def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
     base, deltas, active = self._active(leaf)
-    total = sum((a * d for a, d in zip(active, deltas, strict=True)), jnp.zeros_like(base))
-    return base + total / jnp.maximum(sum(active[1:], active[0]), 1.0)
+    summed = sum((a * d for a, d in zip(active, deltas, strict=True)), jnp.zeros_like(base))
+    return base + summed / jnp.maximum(sum(active[1:], active[0]), 1.0)
 
   def _active(self, leaf: Leaf) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
     """The base, task vectors, and where they are active: 1 or 0, and 1 for NaN."""
@@ -100,9 +91,10 @@ class RamPlus(Ram):
     check_choice("scope", self.scope, get_args(Scope))
 
   def survey(self) -> tuple[Survey, ...]:
-    return (Total(self._counts, counting.carry),) if self.scope == "model" else ()
+    whole = self.scope == "model"
+    return (Total(self._counts, lambda total, _: counting.carry(total), whole=whole, kind="count"),)
 
-  def _counts(self, leaf: Leaf) -> Array:
+  def _counts(self, leaf: Leaf, surveyed: Surveyed) -> Array:
     """How many elements each model changes with others, and alone: limbs `[2, K, 3]`."""
     _, _, active = self._active(leaf)
     count = sum(active[1:], active[0])
@@ -112,9 +104,8 @@ class RamPlus(Ram):
 
   def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
     """λ of each model."""
-    found = surveyed[0] if surveyed else counting.carry(self._counts(leaf))
     dtype = leaf.experts[0].dtype
-    low, middle, high = (found[..., i].astype(dtype) for i in range(3))
+    low, middle, high = (surveyed[0][..., i].astype(dtype) for i in range(3))
     shared, alone = low + 2.0**16 * middle + 2.0**32 * high
     r, alpha = (jnp.asarray(x, dtype) for x in (self.r, self.alpha))
     return 1.0 + r * jnp.clip(shared / jnp.maximum(alone, 1.0), 0.0, alpha)
@@ -124,8 +115,8 @@ class RamPlus(Ram):
     count = sum(active[1:], active[0])
     scales = [jnp.where(count == 1, scale, 1.0) for scale in prepared]
     parts = zip(active, deltas, scales, strict=True)
-    total = sum((a * d * scale for a, d, scale in parts), jnp.zeros_like(base))
-    return base + total / jnp.maximum(count, 1.0)
+    summed = sum((a * d * scale for a, d, scale in parts), jnp.zeros_like(base))
+    return base + summed / jnp.maximum(count, 1.0)
 
 
 ram_plus = RamPlus

@@ -9,8 +9,9 @@ from jax.scipy.linalg import cho_solve
 from jax.typing import ArrayLike
 
 from merge_jax.operators.contrib import spectral
-from merge_jax.operators.core import Leaf, Operator, PyTree, check_number, pytree
+from merge_jax.operators.core import Leaf, Operator, PyTree
 from merge_jax.operators.linear import weighted_sum
+from merge_jax.operators.pytrees import check_number, pytree
 
 
 @pytree

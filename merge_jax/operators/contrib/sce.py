@@ -1,16 +1,18 @@
 """SCE: select what varies between models, calculate their weights, erase what disagrees."""
 
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators import counting, selection
-from merge_jax.operators.core import STATIC, PyTree, check_number, pytree
-from merge_jax.operators.linear import weighted_sum
+from merge_jax.operators.core import Leaf, PyTree, Ranked, Survey, Surveyed, Total
+from merge_jax.operators.pytrees import STATIC, check_number, pytree
 from merge_jax.operators.reduce import Reducer
 from merge_jax.operators.sparsify import Deltas, Sparsifier
+from merge_jax.operators.sums import exponent, rounded, scaled, totals
 from merge_jax.operators.task_vector import TaskVector
 
 
@@ -27,22 +29,41 @@ class KeepVariance(Sparsifier):
   Raises:
     ValueError: a concrete fraction outside [0, 1].
 
-  >>> block = KeepVariance(0.5)
-  >>> deltas = jnp.array([1.0, 2.0, 3.0]), jnp.array([1.0, -2.0, 2.0])
-  >>> block.apply(block.fit(deltas, (None, None), ()), deltas)[0].tolist()
+  >>> import merge_jax as mj
+  >>> experts = [{"w": jnp.array([1.0, 2.0, 3.0])}, {"w": jnp.array([1.0, -2.0, 2.0])}]
+  >>> rule = mj.TaskVector((keep_variance(0.5),))
+  >>> mj.merge(rule, experts, [1.0, 0.0], base={"w": jnp.zeros(3)})["w"].tolist()
   [0.0, 2.0, 0.0]
   """
 
   select_topk: ArrayLike = 1.0
+  elementwise = True
 
   def __post_init__(self) -> None:
     check_number("select_topk", self.select_topk, 0.0, 1.0)
 
-  def fit(self, deltas: Deltas, keys: tuple[Array | None, ...], surveyed: PyTree) -> PyTree:
-    variance = _variance(deltas)
-    differ = counting.carry(counting.count(variance > 0))
-    fraction = jnp.asarray(self.select_topk, jnp.float32)
-    return selection.largest([selection.magnitude(variance)], [counting.fraction(differ, fraction)])[0]
+  def survey(self) -> tuple[Survey, ...]:
+    """How large the task vectors are, how many positions vary, and where the largest variances end."""
+
+    def varying(leaf: Leaf, _: Surveyed) -> Array:
+      spread = functools.reduce(jnp.maximum, leaf.experts) - functools.reduce(jnp.minimum, leaf.experts)
+      return counting.count(spread > 0)
+
+    def keys(leaf: Leaf, surveyed: Surveyed) -> tuple[Array, ...]:
+      return (selection.magnitude(_variance(leaf.experts, surveyed[0])),)
+
+    def ranks(size: Array, count: int, surveyed: Surveyed) -> tuple[Array, ...]:
+      return (counting.fraction(surveyed[1], jnp.asarray(self.select_topk, jnp.float32)),)
+
+    return (
+      _largest(),
+      Total(varying, lambda total, _: counting.carry(total), whole=False, kind="count"),
+      Ranked(keys, ranks, whole=False, exact=True),
+    )
+
+  def fit(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
+    most, _, (cut,) = surveyed
+    return most, cut
 
   def apply(self, fitted: PyTree, deltas: Deltas) -> Deltas:
     kept = self.kept(fitted, deltas)
@@ -50,22 +71,33 @@ class KeepVariance(Sparsifier):
 
   def kept(self, fitted: PyTree, deltas: Deltas) -> Array:
     """Which positions are kept."""
-    return selection.reaches(selection.magnitude(_variance(deltas)), fitted) | (
-      jnp.asarray(self.select_topk) >= 1
-    )
+    most, cut = fitted
+    kept = selection.reaches(selection.magnitude(_variance(deltas, most)), cut)
+    return kept | (jnp.asarray(self.select_topk) >= 1)
 
 
 keep_variance = KeepVariance
 
 
-def _variance(deltas: Deltas) -> Array:
-  """Of a population, `Σ (τᵢ - mean)² / K`, scaled so that tiny task vectors do not underflow."""
-  largest = jnp.max(jnp.stack([jnp.max(jnp.where(jnp.isfinite(d), jnp.abs(d), 0.0)) for d in deltas]))
-  _, power = jnp.frexp(jnp.where(largest == 0, 1.0, largest))
-  scaled = tuple(jnp.ldexp(d, -power) for d in deltas)
-  share = jnp.full(len(deltas), 1.0 / len(deltas), deltas[0].dtype)
-  mean = weighted_sum(scaled, share)
-  return weighted_sum(tuple((d - mean) ** 2 for d in scaled), share)
+def _finite(x: Array) -> Array:
+  return jnp.where(jnp.isfinite(x), x, 0.0)
+
+
+def _largest() -> Total:
+  """The survey of the largest finite magnitude of all models."""
+
+  def measure(leaf: Leaf, _: Surveyed) -> Array:
+    return jnp.max(functools.reduce(jnp.maximum, (jnp.abs(_finite(x)) for x in leaf.experts)))
+
+  return Total(measure, whole=False, kind="largest")
+
+
+def _variance(deltas: Deltas, most: Array) -> Array:
+  """Times K, `Σ (τᵢ - mean)²`, scaled so that tiny ones do not underflow; the same bits in all programs."""
+  deltas = tuple(rounded(scaled(delta, exponent(most))) for delta in deltas)
+  mean = rounded(sum(deltas[1:], deltas[0]) * (1.0 / len(deltas)))
+  squares = [rounded((delta - mean) ** 2) for delta in deltas]
+  return sum(squares[1:], squares[0])
 
 
 @pytree
@@ -75,7 +107,8 @@ class EnergyMean(Reducer):
       cᵢ = mean(τᵢ²)     e = sign(Σ τᵢ), + for 0     τ = Σ [sign(τᵢ) = e] cᵢ τᵢ / Σ [sign(τᵢ) = e] cᵢ
 
   Attributes:
-    select: positions that the energies are of, or None for all: the authors merge all positions.
+    select: positions that the energies are of, or None for all.
+    masked: what is not selected is left out of the mean, too.
     floor: energies whose sum is below it count as equal: 0, or mergekit's 1e-6.
 
   Weights are refused.
@@ -83,31 +116,41 @@ class EnergyMean(Reducer):
 
   select: KeepVariance | None = None
   floor: float = dataclasses.field(default=0.0, metadata=STATIC)
+  masked: bool = dataclasses.field(default=False, metadata=STATIC)
   weightless = True
+  elementwise = True
 
-  def reduce(self, deltas: Deltas, weights: Array, surveyed: PyTree) -> Array:
-    chosen = deltas
-    if self.select is not None:
-      chosen = self.select.apply(self.select.fit(deltas, (None,) * len(deltas), ()), deltas)
-    energies = _energies(chosen, self.floor)
-    total = sum(deltas[1:], deltas[0])
-    elected = jnp.where(total >= 0, 1.0, -1.0)
-    agreeing = tuple((d * elected > 0).astype(total.dtype) for d in deltas)
-    top = sum((a * c * d for a, c, d in zip(agreeing, energies, deltas, strict=True)), jnp.zeros_like(total))
-    scale = sum((a * c for a, c in zip(agreeing, energies, strict=True)), jnp.zeros_like(total))
+  def survey(self) -> tuple[Survey, ...]:
+    """Those of the selection, or how large the task vectors are; the squares of what is selected."""
+
+    def squares(leaf: Leaf, surveyed: Surveyed) -> Array:
+      finite = tuple(scaled(_finite(x), exponent(surveyed[0])) ** 2 for x in leaf.experts)
+      if self.select is not None:
+        kept = self.select.kept(self.select.fit(leaf, surveyed[:3]), leaf.experts)
+        finite = tuple(jnp.where(kept, x, 0.0) for x in finite)
+      return jnp.stack(totals(finite))
+
+    mean = Total(squares, lambda sums, size: sums / size.astype(sums.dtype), whole=False)
+    return *((_largest(),) if self.select is None else self.select.survey()), mean
+
+  def reduce(self, deltas: Deltas, weights: Array, surveyed: Surveyed) -> Array:
+    energies = _shares(surveyed[-1], exponent(surveyed[0]), self.floor)
+    if self.masked and self.select is not None:
+      deltas = self.select.apply(self.select.fit(Leaf(deltas), surveyed[:3]), deltas)
+    summed = sum(deltas[1:], deltas[0])
+    elected = jnp.where(summed >= 0, 1.0, -1.0)
+    agreeing = tuple((d * elected > 0).astype(summed.dtype) for d in deltas)
+    top = sum((a * c * d for a, c, d in zip(agreeing, energies, deltas, strict=True)), jnp.zeros_like(summed))
+    scale = sum((a * c for a, c in zip(agreeing, energies, strict=True)), jnp.zeros_like(summed))
     merged = top / jnp.where(scale == 0, 1.0, scale)
-    return jnp.where(jnp.isfinite(total), merged, total)
+    return jnp.where(jnp.isfinite(summed), merged, summed)
 
 
-def _energies(deltas: Deltas, floor: float) -> Array:
+def _shares(squares: Array, power: Array, floor: float) -> Array:
   """Shares `[K]` of the models in the energy of a tensor; equal ones where there is none."""
-  clean = tuple(jnp.where(jnp.isfinite(d), d, 0.0) for d in deltas)
-  largest = jnp.max(jnp.stack([jnp.max(jnp.abs(d)) for d in clean]))
-  _, power = jnp.frexp(jnp.where(largest == 0, 1.0, largest))
-  scaled = jnp.stack([jnp.mean(jnp.ldexp(d, -power) ** 2) for d in clean])
-  whole = jnp.sum(scaled)
+  whole = jnp.sum(squares)
   none = (whole == 0) | (jnp.ldexp(whole, 2 * power) < floor)
-  return jnp.where(none, 1.0 / len(deltas), scaled / jnp.where(whole == 0, 1.0, whole))
+  return jnp.where(none, 1.0 / len(squares), squares / jnp.where(whole == 0, 1.0, whole))
 
 
 def sce(select_topk: ArrayLike = 1.0, *, masked: bool = False, floor: float = 0.0) -> TaskVector:
@@ -130,6 +173,4 @@ def sce(select_topk: ArrayLike = 1.0, *, masked: bool = False, floor: float = 0.
   [2.778..., 1.0]
   """
   select = KeepVariance(select_topk)
-  return (
-    TaskVector((select,), EnergyMean(None, floor)) if masked else TaskVector((), EnergyMean(select, floor))
-  )
+  return TaskVector((), EnergyMean(select, floor, masked))

@@ -9,17 +9,15 @@ Chords, unlike cosines, are exact in float32 for the nearly parallel vectors tha
 base are. Where the sum of weighted directions nearly cancels to a norm R, it is known to 10⁻⁷/R².
 """
 
-import functools
 import itertools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from merge_jax.operators.core import Leaf
+from merge_jax.operators.core import Leaf, Survey, Surveyed, Total
 from merge_jax.operators.differences import vectors
-from merge_jax.operators.sums import total
+from merge_jax.operators.sums import exponent, largest, scaled, totals
 
 
 class Directions(NamedTuple):
@@ -34,37 +32,44 @@ class Directions(NamedTuple):
   chords: Array
 
 
-def scaled(leaf: Leaf) -> tuple[tuple[Array, ...], Array]:
-  """Task vectors over a power of two, or models where there is no base, and the exponent of that power.
-
-  The largest element of all inputs comes to about 1, so that squares neither overflow nor, down to 10⁻¹⁹ of
-  it, underflow.
-  """
-  inputs = leaf.experts if leaf.base is None else (*leaf.experts, leaf.base)
-  largest = functools.reduce(jnp.maximum, map(jnp.abs, jax.lax.stop_gradient(inputs)))
-  _, power = jnp.frexp(jnp.max(largest))
-  one = jnp.ones((), largest.dtype)
-  low, high = jnp.ldexp(one, -(power // 2)), jnp.ldexp(one, power // 2 - power)  # one factor may be subnormal
-  inputs = tuple(x * low * high for x in inputs)
-  return inputs if leaf.base is None else vectors(Leaf(inputs[:-1], inputs[-1])), power
+def scaled_vectors(leaf: Leaf, most: Array) -> tuple[Array, ...]:
+  """Task vectors, or models where there is no base, over the power of two of the largest magnitude."""
+  experts = tuple(scaled(x, exponent(most)) for x in leaf.experts)
+  return vectors(Leaf(experts, None if leaf.base is None else scaled(leaf.base, exponent(most))))
 
 
-def norm(x: Array, axis: int | None = None) -> Array:
-  """Norm of all, or along an axis that stays; its gradient at 0 is 0."""
-  square = total(x * x) if axis is None else jnp.sum(x * x, axis=axis, keepdims=True)
+def root(square: Array) -> Array:
+  """Square root whose gradient at 0 is 0."""
   zero = square == 0
   return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
 
 
-def directions(leaf: Leaf) -> Directions:
-  """Norms and chords of the task vectors, or of the models where there is no base."""
-  xs, _ = scaled(leaf)
-  norms = [norm(x) for x in xs]
-  scales = [1.0 / jnp.where(size == 0, 1.0, size) for size in norms]
-  chords = [[jnp.zeros_like(norms[0])] * len(xs) for _ in xs]
-  for i, j in itertools.combinations(range(len(xs)), 2):
-    chords[i][j] = chords[j][i] = total((xs[i] * scales[i] - xs[j] * scales[j]) ** 2)
-  return Directions(jnp.stack(norms), jnp.stack([jnp.stack(row) for row in chords]))
+def norms(leaf: Leaf, surveyed: Surveyed) -> Array:
+  """Squared norms `[K]` of the scaled vectors."""
+  return jnp.stack(totals([x * x for x in scaled_vectors(leaf, surveyed[0])]))
+
+
+def survey() -> tuple[Survey, ...]:
+  """What `directions` needs: the scale, squared norms, squared chords of pairs."""
+
+  def chords(leaf: Leaf, surveyed: Surveyed) -> Array:
+    lengths = root(surveyed[1])
+    scales = 1.0 / jnp.where(lengths == 0, 1.0, lengths)
+    units = [x * scale for x, scale in zip(scaled_vectors(leaf, surveyed[0]), scales, strict=True)]
+    squares = totals([(x - y) ** 2 for x, y in itertools.combinations(units, 2)])
+    return jnp.stack([*squares, jnp.zeros_like(scales[0])])  # one model has no pair
+
+  return largest(), Total(norms, whole=False), Total(chords, whole=False)
+
+
+def directions(surveyed: Surveyed) -> Directions:
+  """Norms and chords from the results of `survey`."""
+  _, squares, pairs = surveyed
+  count = len(squares)
+  chords = [[jnp.zeros_like(squares[0])] * count for _ in range(count)]
+  for (i, j), chord in zip(itertools.combinations(range(count), 2), pairs, strict=False):
+    chords[i][j] = chords[j][i] = chord
+  return Directions(root(squares), jnp.stack([jnp.stack(row) for row in chords]))
 
 
 def known(found: Directions, weights: Array) -> Array:

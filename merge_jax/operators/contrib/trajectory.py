@@ -13,6 +13,7 @@ Sources: WSM (arXiv 2507.17634); Model Merging in Pre-training (arXiv 2505.12082
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -124,6 +125,46 @@ SCHEDULES: dict[str, Callable[..., np.ndarray]] = {
   "cosine": cosine,
 }
 """Schedules by name, `(steps, *, window, …) -> weights [K]`; `ema` has a `decay`, too."""
+
+
+def by_step(name: str, steps: Steps, **options: Any) -> np.ndarray:
+  """The weights of a schedule in `SCHEDULES` for checkpoints whose steps are in any order.
+
+  Raises:
+    ValueError: an unknown name or option; as the schedule itself.
+
+  >>> by_step("linear", [30, 10, 20]).round(3).tolist()
+  [0.5, 0.167, 0.333]
+  """
+  if name not in SCHEDULES:
+    raise ValueError(unknown("schedule", name, SCHEDULES))
+  given = np.asarray(steps, np.float64)
+  order = np.argsort(given, kind="stable")
+  try:
+    weights = SCHEDULES[name](given[order], **options)
+  except TypeError as error:
+    raise ValueError(f"schedule {name}: {error}.") from None
+  return weights[np.argsort(order, kind="stable")]
+
+
+def candidates(steps: Steps) -> np.ndarray:
+  """Merges along a run worth a try, `[N, K]`: every schedule over all checkpoints, and over the last half.
+
+  Labs try several windows and keep the best (arXiv 2507.17634). Each merge comes once, the mean of all first.
+
+  Raises:
+    ValueError: as `uniform`, but that steps may be in any order.
+
+  >>> candidates([20, 10]).round(2).tolist()
+  [[0.5, 0.5], [0.2, 0.8], [0.67, 0.33], [0.29, 0.71], [1.0, 0.0]]
+  """
+  found: list[np.ndarray] = []
+  for window in (len(steps), -(-len(steps) // 2)):
+    for name in SCHEDULES:
+      weights = by_step(name, steps, window=window)
+      if not any(np.allclose(weights, other, rtol=0.0, atol=1e-9) for other in found):
+        found.append(weights)
+  return np.stack(found)
 
 
 def _factors(schedule: str | Decay | Sequence[float] | np.ndarray, steps: np.ndarray) -> np.ndarray:

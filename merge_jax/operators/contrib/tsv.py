@@ -5,9 +5,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators.contrib import spectral
-from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed, check_number, pytree
+from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed
 from merge_jax.operators.differences import task_vectors
 from merge_jax.operators.linear import weighted_sum
+from merge_jax.operators.pytrees import check_number, pytree
 
 
 @pytree

@@ -1,0 +1,77 @@
+"""A merge that is ready to run, and its result before it is there."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from merge_jax.checkpoints import Checkpoint, Writer
+from merge_jax.errors import shown
+from merge_jax.recipes import choices, measured
+from merge_jax.recipes.schema import Model, Recipe, Semantics
+from merge_jax.recipes.vocabulary import Vocabulary
+from merge_jax.streaming import Job
+
+
+class Built(NamedTuple):
+  """A merge that is ready to run.
+
+  Attributes:
+    recipe, semantics: what was asked.
+    jobs: one for each tensor of the result, by name.
+    like: whose side files the result gets.
+    config: content of the result's `config.json`, or None.
+    inputs: every model that is read.
+    notes: what the user should know.
+    choices: method, arguments and weights of each job, for the plan that is shown.
+    vocabulary: the tokenizer's files, if they are not those of `like`.
+    measurements: files of statistics that are read, by the paths that the recipe has for them.
+  """
+
+  recipe: Recipe
+  semantics: Semantics
+  jobs: tuple[Job, ...]
+  like: Checkpoint
+  config: dict[str, Any] | None
+  inputs: Mapping[Model, Checkpoint]
+  notes: tuple[str, ...]
+  choices: tuple[choices.Choice, ...]
+  vocabulary: Vocabulary
+  measurements: measured.Files
+
+  @property
+  def specs(self) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of the result's tensors."""
+    return {job.name: job.spec for job in self.jobs}
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of the result's tensors."""
+    return sum(spec.size * np.dtype(spec.dtype).itemsize for spec in self.specs.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned(Checkpoint):
+  """The result of an earlier recipe before it is there: its names and shapes, for those that use it."""
+
+  format = "planned"
+
+  def _stored(self, name: str, index: Any) -> np.ndarray:
+    raise ValueError(f"{self.path}: {shown(name)} is not written yet.")
+
+  def files(self) -> tuple[Path, ...]:
+    return ()
+
+  def writer(self, folder: Path, specs: Mapping[str, Any], **options: Any) -> Writer:
+    raise ValueError(f"{self.path} is not written yet.")
+
+  def result_dtype(self, name: str) -> np.dtype:
+    return np.dtype(self.specs[name].dtype)
+
+
+def planned_of(built: Built) -> Planned:
+  """The result of a merge as later recipes see it."""
+  return Planned(built.like.path, built.specs, {}, built.config)

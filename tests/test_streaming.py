@@ -1,0 +1,195 @@
+"""Blocks: how tensors are cut, that rules go by them, and order statistics that are found in one pass."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import merge_jax as mj
+from merge_jax import streaming
+from merge_jax.operators import hashing, leafwise, naming, rows
+from merge_jax.operators.core import Leaf
+from merge_jax.streaming import blocks, order
+from tests.cases import CASES
+from tests.cases.common import make_tree
+from tests.test_plan import Memory, Result, jobs_of
+
+KEY = jax.random.key(5)
+
+
+@pytest.mark.parametrize("size", [1, 5, 1024, 1025, 5000])
+def test_blocks_cover_a_tensor_once(size):
+  x, base = np.arange(size, dtype=np.float32), np.ones((size,), np.float16)
+  parts = blocks.split(Leaf((x,), base), naming.Axes(), (1024,))
+  assert [len(part.leaf.experts[0]) for part in parts] == [1024] * len(parts)
+  np.testing.assert_array_equal(np.concatenate([p.leaf.experts[0][: p.size] for p in parts]), x)
+  assert sum(part.size for part in parts) == size and parts[0].leaf.base.dtype == np.float16
+  assert [part.start for part in parts] == [int(part.leaf.start[1]) for part in parts]
+  assert not parts[-1].leaf.experts[0][parts[-1].size :].any()
+  some = blocks.thinned(parts)
+  assert 0 < some.size <= 1024
+  every = x if size <= 1024 else x[:: -(-2 * size // 1024) | 1]
+  np.testing.assert_array_equal(some.leaf.experts[0][: some.size], every)
+
+
+def test_blocks_of_rows():
+  x = np.arange(7 * 300, dtype=np.float32).reshape(7, 300)
+  shape = blocks.shape_of(x.shape, 1024, rows=True)
+  parts = blocks.split(Leaf((x,)), naming.Axes(), shape)
+  assert shape == (3, 300) and [part.leaf.experts[0].shape for part in parts] == [shape] * 3
+  assert [(part.start, part.size) for part in parts] == [(0, 900), (900, 900), (1800, 300)]
+  np.testing.assert_array_equal(parts[2].leaf.experts[0], [x[6], 0 * x[6], 0 * x[6]])
+  assert blocks.shape_of((5,), 1024, rows=True) is None
+  assert blocks.shape_of((2, 5000), 1024, rows=True) == (1, 5000)
+
+
+@pytest.mark.parametrize("kind", ["normal", "bf16", "zeros", "tied", "equal"])
+def test_ranks_in_rows_are_those_of_programs(kind):
+  x = KEYS[kind](np.random.default_rng(1), 600).astype(np.float32).reshape(6, 100)
+  keys = np.abs(x).view(np.uint32)
+  np.testing.assert_array_equal(order.ranks_in_rows(keys), rows.ranks_in_rows(jnp.asarray(keys)))
+
+
+def test_lengths_of_blocks():
+  assert [blocks.length_for([n]) for n in (1, 1000, 1025, 10**6, 10**9)] == [1024, 1024, 2048, 2**18, 2**18]
+  assert blocks.length_for([]) == blocks.SHORTEST
+
+
+def test_a_block_has_the_random_bits_of_its_place():
+  whole = np.asarray(hashing.bits(hashing.Key(KEY, 2), jnp.zeros((7, 640)))).ravel()
+  start = np.array([0, 1024], np.uint32)
+  part = hashing.bits(hashing.Key(KEY, 2, start), jnp.zeros(1024))
+  np.testing.assert_array_equal(part, whole[1024:2048])
+  words = hashing.bits(hashing.Key(jax.random.key_data(KEY), 2), jnp.zeros((7, 640)))
+  np.testing.assert_array_equal(words, whole.reshape(7, 640))
+
+
+@pytest.mark.parametrize("place", [0, 3, 2**31, 2**32 + 17, 2**40])
+def test_places_have_64_bits(place):
+  """Of a tensor of 2^33 elements: by rows, as a program for all of it would count."""
+  rows, columns = 1 << 16, 1 << 17
+  row, column = divmod(place % (rows * columns), columns)
+  index = jnp.uint32(row)
+  low = index * np.uint32(columns)
+  high = hashing._high_word(index, columns)
+  found = (int(high) << 32) + int(low) + column
+  assert found == place % (rows * columns)
+
+
+class Held:
+  """A tensor in memory, as streams read it."""
+
+  def __init__(self, value):
+    self.value = np.asarray(value)
+    self.spec = jax.ShapeDtypeStruct(self.value.shape, self.value.dtype)
+
+  def read(self):
+    return self.value
+
+  def release(self):
+    pass
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_rule_streams_what_it_merges_in_memory(name, monkeypatch):
+  """Tensors of several blocks, and a last one that is not full."""
+  monkeypatch.setattr(blocks, "LONGEST", 512)
+  monkeypatch.setattr(blocks, "SHORTEST", 512)
+  case = CASES[name]
+  shapes = {"model.layers.0.w": (18, 65), "model.norm.weight": (16,)}
+  base = make_tree(0, shapes=shapes)
+  experts = [make_tree(i + 1, 0.1, base, shapes=shapes) for i in range(case.count)]
+  kwargs = {"key": KEY} if case.operator.needs_key else {}
+  if case.operator.needs_base:
+    kwargs["base"] = base
+  statistics = None
+  if case.statistics is not None:
+    statistics = [case.statistics(tree, i) for i, tree in enumerate(experts)]
+    kwargs["statistics"] = statistics
+  weights = None if case.weights is None else np.array(case.weights, np.float32)
+  jobs = [
+    streaming.Job(
+      tensor,
+      jax.ShapeDtypeStruct(shape, np.float32),
+      case.operator,
+      tuple(Held(tree[tensor]) for tree in experts),
+      Held(base[tensor]) if case.operator.needs_base else None,
+      weights,
+      tuple(map(str, range(case.count))),
+      None
+      if statistics is None
+      else tuple(None if one[tensor] is None else Held(one[tensor]) for one in statistics),
+    )
+    for tensor, shape in shapes.items()
+  ]
+  result = Result(jobs)
+  streaming.stream(jobs, result, key=KEY)
+  named = {str(i): tree for i, tree in enumerate(experts)}
+  expected = mj.merge(case.operator, named, weights, **kwargs)
+  chex.assert_trees_all_close(dict(result), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_most_rules_go_by_blocks():
+  split = {name for name, case in CASES.items() if case.operator.elementwise}
+  assert len(split) > len(CASES) / 2
+  assert all(
+    any(name.startswith(one) for name in split) for one in ("linear", "ties", "dare", "slerp", "sce")
+  )
+
+
+KEYS = {
+  "normal": lambda g, n: g.normal(size=n),
+  "bf16": lambda g, n: np.asarray(g.normal(size=n), jnp.bfloat16).astype(np.float32),
+  "zeros": lambda g, n: np.where(g.random(n) < 0.1, g.normal(size=n), 0.0),
+  "tied": lambda g, n: g.integers(-3, 4, n).astype(float),
+  "equal": lambda g, n: np.full(n, 0.5),
+  "rising": lambda g, n: np.arange(n) + 1.0,
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.parametrize("size", [1, 3, 1000, 20_000])
+def test_order_statistics_of_blocks_are_a_stable_sort(kind, size):
+  generator = np.random.default_rng(size)
+  x = KEYS[kind](generator, size).astype(np.float32)
+  parts = blocks.split(Leaf((x,), np.zeros_like(x)), naming.Axes(), (1024,))
+  sorted_places = np.argsort(-np.abs(x), kind="stable")
+  for density in (0.0, 0.001, 0.2, 0.5, 0.9, 1.0):
+    rule = mj.ties(np.float32(density), scope="tensor", keep="exact", zero_sign="positive")
+    (cut,) = order.cuts(rule, parts, ())
+    count = max(int(size * density + 1e-9), density > 0)
+    kept = np.zeros(size, bool)
+    kept[sorted_places[:count]] = True
+    magnitudes = np.abs(x).view(np.uint32)
+    found = (magnitudes >= cut.high) | ((magnitudes >= cut.low) & (np.arange(size) <= cut.last[0]))
+    np.testing.assert_array_equal(found, kept, err_msg=f"{density}")
+
+
+def test_a_wrong_bracket_is_left():
+  search = order._Search(3, 100, 200)
+  for keys in (np.array([1, 2, 3], np.uint32), np.array([50, 60, 70], np.uint32)):
+    search.count(keys)
+  search.close()
+  assert search.value is None and (search.low, search.high) == (0, 99)
+  for keys in (np.array([1, 2, 3], np.uint32), np.array([50, 60, 70], np.uint32)):
+    search.count(keys)
+  search.close()
+  assert search.value == 50
+
+
+def test_programs_do_not_depend_on_shapes():
+  """Other shapes and more layers compile nothing."""
+
+  def stream(names, seed):
+    generator = np.random.default_rng(seed)
+    trees = [{n: generator.normal(size=s).astype(np.float32) for n, s in names.items()} for _ in range(3)]
+    models = [Memory(tree, str(i)) for i, tree in enumerate(trees)]
+    rule = mj.dare_ties(np.float32(0.5), rescale="l1", zero_sign="positive")
+    jobs = jobs_of(rule, models[:2], models[2])
+    streaming.stream(jobs, Result(jobs), key=KEY)
+
+  stream({"a": (30, 40), "b": (5,)}, 0)
+  before = leafwise.merge._cache_size(), leafwise.measure._cache_size()
+  stream({"a": (40, 50), "b": (7, 3), **{f"c{i}": (2, i + 1) for i in range(5)}}, 1)
+  assert (leafwise.merge._cache_size(), leafwise.measure._cache_size()) == before
