@@ -30,7 +30,6 @@ def run(main: Callable[[], int | None]) -> None:
     if len(argv) > 1:
       raise app.UsageError(f"Unexpected words: {' '.join(argv[1:])}. Lists are separated by commas.")
     gc.freeze()
-    gc.enable()
     logging.set_verbosity(logging.WARNING)  # JAX tells at INFO which back ends it did not find
     try:
       status = main()
