@@ -520,3 +520,16 @@ def test_a_donated_result_leaves_the_pool(jit):
 def test_errors(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+@pytest.mark.parametrize(
+  "rule",
+  [
+    mj.ties(np.array([0.2, 0.3])),
+    mj.breadcrumbs(np.array([0.2, 0.3]), scope="tensor"),
+    mj.dare_linear(np.array([0.5])),
+  ],
+)
+def test_numbers_of_another_number_of_models_are_refused(rule):
+  with pytest.raises(ValueError, match=r"density has shape .* one for each of 3 models"):
+    mj.merge(rule, EXPERTS3, base=BASE, key=KEY if rule.needs_key else None)

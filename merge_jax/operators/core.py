@@ -87,7 +87,7 @@ class Ranks(NamedTuple):
   """Ranks of keys within rows of `[out, in]`, float32 from 0; equal ones share the mean of theirs.
 
   As large as the tensors, so that only those who merge once find them, and others give None: the rule then
-  ranks where it needs to. (Streams sort on the host, where it is ten times faster than XLA on a CPU.)
+  ranks where it needs to. (Streams sort on the host: XLA takes several times as long on a CPU.)
 
   Attributes:
     keys: as of `Ranked`.

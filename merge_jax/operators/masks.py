@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from merge_jax.operators import counting, hashing, rows, selection
 from merge_jax.operators.core import Leaf, PyTree, Ranked, Survey, Surveyed
 from merge_jax.operators.pytrees import STATIC, check_choice, check_number, pytree
-from merge_jax.operators.sparsify import Mask, Rescale, of_each, random_keys
+from merge_jax.operators.sparsify import Mask, Rescale, random_keys
 
 Scope = Literal["model", "tensor", "row"]
 Keep = Literal["threshold", "exact"]
@@ -59,10 +59,6 @@ class Trim(Mask):
       raise ValueError(f"keep='exact' needs scope='tensor'; equals in a {self.scope} have no order here.")
 
   @property
-  def by_rows(self) -> bool:  # type: ignore[override]
-    return self.scope == "row"
-
-  @property
   def rowwise(self) -> bool:  # type: ignore[override]
     return self.scope == "row"
 
@@ -77,7 +73,7 @@ class Trim(Mask):
       return tuple(map(selection.magnitude, leaf.experts))
 
     def ranks(size: Array, count: int, _: Surveyed) -> list[Array]:
-      return list(jax.vmap(self.rank, (None, 0))(size, of_each(self.density, count)))
+      return list(jax.vmap(self.rank, (None, 0))(size, self.numbers("density", count)))
 
     if self.scope == "row":
       return None
@@ -94,7 +90,7 @@ class Trim(Mask):
       return ordered
     deltas = leaf.experts
     size, bits = counting.limbs(deltas[0].shape[-1]), map(selection.magnitude, deltas)
-    pairs = zip(bits, of_each(self.density, len(deltas)), strict=True)
+    pairs = zip(bits, self.numbers("density", len(deltas)), strict=True)
     return [rows.kth_of_rows(x, self.rank(size, density)) for x, density in pairs]
 
   def kept(self, chosen: PyTree, delta: Array) -> Array:

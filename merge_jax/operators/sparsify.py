@@ -7,7 +7,6 @@ from typing import Any, Literal, Self
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
 
 from merge_jax.operators.core import Leaf, PyTree, Survey, Surveyed, Total
 from merge_jax.operators.sums import totals
@@ -62,6 +61,10 @@ class Mask(Sparsifier):
 
   rescale: Rescale = "none"
 
+  @property
+  def by_rows(self) -> bool:  # type: ignore[override]
+    return self.rowwise
+
   def order(self) -> Survey | None:
     """The order statistics, or ranks, that `choose` needs, if any."""
     return None
@@ -94,6 +97,10 @@ class Mask(Sparsifier):
       for i, row in enumerate(rows):
         row.append(jnp.asarray(value)[i] if shape else value)
     return [jax.tree.unflatten(structure, row) for row in rows]
+
+  def numbers(self, name: str, count: int) -> Array:
+    """One of its numbers for each of K models, float32 `[K]`; errors as of `each`."""
+    return jnp.stack([jnp.asarray(getattr(one, name), jnp.float32) for one in self.each(count)])
 
   def survey(self) -> tuple[Survey, ...]:
     order = self.order()
@@ -132,11 +139,6 @@ class Mask(Sparsifier):
     if self.rescale == "inverse":
       return sparse / jnp.maximum(self.probability(chosen, delta), jnp.finfo(delta.dtype).tiny)
     return sparse
-
-
-def of_each(number: ArrayLike, count: int) -> Array:
-  """A number of each of K models, float32 `[K]`, from one for all or one for each."""
-  return jnp.broadcast_to(jnp.asarray(number, jnp.float32), (count,))
 
 
 def random_keys(leaf: Leaf) -> Sequence[PyTree]:

@@ -11,21 +11,15 @@ from merge_jax.operators.core import Leaf, Surveyed, Total
 from merge_jax.operators.hashing import explicit
 
 
-def total(x: Array) -> Array:
-  """The sum of all elements; see `totals`.
-
-  >>> float(total(jnp.full((300, 128), 0.5)))
-  19200.0
-  """
-  return totals([x])[0]
-
-
 def totals(arrays: Sequence[Array]) -> list[Array]:
   """The sums of all elements of arrays of one shape.
 
   XLA adds what is flat pairwise, and faster on CPUs if it need not compute it at the same time. Of other
   arrays parts of the last axis are added to one another, which vectorises where XLA would add numbers one by
   one and leaves shards where they are; then axis after axis.
+
+  >>> float(totals([jnp.full((300, 128), 0.5)])[0])
+  19200.0
   """
   if arrays and arrays[0].ndim == 1 and explicit(arrays[0]) is None:
     return [jnp.sum(x) for x in jax.lax.optimization_barrier(tuple(arrays))]

@@ -59,7 +59,7 @@ def of_tensor(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) ->
   if isinstance(survey, Total) or _traced(operator, leaf, surveyed) or axes.stack is not None:
     return leafwise.found(operator, leaf, surveyed, axes)
   rows, size = [(leaf, surveyed, axes)], leaf.experts[0].size
-  states = searched(operator, rows, size, rows, max(1, size // SAMPLE))
+  states = _searched(operator, rows, size)
   cuts = [Cut(low, high) for low, high in zip(states.low, states.high, strict=True)]
   return _told_apart(operator, leaf, surveyed, axes, states, cuts) if survey.exact else cuts
 
@@ -99,24 +99,20 @@ def survey(
     parts = [leafwise.measure(operator, *row) for row in rows]
     total = _added(parts, _traced(operator, rows), one.kind == "largest")
     return leafwise.finish(operator, index, total, size)
-  states = searched(operator, rows, size, rows, max(1, size // SAMPLE))
+  states = _searched(operator, rows, size)
   return tuple(Cut(low, high) for low, high in zip(states.low, states.high, strict=True))
 
 
 Row = tuple[Leaf, Surveyed, Axes]
 
 
-def searched(
-  operator: Operator, rows: Sequence[Row], size: int, sampled: Sequence[Row], every: int
-) -> selection.Search:
-  """The operator's next survey, a `Ranked`, over tensors or blocks of `size` elements.
-
-  It starts from every so manieth key of some of them.
-  """
+def _searched(operator: Operator, rows: Sequence[Row], size: int) -> selection.Search:
+  """The operator's next survey, a `Ranked`, over tensors of `size` elements."""
   traced, of, (first, surveyed, _) = _traced(operator, rows), counting.limbs(size), rows[0]
   ranks = leafwise.ranks(operator, of, len(first.experts), surveyed)
   states = _start(of, jnp.stack(ranks))
-  samples = _sorted([leafwise.sample(operator, *row, every) for row in sampled], traced)
+  every = max(1, size // SAMPLE)
+  samples = _sorted([leafwise.sample(operator, *row, every) for row in rows], traced)
 
   def tally(thresholds: Array) -> Array:
     return _added([leafwise.tally(operator, thresholds, *row) for row in rows], traced)

@@ -14,7 +14,7 @@ from merge_jax.operators import reduce as reducers
 from merge_jax.operators.core import Leaf, PyTree, Ranked, Survey, Surveyed
 from merge_jax.operators.pytrees import STATIC, check_choice, check_number, pytree
 from merge_jax.operators.reduce import AgreeingMean, WeightedSum
-from merge_jax.operators.sparsify import Mask, Rescale, of_each
+from merge_jax.operators.sparsify import Mask, Rescale
 from merge_jax.operators.task_vector import TaskVector
 
 
@@ -53,10 +53,6 @@ class TrimOutliers(Mask):
     check_number("density", self.density, 0.0, 1.0)
     check_number("gamma", self.gamma, 0.0, 1.0)
 
-  @property
-  def by_rows(self) -> bool:  # type: ignore[override]
-    return self.scope == "row"
-
   def ranks(self, size: Array, density: ArrayLike, gamma: ArrayLike) -> tuple[Array, Array]:
     """How many of `size` are outliers, and how many those are with what is kept; all are limbs."""
     outliers = counting.fraction(size, jnp.asarray(gamma, jnp.float32))
@@ -82,7 +78,7 @@ class TrimOutliers(Mask):
       return tuple(map(selection.magnitude, leaf.experts))
 
     def ranks(size: Array, count: int, _: Surveyed) -> list[Array]:
-      numbers = of_each(self.density, count), of_each(self.gamma, count)
+      numbers = self.numbers("density", count), self.numbers("gamma", count)
       outliers, both = jax.vmap(self.ranks, (None, 0, 0))(size, *numbers)
       return [k for pair in zip(outliers, both, strict=True) for k in pair]
 

@@ -47,7 +47,6 @@ class DropByMagnitude(Mask):
   epsilon: ArrayLike = 0.0
   rescale: Rescale = dataclasses.field(default="inverse", kw_only=True, metadata=STATIC)
   random = True
-  by_rows = True
   rowwise = True
 
   def __post_init__(self) -> None:
