@@ -1,76 +1,216 @@
-"""Meshes and sharding rules: the only file that knows them. Operators follow what arrays have."""
+"""Meshes and sharding rules: the only file that knows them. Operators follow what arrays have.
+
+One mesh serves a job, with four named axes (those that are not named have size 1):
+
+    candidate  merges that are evaluated side by side, each on its slice of the mesh
+    data       rows of the evaluation or training batch
+    fsdp       parameters are cut over it, and gathered a layer at a time; rows are divided over it, too
+    tensor     heads and feed-forward columns
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 
 import jax
+from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from merge_jax.errors import shown, unknown
 from merge_jax.operators import naming
+from merge_jax.operators.naming import AxesRules
+
+AXES = ("candidate", "data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+"""The axes that rows of a batch are divided over."""
 
 Rules = Sequence[tuple[str, P | str]]
 """Pairs of a regular expression and what matching tensors get; the first full match wins.
 
-A `PartitionSpec` is taken as it is; "fsdp" cuts the largest axis that the whole mesh divides, and
-leaves a tensor that none divides on every device.
+A `PartitionSpec` is taken as it is (without the axis of a stack of layers). A name in `TACTICS` makes
+one of a tensor's shape, and leaves alone what the mesh does not divide:
+
+    column     outputs over `tensor`, the largest other axis over `fsdp`
+    row        inputs over `tensor`, the largest other axis over `fsdp`
+    fsdp       the largest axis over `fsdp` and `tensor` together, or over `fsdp`
+    replicate  whole on every device
 """
 
-DEFAULT: Rules = ((r".*", "fsdp"),)
+TACTICS = ("column", "row", "fsdp", "replicate")
+
+DECODER: Rules = (
+  (r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|w1|w3)\.(weight|bias)", "column"),
+  (r".*\.(o_proj|down_proj|w2)\.weight", "row"),
+  (r"(.*\.embed_tokens|lm_head)\.weight", "column"),
+  (r".*", "fsdp"),
+)
+"""For decoders with the names of their Hugging Face tensors, and anything else."""
 
 
-def make_mesh(shape: Mapping[str, int]) -> Mesh:
-  """A mesh of all or some devices, in Auto mode.
+def parse(text: str) -> dict[str, int]:
+  """Sizes by axis of a mesh as flags give it.
 
   Raises:
-    ValueError: more devices than there are.
+    ValueError: an unknown axis, one that is named twice, a size that is no number or neither -1 nor positive.
 
-  >>> make_mesh({"fsdp": 1}).axis_names
-  ('fsdp',)
+  >>> parse("candidate:2,fsdp:-1")
+  {'candidate': 2, 'fsdp': -1}
   """
-  count, have = math.prod(shape.values()), len(jax.devices())
-  if count > have:
-    raise ValueError(f"A mesh of {dict(shape)} needs {count} devices; there are {have}.")
-  axes = tuple(shape)
-  return jax.make_mesh(
-    tuple(shape.values()),
-    axes,
-    axis_types=(AxisType.Auto,) * len(axes),
-    devices=jax.devices()[:count],
-  )
+  sizes: dict[str, int] = {}
+  for part in filter(None, (part.strip() for part in text.split(","))):
+    axis, _, number = (word.strip() for word in part.partition(":"))
+    if axis not in AXES:
+      raise ValueError(unknown("mesh axis", axis, AXES, f"mesh {shown(text)}"))
+    if axis in sizes:
+      raise ValueError(f"mesh {shown(text)}: axis {axis!r} is named twice.")
+    try:
+      sizes[axis] = int(number)
+    except ValueError:
+      raise ValueError(f"mesh {shown(text)}: expected axis:size, as in fsdp:8; got {shown(part)}.") from None
+    if sizes[axis] < 1 and sizes[axis] != -1:
+      raise ValueError(
+        f"mesh {shown(text)}: {axis} has size {sizes[axis]}; expected 1 or more, or -1 to fill."
+      )
+  if list(sizes.values()).count(-1) > 1:
+    raise ValueError(f"mesh {shown(text)}: several axes have size -1; one can be filled.")
+  return sizes
+
+
+def sizes(shape: str | Mapping[str, int], devices: int) -> dict[str, int]:
+  """The size of every axis for a number of devices; nothing named is all of them as `fsdp`.
+
+  Raises:
+    ValueError: as of `parse`; more devices than there are, or a number that the others do not divide.
+
+  >>> sizes("tensor:2,fsdp:-1", 8)
+  {'candidate': 1, 'data': 1, 'fsdp': 4, 'tensor': 2}
+  """
+  named = parse(shape) if isinstance(shape, str) else dict(shape)
+  found = dict.fromkeys(AXES, 1) | (named or {"fsdp": -1})
+  text = ",".join(f"{axis}:{size}" for axis, size in named.items())
+  rest = math.prod(size for size in found.values() if size != -1)
+  if -1 in found.values():
+    if devices % rest:
+      raise ValueError(
+        f"mesh {text}: {devices} devices are not a multiple of {rest}; name sizes whose product divides them."
+      )
+    found = {axis: devices // rest if size == -1 else size for axis, size in found.items()}
+  elif rest > devices:
+    raise ValueError(
+      f"mesh {text}: needs {rest} devices; there are {devices}. Name smaller sizes, or -1 to fill one axis."
+    )
+  return found
+
+
+def make_mesh(shape: str | Mapping[str, int] = "", devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """A mesh in Auto mode, of all axes.
+
+  Args:
+    shape: sizes by axis, or their text (`"candidate:2,fsdp:-1"`); nothing is all devices as `fsdp`.
+    devices: to take the first of; None: those of all processes.
+
+  Raises:
+    ValueError: as of `sizes`; a mesh that leaves devices of other processes out.
+
+  >>> make_mesh("fsdp:1").axis_names
+  ('candidate', 'data', 'fsdp', 'tensor')
+  """
+  have = jax.devices() if devices is None else list(devices)
+  found = sizes(shape, len(have))
+  count = math.prod(found.values())
+  if count < len(have) and len({device.process_index for device in have}) > 1:
+    raise ValueError(
+      f"A mesh of {found} has {count} devices of {len(have)}; with several processes it must have all."
+    )
+  kinds = (AxisType.Auto,) * len(AXES)
+  return jax.make_mesh(tuple(found.values()), AXES, axis_types=kinds, devices=have[:count])
 
 
 def shardings(
-  specs: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh, rules: Rules = DEFAULT
+  specs: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh, rules: Rules = DECODER, axes: AxesRules = ()
 ) -> dict[str, NamedSharding]:
   """A sharding for every tensor, from names and shapes alone.
 
+  Args:
+    specs: what has a shape, by name.
+    mesh: from `make_mesh`, or another one whose axes the rules name.
+    rules: see `Rules`.
+    axes: which leaves are stacks of layers (see `merge_jax.Axes`): a rule is for one slice of them, and the
+      axis of the stack is never cut.
+
   Raises:
     ValueError: no rule matches a tensor, or its rule does not fit its shape.
+
+  >>> made = shardings({"w": jax.ShapeDtypeStruct((8, 4), "float32")}, make_mesh("fsdp:1"))
+  >>> tuple(made["w"].spec)
+  ('fsdp', None)
   """
-  return {name: _one(name, spec.shape, mesh, rules) for name, spec in specs.items()}
+  return {name: _one(name, tuple(spec.shape), mesh, rules, axes) for name, spec in specs.items()}
 
 
-def _one(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> NamedSharding:
+def rows(x: Array) -> Array:
+  """Divides the first axis of an array over the axes `ROWS` of the mesh in use; without one, the same array.
+
+  A layer's activations stay where their rows are, so that its parameters are gathered and not they.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.axis_names != AXES or x.shape[0] % (count := row_count(mesh)) or count == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, P(ROWS, *[P.UNCONSTRAINED] * (x.ndim - 1)))
+
+
+def row_count(mesh: Mesh | jax.sharding.AbstractMesh) -> int:
+  """How many parts the rows of a batch are divided into."""
+  return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def _one(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules, axes: AxesRules) -> NamedSharding:
   patterns = [pattern for pattern, _ in rules]
   index = naming.first_match(name, patterns)
   if index is None:
-    raise ValueError(f"{name}: no sharding rule matches; have {patterns}.")
-  rule = rules[index][1]
+    raise ValueError(
+      f"{name}: no sharding rule matches; have {patterns}. Add one, for example ('.*', 'fsdp')."
+    )
+  rule, stack = rules[index][1], naming.axes_of(name, shape, axes)[0].stack
+  slice_shape = shape if stack is None else shape[:stack] + shape[stack + 1 :]
+  where = f"{name}: sharding rule {patterns[index]!r}"
   if isinstance(rule, str):
-    if rule != "fsdp":
-      raise ValueError(f"{name}: sharding rule {rule!r} is not known; expected 'fsdp'.")
-    rule = _fsdp(shape, mesh)
-  if len(rule) > len(shape):
-    raise ValueError(f"{name}: {rule} has more axes than shape {shape}.")
-  sharding = NamedSharding(mesh, rule)
-  sharding.shard_shape(shape)  # a ValueError if a dimension does not divide
-  return sharding
+    if rule not in TACTICS:
+      raise ValueError(unknown("tactic", rule, TACTICS, where))
+    rule = _tactic(rule, slice_shape, mesh)
+  if len(rule) > len(slice_shape):
+    raise ValueError(f"{where}: {rule} has more axes than shape {slice_shape}; give it at most as many.")
+  parts = [*rule, *[None] * (len(slice_shape) - len(rule))]
+  for axis, (part, size) in enumerate(zip(parts, slice_shape, strict=True)):
+    names = () if part is None else (part,) if isinstance(part, str) else tuple(part)
+    for one in names:
+      if one not in mesh.shape:
+        raise ValueError(unknown("mesh axis", one, mesh.axis_names, where))
+    if size % (count := math.prod(mesh.shape[one] for one in names)):
+      raise ValueError(
+        f"{where}: axis {axis} of shape {slice_shape} is not a multiple of {count} ({', '.join(names)}); "
+        "cut another axis, name a smaller mesh, or take the tactic 'fsdp'."
+      )
+  if stack is not None:
+    parts.insert(stack, None)
+  return NamedSharding(mesh, P(*parts))
 
 
-def _fsdp(shape: tuple[int, ...], mesh: Mesh) -> P:
-  fitting = [axis for axis, size in enumerate(shape) if size and size % mesh.size == 0]
-  if not fitting:
-    return P()
-  largest = max(fitting, key=lambda axis: shape[axis])
-  return P(*(mesh.axis_names if axis == largest else None for axis in range(len(shape))))
+def _tactic(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+  parts: list[str | tuple[str, ...] | None] = [None] * len(shape)
+  if name == "replicate":
+    return P(*parts)
+  at = {"column": 0, "row": 1}.get(name)
+  over: list[tuple[str, ...]] = [("fsdp",)]
+  if at is not None and at < len(shape) and shape[at] and shape[at] % mesh.shape["tensor"] == 0:
+    parts[at] = "tensor" if mesh.shape["tensor"] > 1 else None
+  elif mesh.shape["tensor"] > 1:
+    over.insert(0, ("fsdp", "tensor"))
+  for names in over:
+    count = math.prod(mesh.shape[one] for one in names)
+    free = [a for a, size in enumerate(shape) if parts[a] is None and size and size % count == 0]
+    if free:
+      largest = max(free, key=lambda axis: shape[axis])
+      parts[largest] = names if len(names) > 1 else names[0]
+      break
+  return P(*parts)

@@ -76,7 +76,7 @@ def test_shards_are_placed_and_results_are_not_quantised(tmp_path):
   tensors = {"x.weight": codes, "x.weight_scale_inv": scale}
   opened = folder(tmp_path / "in", tensors, config)
   (tmp_path / "in" / "modeling_x.py").write_text("raise RuntimeError")
-  shardings = sharding.shardings(opened.specs, sharding.make_mesh({"fsdp": 4, "tp": 2}))
+  shardings = sharding.shardings(opened.specs, sharding.make_mesh({"fsdp": 4, "tensor": 2}))
   placed = opened.load(shardings)["x.weight"]
   assert placed.dtype == jnp.float32 and placed.sharding == shardings["x.weight"]
   np.testing.assert_array_equal(placed, values.astype(np.float32))

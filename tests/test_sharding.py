@@ -1,0 +1,112 @@
+"""Meshes by flag, and the rules that say which part of a tensor lies where."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import merge_jax as mj
+from merge_jax import sharding
+
+STACKED = ((r"(layers)\..*", mj.Axes(stack=0, out=(1,))),)
+
+
+def spec_of(shape, rule, mesh="fsdp:4,tensor:2", name="w", axes=()):
+  specs = {name: jax.ShapeDtypeStruct(shape, jnp.float32)}
+  made = sharding.shardings(specs, sharding.make_mesh(mesh), ((".*", rule),), axes)
+  return tuple(made[name].spec)
+
+
+@pytest.mark.parametrize(
+  ("text", "shape"),
+  [
+    ("", (1, 1, 8, 1)),
+    ("fsdp:8", (1, 1, 8, 1)),
+    ("fsdp:2", (1, 1, 2, 1)),  # some of the devices
+    ("candidate:2,fsdp:-1", (2, 1, 4, 1)),
+    (" tensor : 2 , data : 4 ", (1, 4, 1, 2)),
+    ("candidate:-1", (8, 1, 1, 1)),
+  ],
+)
+def test_meshes_have_all_axes(text, shape):
+  mesh = sharding.make_mesh(text)
+  assert mesh.axis_names == sharding.AXES and mesh.devices.shape == shape
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("fsdp", "expected axis:size, as in fsdp:8; got 'fsdp'"),
+    ("fspd:8", "unknown mesh axis 'fspd'; did you mean 'fsdp'"),
+    ("fsdp:0", "fsdp has size 0; expected 1 or more"),
+    ("fsdp:-2", "fsdp has size -2"),
+    ("fsdp:x", "expected axis:size"),
+    ("fsdp:2,fsdp:4", "named twice"),
+    ("fsdp:-1,data:-1", "several axes have size -1"),
+    ("fsdp:16", "needs 16 devices; there are 8"),
+    ("fsdp:-1,data:3", "8 devices are not a multiple of 3"),
+    ("fsdp:-1,data:16", "8 devices are not a multiple of 16"),
+  ],
+)
+def test_a_mesh_that_cannot_be_is_one_sentence(text, message):
+  with pytest.raises(ValueError, match=message):
+    sharding.make_mesh(text)
+
+
+@pytest.mark.parametrize(
+  ("shape", "rule", "spec"),
+  [
+    ((16, 8), "column", ("tensor", "fsdp")),
+    ((16, 8), "row", ("fsdp", "tensor")),
+    ((16,), "column", ("tensor",)),
+    ((16, 8), "fsdp", (("fsdp", "tensor"), None)),
+    ((4, 12), "fsdp", (None, "fsdp")),  # eight divide neither axis
+    ((3, 8), "column", (None, ("fsdp", "tensor"))),  # two do not divide the outputs
+    ((3, 5), "fsdp", (None, None)),
+    ((), "fsdp", ()),
+    ((0, 8), "column", (None, ("fsdp", "tensor"))),
+    ((16, 8), "replicate", (None, None)),
+    ((16, 8), P("fsdp"), ("fsdp", None)),
+    ((16, 8), P(("data", "fsdp"), "tensor"), (("data", "fsdp"), "tensor")),
+  ],
+)
+def test_tactics_make_specs_of_shapes(shape, rule, spec):
+  assert spec_of(shape, rule) == spec
+
+
+def test_the_axis_of_a_stack_is_never_cut():
+  assert spec_of((8, 16, 4), "column", name="layers.w", axes=STACKED) == (None, "tensor", "fsdp")
+  assert spec_of((8, 16), P("fsdp"), name="layers.b", axes=STACKED) == (None, "fsdp")
+
+
+def test_the_first_rule_that_matches_wins():
+  specs = {
+    f"model.layers.0.self_attn.{n}_proj.weight": jax.ShapeDtypeStruct((16, 8), "float32") for n in "qo"
+  }
+  made = sharding.shardings(specs, sharding.make_mesh("fsdp:4,tensor:2"))
+  assert [tuple(one.spec) for one in made.values()] == [("tensor", "fsdp"), ("fsdp", "tensor")]
+
+
+@pytest.mark.parametrize(
+  ("rules", "message"),
+  [
+    (((r"v", P()),), "no sharding rule matches; have \\['v'\\]. Add one"),
+    (((r"w", P(None, None, "fsdp")),), "rule 'w': .* more axes than shape"),
+    (((r"w", P("fsdp")),), "axis 0 of shape \\(3, 5\\) is not a multiple of 8"),
+    (((r"w", P("rows")),), "unknown mesh axis 'rows'"),
+    (((r"w", "colum"),), "unknown tactic 'colum'; did you mean 'column'"),
+  ],
+)
+def test_rules_that_do_not_fit_say_which_and_how_to_mend_it(rules, message):
+  specs = {"w": jax.ShapeDtypeStruct((3, 5), jnp.float32)}
+  with pytest.raises(ValueError, match=message):
+    sharding.shardings(specs, sharding.make_mesh("fsdp:8"), rules)
+
+
+def test_rows_are_divided_where_a_mesh_is_in_use():
+  x = np.ones((8, 3), np.float32)
+  assert sharding.rows(x) is x
+  with jax.set_mesh(sharding.make_mesh("data:2,fsdp:2,tensor:2")):
+    assert jax.jit(sharding.rows)(x).sharding.spec[0] == ("data", "fsdp")
+    assert jax.jit(sharding.rows)(x[:3]).sharding.is_fully_replicated  # four do not divide three rows
