@@ -80,6 +80,15 @@ def config_values(holder: Any) -> dict[str, Any]:
     raise ValueError(f"--config: {' '.join(str(error).split())}") from None
 
 
+def define_mesh() -> None:
+  """The flag `--mesh`, of jobs that place parameters on devices."""
+  flags.DEFINE_string(
+    "mesh",
+    "",
+    "Sizes of candidate, data, fsdp, tensor, as candidate:2,fsdp:-1; -1 fills. Default: all as fsdp.",
+  )
+
+
 @contextlib.contextmanager
 def _one_sentence() -> Iterator[None]:
   """A wrong key or file of a config is one sentence and status 1, not a traceback."""

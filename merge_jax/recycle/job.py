@@ -79,7 +79,10 @@ def _claimable(path: Path, problem: Problem, overwrite: bool) -> RunFolder:
   run = RunFolder(path)
   run.refuse_foreign(problem.inputs)
   if not overwrite:
-    run.refuse_changed(problem.manifest, versions=not problem.settings.allow_version_change)
+    own = problem.settings
+    run.refuse_changed(
+      problem.manifest, versions=not own.allow_version_change, topology=not own.allow_topology_change
+    )
     Journal.check(path / folders.JOURNAL)
   return run
 

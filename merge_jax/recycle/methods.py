@@ -8,6 +8,7 @@ from merge_jax.checkpoints import Checkpoint
 from merge_jax.errors import unknown
 from merge_jax.evals import Merge
 from merge_jax.operators.contrib import trajectory as along
+from merge_jax.operators.naming import AxesRules
 from merge_jax.preflight import Needs
 from merge_jax.search.point import Point
 from merge_jax.search.space import SPACES
@@ -60,20 +61,23 @@ def trajectory(steps: Sequence[float], count: int) -> tuple[Point, ...]:
   return tuple(Point(tuple(map(float, weights))) for weights in along.candidates(steps))
 
 
-def merges(names: tuple[str, ...], experts: list[PyTree], base: PyTree | None) -> dict[str, Merge]:
+def merges(
+  names: tuple[str, ...], experts: list[PyTree], base: PyTree | None, axes: AxesRules = ()
+) -> dict[str, Merge]:
   """The pool prepared for each method, by name.
 
   Args:
     names: keys of `METHODS`.
     experts: the pool's parameters.
     base: the common ancestor's; None takes the mean of the pool where a method needs one.
+    axes: leaves that are stacks of layers.
   """
   result = {}
   for name in dict.fromkeys(names):
     operator = METHODS[name].operator()
     if METHODS[name].needs_base and base is None:
       base = mj.merge(mj.uniform(), experts)
-    prepared = mj.prepare(operator, experts, base=base if METHODS[name].needs_base else None)
+    prepared = mj.prepare(operator, experts, base=base if METHODS[name].needs_base else None, axes=axes)
     result[name] = Merge(_combine, prepared)
   return result
 
