@@ -152,7 +152,7 @@ class Progress:
     self._bar.close()
 
 
-def recycle_and_show(job: Settings, overwrite: bool) -> dict[str, Any]:
+def recycle_and_show(job: Settings, overwrite: bool, profile: bool = False) -> dict[str, Any]:
   """Runs a recycle job with a progress bar, then prints the table, the sentence and the paths."""
   from merge_jax import recycle, reports
   from merge_jax.search.loop import MEAN, SPLIT
@@ -171,7 +171,9 @@ def recycle_and_show(job: Settings, overwrite: bool) -> dict[str, Any]:
     print(line, flush=True)
 
   try:
-    result = recycle.recycle(job, overwrite=overwrite, progress=progress, stop=StopFlag(), say=say)
+    result = recycle.recycle(
+      job, overwrite=overwrite, progress=progress, stop=StopFlag(), say=say, profile=profile
+    )
   finally:
     for bar in bars.values():
       bar.close()

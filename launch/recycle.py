@@ -27,6 +27,7 @@ _TOPOLOGY = flags.DEFINE_bool(
   "allow_topology_change", False, "Resume with another mesh or number of processes; it is recorded."
 )
 _common.define_mesh()
+_PROFILE = flags.DEFINE_bool("profile", False, "Also write a trace of a few evaluations into profile/.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove an earlier run in the folder first.")
 
 
@@ -48,7 +49,7 @@ def main() -> None:
   if _DRY.value:
     print(recycle.describe(recycle.build(job)))
     return
-  _common.recycle_and_show(job, _OVERWRITE.value)
+  _common.recycle_and_show(job, _OVERWRITE.value, _PROFILE.value)
 
 
 if __name__ == "__main__":

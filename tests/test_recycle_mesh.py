@@ -123,3 +123,14 @@ def test_a_placement_that_cannot_be_leaves_no_trace(world, tmp_path, options, me
   with pytest.raises((ValueError, RuntimeError), match=message):
     run(world, tmp_path / "x", **options)
   assert not (tmp_path / "x").exists()
+
+
+def test_merge_and_evaluation_are_told_apart_and_traced(world, tmp_path):
+  _, paths, tasks = world
+  job = settings.from_mapping({
+    "checkpoints": [str(p) for p in paths], "tasks": [str(tasks[0])], "output_dir": str(tmp_path / "x"),
+    "search": {"budget": 4, "method": "linear", "space": "simplex"}, "placement": {"mesh": "fsdp:2"},
+  })  # fmt: skip
+  cost = recycle.recycle(job, say=lambda line: None, profile=True)["cost"]
+  assert cost["merge_seconds"] > 0 and cost["evaluation_seconds"] >= 0
+  assert list((tmp_path / "x" / "profile").rglob("*.xplane.pb"))

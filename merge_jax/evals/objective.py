@@ -175,7 +175,7 @@ class JittedObjective:
       return self._programs[method, split].lower(*self.arguments(method, split, points))  # type: ignore[attr-defined]
 
   def merge_seconds(self, candidate: Candidate) -> float:
-    """Seconds that a batch of merges takes alone, the best of three."""
+    """Seconds that the merge of one candidate of a batch takes alone, the best of three."""
     merge = self._merge(candidate.method)
     source, weights, numbers, _ = self.arguments(
       candidate.method, next(iter(self._scorers)), [candidate.point]
@@ -187,13 +187,9 @@ class JittedObjective:
       axis = "candidate" if self._side > 1 and not self._in_turn else None
       return jax.vmap(functools.partial(merge, source), spmd_axis_name=axis)(weights, numbers)
 
-    program, taken = jax.jit(run), []
+    program = jax.jit(run)
     with using(self._layout):
-      for _ in range(4):
-        start = time.perf_counter()
-        jax.block_until_ready(program(source, weights, numbers))
-        taken.append(time.perf_counter() - start)
-    return min(taken[1:])
+      return quickest(lambda: program(source, weights, numbers)) / self.batch
 
 
 def batch_of(batch: int, mesh: Mesh) -> int:
@@ -209,6 +205,17 @@ def batch_of(batch: int, mesh: Mesh) -> int:
       "change config.search.batch or the axis candidate of the mesh."
     )
   return side if batch == 1 else batch
+
+
+def quickest(call: Callable[[], PyTree], times: int = 3) -> float:
+  """Seconds of the quickest call, after one that may compile."""
+  jax.block_until_ready(call())
+  taken = []
+  for _ in range(times):
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    taken.append(time.perf_counter() - start)
+  return min(taken)
 
 
 def using(layout: Layout | None) -> Any:
@@ -239,3 +246,7 @@ class FunctionObjective:
     """Scores of each candidate, in order."""
     merged = (self._merges[candidate.method].at(candidate.point) for candidate in candidates)
     return [Evaluation(dict(self._score(params, split))) for params in merged]
+
+  def merge_seconds(self, candidate: Candidate) -> float:
+    """Seconds that a merge takes alone, the best of three."""
+    return quickest(lambda: self._merges[candidate.method].at(candidate.point))

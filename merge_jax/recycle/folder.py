@@ -18,6 +18,7 @@ from merge_jax.recycle.manifest import Manifest
 
 MARKER, SCRATCH = ".merge_jax.json", ".merge_jax_candidates"
 JOURNAL, RESULT, REPORT, FIGURES, MERGED = "journal.jsonl", "result.json", "report.html", "figures", "merged"
+PROFILE = "profile"
 OUTPUTS = (manifests.NAME, JOURNAL, RESULT, REPORT, FIGURES, MERGED)
 
 
@@ -138,7 +139,7 @@ class RunFolder:
       file = self.path / name
       if file.parent.resolve().is_relative_to(self.path.resolve()):  # never through a user's link
         file.unlink(missing_ok=True)
-    for name in (FIGURES, MERGED):
+    for name in (FIGURES, MERGED, PROFILE):
       folder = self.path / name
       if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

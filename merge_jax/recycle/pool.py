@@ -58,6 +58,10 @@ class Watched(NamedTuple):
     self.watch.check()
     return evaluations
 
+  def merge_seconds(self, candidate: Any) -> float:
+    """See the objective's."""
+    return self.objective.merge_seconds(candidate)
+
 
 class Pool(NamedTuple):
   """The merges of a pool by method, and what scores them."""

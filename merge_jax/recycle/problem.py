@@ -149,7 +149,7 @@ def _check_outputs(settings: Settings) -> None:
   """Outputs never lie on or in an input; inputs may lie in the output folder, but not under its names."""
   folder, inputs = settings.folder, list(_inputs(settings))
   storage.refuse_inside(folder, inputs, "--output_dir")
-  for name in (*folders.OUTPUTS, folders.MARKER, folders.SCRATCH):
+  for name in (*folders.OUTPUTS, folders.PROFILE, folders.MARKER, folders.SCRATCH):
     storage.refuse_inside(folder / name, inputs, "--output_dir")
     for path in inputs:
       if path.resolve().is_relative_to((folder / name).resolve()):
