@@ -6,7 +6,7 @@ every weight is `[out, in]`, so that loading is a dict in, without a conversion 
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jax import Array
 
 from merge_jax.models import rope
 from merge_jax.models.config import DecoderConfig
+from merge_jax.sharding import rows
 
 
 class Draw(Protocol):
@@ -62,10 +63,24 @@ class Embedding(nnx.Module):
     self.weight = nnx.Param(draw((count, size), std))
 
 
+class Place(NamedTuple):
+  """What differs between layers of the same tensors; numbers, so that one program serves all of them.
+
+  Attributes:
+    window: how many positions are looked back over; None for all.
+    cos: `[time, head_dim / 2]`.
+    sin: the same.
+  """
+
+  window: int | Array | None
+  cos: Array
+  sin: Array
+
+
 class Attention(nnx.Module):
   """Causal attention with grouped queries."""
 
-  def __init__(self, config: DecoderConfig, window: int | None, draw: Draw):
+  def __init__(self, config: DecoderConfig, draw: Draw):
     c, std = config, config.initializer_range
     self.q_proj = Linear(c.hidden_size, c.num_heads * c.head_dim, c.qkv_bias, std, draw)
     self.k_proj = Linear(c.hidden_size, c.num_kv_heads * c.head_dim, c.qkv_bias, std, draw)
@@ -74,9 +89,9 @@ class Attention(nnx.Module):
     if c.qk_norm:
       self.q_norm = RMSNorm(c.head_dim, c.norm_eps, draw)
       self.k_norm = RMSNorm(c.head_dim, c.norm_eps, draw)
-    self.head_dim, self.window = c.head_dim, window
+    self.head_dim = c.head_dim
 
-  def __call__(self, x: Array, queries: Array, positions: Array, cos: Array, sin: Array) -> Array:
+  def __call__(self, x: Array, queries: Array, positions: Array, place: Place) -> Array:
     """x `[batch, time, hidden]`, queries `[batch, queries, hidden]` at positions `[batch|1, queries]`."""
 
     def heads(y: Array) -> Array:
@@ -85,12 +100,12 @@ class Attention(nnx.Module):
     q, k, v = heads(self.q_proj(queries)), heads(self.k_proj(x)), heads(self.v_proj(x))
     if hasattr(self, "q_norm"):
       q, k = self.q_norm(q), self.k_norm(k)
-    q = rope.rotate(q, cos[positions], sin[positions])
-    k = rope.rotate(k, cos[None], sin[None])
+    q = rope.rotate(q, place.cos[positions], place.sin[positions])
+    k = rope.rotate(k, place.cos[None], place.sin[None])
     behind = positions[:, :, None] - jnp.arange(x.shape[1])[None, None, :]
     mask = behind >= 0
-    if self.window is not None:
-      mask = mask & (behind < self.window)
+    if place.window is not None:
+      mask = mask & (behind < place.window)
     out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
     return self.o_proj(out.reshape(*out.shape[:-2], -1))
 
@@ -109,20 +124,20 @@ class MLP(nnx.Module):
 
 
 class Layer(nnx.Module):
-  def __init__(self, config: DecoderConfig, window: int | None, draw: Draw):
-    self.self_attn = Attention(config, window, draw)
+  def __init__(self, config: DecoderConfig, draw: Draw):
+    self.self_attn = Attention(config, draw)
     self.mlp = MLP(config, draw)
     self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps, draw)
     self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps, draw)
 
-  def __call__(self, x: Array, positions: Array | None, cos: Array, sin: Array) -> Array:
+  def __call__(self, x: Array, positions: Array | None, place: Place) -> Array:
     """Outputs at the positions `[batch, queries]` alone, or at all."""
     normed = self.input_layernorm(x)
     if positions is None:
       positions, queries = jnp.arange(x.shape[1])[None], normed
     else:
       queries, x = take(normed, positions), take(x, positions)
-    x = x + self.self_attn(normed, queries, positions, cos, sin)
+    x = x + self.self_attn(normed, queries, positions, place)
     return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -131,7 +146,7 @@ class Stack(nnx.Module):
 
   def __init__(self, config: DecoderConfig, draw: Draw):
     self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, config.initializer_range, draw)
-    self.layers = nnx.List([Layer(config, window, draw) for window in config.windows])
+    self.layers = nnx.List([Layer(config, draw) for _ in range(config.num_layers)])
     self.norm = RMSNorm(config.hidden_size, config.norm_eps, draw)
 
 
@@ -144,7 +159,14 @@ class Decoder(nnx.Module):
       self.lm_head = Linear(config.hidden_size, config.vocab_size, False, config.initializer_range, draw)
     self.config = config
 
-  def __call__(self, tokens: Array, positions: Array | None = None, dtype: Any = jnp.float32) -> Array:
+  def __call__(
+    self,
+    tokens: Array,
+    positions: Array | None = None,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+    layer_at: Callable[[Any], Layer] | None = None,
+  ) -> Array:
     """Logits of the next token.
 
     Args:
@@ -152,20 +174,45 @@ class Decoder(nnx.Module):
       positions: `[batch, queries]`, int32, those whose logits are wanted; None for all. The last
         layer's queries, its feed-forward and the head are computed for these alone.
       dtype: of the computation; norms, rotations and logits stay float32.
+      remat: keep the inputs of layers for gradients, and compute the rest again.
+      layer_at: a layer by its (traced) index, where layers are stacked; all but the last then run in one
+        scan. None for the layers of this module, one by one.
 
     Returns:
       float32 `[batch, queries or time, vocabulary]`.
     """
-    embedding = self.model.embed_tokens.weight.get_value()
-    x = embedding[tokens].astype(dtype)
-    cos, sin = rope.tables(self.config.rope, self.config.head_dim, tokens.shape[1])
-    for i, layer in enumerate(self.model.layers):
-      last = i == len(self.model.layers) - 1
-      x = layer(x, positions if last else None, cos, sin)
-    x = self.model.norm(x)
+    place, last = _places(self.config, tokens.shape[1]), self.config.num_layers - 1
+    layer = self.model.layers.__getitem__ if layer_at is None else layer_at
+
+    def step(x: Array, i: Any) -> Array:
+      def run(x: Array) -> Array:
+        return rows(layer(i)(x, None, place(i)))
+
+      return jax.checkpoint(run)(x) if remat else run(x)
+
+    x = rows(self.model.embed_tokens.weight.get_value()[tokens].astype(dtype))
+    if layer_at is None:
+      for i in range(last):
+        x = step(x, i)
+    else:
+      x, _ = jax.lax.scan(lambda x, i: (step(x, i), None), x, jnp.arange(last))
+    x = self.model.norm(rows(layer(last)(x, positions, place(last))))
     if self.config.tie_embeddings:
+      embedding = self.model.embed_tokens.weight.get_value()
       return jnp.einsum("bth,vh->btv", x, embedding.astype(dtype)).astype(jnp.float32)
     return self.lm_head(x).astype(jnp.float32)
+
+
+def _places(config: DecoderConfig, length: int) -> Callable[[Any], Place]:
+  """The place of a layer by its index, which may be traced."""
+  windows, tables = config.windows, rope.tables(config.rope, config.head_dim, length)
+
+  def place(i: Any) -> Place:
+    if isinstance(i, int) or len(set(windows)) == 1:
+      return Place(windows[i if isinstance(i, int) else 0], *tables)
+    return Place(jnp.array([length if window is None else window for window in windows])[i], *tables)
+
+  return place
 
 
 def along_last(vector: nnx.Param, x: Array) -> Array:

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from merge_jax.models import tensors
+from merge_jax.models import stacking, tensors
 from merge_jax.models.config import DecoderConfig
 from merge_jax.models.families import family_of, parse
+from merge_jax.operators.naming import AxesRules
 
 
 class Model(NamedTuple):
@@ -19,8 +20,11 @@ class Model(NamedTuple):
   Attributes:
     config: its shape.
     specs: shape and dtype of each parameter by Hugging Face name.
-    apply: `(params, tokens, positions=None, dtype=float32) -> logits`, see `Decoder.__call__`. Tensors
-      that the model does not have are a ValueError, but for tied heads and rotary tables.
+    stacks: the stacks of equal layers (see `stacking.find`); empty where they do not pay.
+    axes: which leaves of stacked parameters are stacks, for operators and sharding rules.
+    apply: `(params, tokens, positions=None, dtype=float32, remat=False) -> logits`, see `Decoder.__call__`.
+      Parameters have the names of `specs`, or are stacked: their layers then run in one scan. Tensors that
+      the model does not have are a ValueError, but for tied heads and rotary tables.
     init: `key -> params`, random float32.
     inputs: `(params, tokens) -> {name: input}`: what each linear layer multiplies, `[batch, time, in]`, by
       the name of its weight; one array where layers share it.
@@ -28,6 +32,8 @@ class Model(NamedTuple):
 
   config: DecoderConfig
   specs: dict[str, jax.ShapeDtypeStruct]
+  stacks: dict[str, tuple[str, ...]]
+  axes: AxesRules
   apply: Callable[..., Array]
   init: Callable[[Array], dict[str, Array]]
   inputs: Callable[[Mapping[str, Array], Array], dict[str, Array]]
@@ -55,23 +61,36 @@ def build(config: Mapping[str, Any], where: str = "config.json") -> Model:
 
   family = family_of(config, where)
   shape = family.parse(config, where)
-  graphdef, abstract = nnx.split(family.module(shape, _spec))
-  flat = dict(nnx.to_flat_state(abstract))
-  paths = {".".join(map(str, path)): path for path in flat}
-  specs = {name: flat[path].get_value() for name, path in paths.items()}
+  module = family.module(shape, _spec)
+  whole, specs = _split(module)
+  stacks = stacking.find(specs)
+  stacked_specs = stacking.stack_specs(specs, stacks)
+  one_layer, _ = _split(module.model.layers[0])
+  module.model.layers = nnx.List([])
+  frame, _ = _split(module)
 
   def module_of(params: Mapping[str, Array]) -> Any:
     tensors.compare(params, specs, "parameters")
-    state = nnx.from_flat_state([(path, nnx.Param(params[name])) for name, path in paths.items()])
-    return nnx.merge(graphdef, state)
+    return whole.merge(params)
 
   def apply(
     params: Mapping[str, Array],
     tokens: Array,
     positions: Array | None = None,
     dtype: Any = jnp.float32,
+    remat: bool = False,
   ) -> Array:
-    return module_of(params)(tokens, positions, dtype)
+    if stacks.keys().isdisjoint(params):
+      return module_of(params)(tokens, positions, dtype, remat)
+    tensors.compare(params, stacked_specs, "stacked parameters")
+
+    def layer_at(i: Any) -> Any:  # a slice is read where it is used; the stack is never copied
+      return one_layer.merge({
+        name: jax.lax.dynamic_index_in_dim(params[f"{stacking.LAYERS}.{name}"], i, keepdims=False)
+        for name in one_layer.paths
+      })  # fmt: skip
+
+    return frame.merge(params)(tokens, positions, dtype, remat, layer_at)
 
   def inputs(params: Mapping[str, Array], tokens: Array) -> dict[str, Array]:
     model, seen = module_of(params), dict[str, Array]()
@@ -89,9 +108,9 @@ def build(config: Mapping[str, Any], where: str = "config.json") -> Model:
       return std * jax.random.normal(rngs.params(), shape) if std else jnp.full(shape, mean)
 
     values = dict(nnx.to_flat_state(nnx.state(family.module(shape, draw))))
-    return {name: values[path].get_value() for name, path in paths.items()}
+    return {name: values[path].get_value() for name, path in whole.paths.items()}
 
-  return Model(shape, specs, apply, init, inputs)
+  return Model(shape, specs, stacks, stacking.AXES, apply, init, inputs)
 
 
 def check(config: Mapping[str, Any], specs: Mapping[str, Any], where: str = "config.json") -> None:
@@ -115,6 +134,28 @@ def check(config: Mapping[str, Any], specs: Mapping[str, Any], where: str = "con
   """
   tensors.count_layers(specs, parse(config, where).num_layers, where)  # absurd counts are never built
   tensors.compare(specs, build(config, where).specs, where)
+
+
+class _Part(NamedTuple):
+  """A module without its values."""
+
+  graphdef: Any
+  paths: dict[str, tuple[Any, ...]]  # by the names of its parameters
+
+  def merge(self, params: Mapping[str, Array]) -> Any:
+    from flax import nnx
+
+    state = nnx.from_flat_state([(path, nnx.Param(params[name])) for name, path in self.paths.items()])
+    return nnx.merge(self.graphdef, state)
+
+
+def _split(module: Any) -> tuple[_Part, dict[str, jax.ShapeDtypeStruct]]:
+  from flax import nnx
+
+  graphdef, abstract = nnx.split(module)
+  flat = dict(nnx.to_flat_state(abstract))
+  part = _Part(graphdef, {".".join(map(str, path)): path for path in flat})
+  return part, {name: flat[path].get_value() for name, path in part.paths.items()}
 
 
 def _spec(shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> jax.ShapeDtypeStruct:
