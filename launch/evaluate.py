@@ -50,7 +50,7 @@ def main() -> None:
     groups.setdefault(_kind(checkpoint), []).append(i)
   mesh = sharding.make_mesh(flags.FLAGS.mesh)
   chosen = {
-    kind: suites.task_suite({"all": tasks}, pool[group[0]], options, mesh=mesh)
+    kind: suites.task_suite({"all": tasks}, [pool[i] for i in group], options, mesh=mesh)
     for kind, group in groups.items()
   }
   scores: dict[str, dict[str, float | None]] = {path: {} for path in _CHECKPOINTS.value}

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from merge_jax import checkpoints, recycle, storage
+from merge_jax import checkpoints, models, recycle, storage
 from merge_jax.preflight import memory
 from merge_jax.recycle import settings
 from tests import pools
@@ -66,6 +66,18 @@ def test_a_mesh_changes_no_step_of_the_search(world, alone, tmp_path, mesh, sear
   ours, theirs = (checkpoints.open(folder / "merged") for folder in (tmp_path / "x", alone[0]))
   for name in ours.specs:
     np.testing.assert_allclose(ours.read(name), theirs.read(name), atol=1e-5)
+
+
+def test_stacked_layers_score_as_they_do_one_by_one(world, tmp_path, monkeypatch):
+  """Nine layers of one shape are stacked, on devices and where the pool is on the host."""
+  deep = tmp_path, pools.make_pool(tmp_path / "pool", 2, layers=9), world[2]
+  search = {"budget": 5}
+  run(deep, tmp_path / "mesh", "candidate:2,fsdp:2,tensor:2", search=search)
+  run(deep, tmp_path / "host", "fsdp:2", search=search, placement={"pool_memory": "host"})
+  monkeypatch.setattr(models.stacking, "find", lambda specs: {})
+  run(deep, tmp_path / "plain", "fsdp:1", search=search)
+  for name in ("mesh", "host"):
+    assert_same_search(tmp_path / name, tmp_path / "plain")
 
 
 @pytest.mark.parametrize(("where", "base"), [("host", True), ("disk", False)])

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from merge_jax import sharding
+from merge_jax import models, sharding
 from merge_jax.checkpoints.placement import Stacks
 from merge_jax.operators.naming import AxesRules
 from merge_jax.preflight import Finding, Needs
@@ -31,18 +31,8 @@ def layout(
   Raises:
     ValueError: a rule that does not fit a tensor.
   """
-  leaves = stacked(specs, stacks)
+  leaves = models.stack_specs(specs, stacks)
   return sharding.Layout(mesh, sharding.shardings(leaves, mesh, rules(placement), axes))
-
-
-def stacked(specs: Specs, stacks: Stacks) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes and dtypes of the leaves that tensors become."""
-  inside = {name for names in stacks.values() for name in names}
-  alone = {name: spec for name, spec in specs.items() if name not in inside}
-  firsts = {name: (len(names), specs[names[0]]) for name, names in stacks.items()}
-  return alone | {
-    name: jax.ShapeDtypeStruct((count, *spec.shape), spec.dtype) for name, (count, spec) in firsts.items()
-  }
 
 
 def choose(asked: str, needs: Needs) -> tuple[str, list[Finding]]:

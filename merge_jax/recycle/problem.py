@@ -106,7 +106,7 @@ def build(settings: Settings) -> Problem:
 
   findings = tuple(preflight.check(pool, base, memory=memory, values=False))
   preflight.require(findings)
-  suite = suites.build(settings, pool[0], mesh)
+  suite = suites.build(settings, [*pool, *([base] if base else [])], mesh)
   layout = placing.layout(pool[0].specs, mesh, settings.placement, suite.stacks, suite.axes)
   weights = tuple(sorted(task_files.shares(s.task_weights, "config: search.task_weights").items()))
   fitness = Fitness(suite.names, suite.signs, s.fitness, s.fitness_source, weights)
