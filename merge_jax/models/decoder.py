@@ -95,7 +95,7 @@ class Attention(nnx.Module):
     """x `[batch, time, hidden]`, queries `[batch, queries, hidden]` at positions `[batch|1, queries]`."""
 
     def heads(y: Array) -> Array:
-      return y.reshape(*y.shape[:-1], -1, self.head_dim)
+      return rows(y).reshape(*y.shape[:-1], -1, self.head_dim)
 
     q, k, v = heads(self.q_proj(queries)), heads(self.k_proj(x)), heads(self.v_proj(x))
     if hasattr(self, "q_norm"):
@@ -222,4 +222,4 @@ def along_last(vector: nnx.Param, x: Array) -> Array:
 
 def take(x: Array, positions: Array) -> Array:
   """x `[batch, time, hidden]` at positions `[batch, queries]`."""
-  return jnp.take_along_axis(x, positions[:, :, None], axis=1)
+  return rows(jnp.take_along_axis(x, positions[:, :, None], axis=1))

@@ -1,7 +1,11 @@
 """The merge rules that a job can search, one row each."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Sharding
 
 from merge_jax import operators as mj
 from merge_jax.checkpoints import Checkpoint
@@ -80,6 +84,28 @@ def merges(
     prepared = mj.prepare(operator, experts, base=base if METHODS[name].needs_base else None, axes=axes)
     result[name] = Merge(_combine, prepared)
   return result
+
+
+def abstract(
+  names: tuple[str, ...],
+  experts: list[PyTree],
+  base: PyTree,
+  shardings: Mapping[str, Sharding],
+  axes: AxesRules = (),
+) -> dict[str, Merge]:
+  """What `merges` makes of shapes alone (`jax.ShapeDtypeStruct`): for programs that are compiled, not run."""
+
+  def sources(experts: list[PyTree], base: PyTree) -> dict[str, mj.Prepared]:
+    return {name: merge.source for name, merge in merges(names, experts, base, axes).items()}
+
+  def placed(name: str, leaf: mj.Leaf) -> mj.Leaf:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name]), leaf)
+
+  found = {}
+  for method, prepared in jax.eval_shape(sources, experts, base).items():
+    leaves = {name: placed(name, leaf) for name, leaf in prepared.leaves.items()}
+    found[method] = Merge(_combine, dataclasses.replace(prepared, leaves=leaves))
+  return found
 
 
 def _combine(prepared: mj.Prepared, weights: Any, numbers: Mapping[str, Any]) -> PyTree:
