@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from merge_jax import preflight, storage
+from merge_jax import errors, preflight, storage
 from merge_jax.recycle import folder as folders
 from merge_jax.recycle import merged, methods
 from merge_jax.recycle import pool as pools
@@ -20,7 +20,7 @@ from merge_jax.search.loop import search
 Say = Callable[[str], None]
 
 
-class Stopped(RuntimeError):
+class Stopped(errors.Stopped):
   """The job was asked to stop; the journal holds all that was evaluated."""
 
 
