@@ -21,7 +21,15 @@ method: task_arithmetic
 base: base
 models: {first: {path: first, weight: 0.5}, b: {path: b, weight: 0.2}}
 """
-ARGV = ("-m", "launch.merge", "--recipe=recipe.yml", "--output_dir=out", "--heartbeat=3", *processes.FLAGS)
+ARGV = (
+  "-m",
+  "merge_jax",
+  "merge",
+  "--recipe=recipe.yml",
+  "--output_dir=out",
+  "--heartbeat=3",
+  *processes.FLAGS,
+)
 SHARDS = "--max_shard_gb=1e-5"
 
 
