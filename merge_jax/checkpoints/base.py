@@ -220,6 +220,10 @@ class Writer(abc.ABC):
         f"{self.folder}: tensor {next(iter(self._left))!r} and {len(self._left) - 1} more were never written."
       )
     self._complete()
+    self._accompany()
+
+  def _accompany(self) -> None:
+    """Adds the side files, and sees to it that all is on the disk."""
     if self._like is not None:
       self._like.copy_sidecars(self.folder)
       sidecars.update_dtype(self.folder, (spec.dtype for spec in self._specs.values()))
@@ -248,9 +252,13 @@ class Writer(abc.ABC):
   def __exit__(
     self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
   ) -> None:
-    if error is None:
-      self.finish()
-    else:
+    try:
+      if error is None:
+        self.finish()
+    except BaseException:
+      self.abandon()
+      raise
+    if error is not None:
       self.abandon()
 
   def abandon(self) -> None:  # noqa: B027 (there may be nothing to let go of)

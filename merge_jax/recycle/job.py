@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from merge_jax import preflight, storage
+from merge_jax import errors, preflight, storage
 from merge_jax.recycle import folder as folders
 from merge_jax.recycle import merged, methods
 from merge_jax.recycle import pool as pools
@@ -23,7 +23,7 @@ from merge_jax.search.point import Candidate
 Say = Callable[[str], None]
 
 
-class Stopped(RuntimeError):
+class Stopped(errors.Stopped):
   """The job was asked to stop; the journal holds all that was evaluated."""
 
 

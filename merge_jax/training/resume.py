@@ -13,13 +13,13 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from merge_jax import checkpoints, decoding, storage
+from merge_jax import checkpoints, decoding, errors, storage
 from merge_jax.training.corpus import Corpus
 from merge_jax.training.loop import Diverged, State, begin, train
 from merge_jax.training.recipe import Recipe
 
 
-class Stopped(RuntimeError):
+class Stopped(errors.Stopped):
   """The training was asked to stop; its state is on disk."""
 
 
