@@ -45,6 +45,7 @@ class DecoderConfig:
     windows: for each layer how many positions it looks back over (itself included), None for all.
     max_positions: the longest sequence of the training; the forward pass does not know it.
     initializer_range: standard deviation of random weights.
+    attention: how it is computed, see `attention.CHOICES`.
   """
 
   vocab_size: int
@@ -64,6 +65,7 @@ class DecoderConfig:
   qk_norm: bool = False
   max_positions: int = dataclasses.field(default=2048, compare=False)
   initializer_range: float = dataclasses.field(default=0.02, compare=False)
+  attention: str = dataclasses.field(default="auto", compare=False)
 
 
 class Fields(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from flax import nnx
 from jax import Array
 
 from merge_jax.models import rope
+from merge_jax.models.attention import attend
 from merge_jax.models.config import DecoderConfig
 from merge_jax.sharding import rows
 
@@ -89,10 +90,10 @@ class Attention(nnx.Module):
     if c.qk_norm:
       self.q_norm = RMSNorm(c.head_dim, c.norm_eps, draw)
       self.k_norm = RMSNorm(c.head_dim, c.norm_eps, draw)
-    self.head_dim = c.head_dim
+    self.head_dim, self.attention = c.head_dim, c.attention
 
-  def __call__(self, x: Array, queries: Array, positions: Array, place: Place) -> Array:
-    """x `[batch, time, hidden]`, queries `[batch, queries, hidden]` at positions `[batch|1, queries]`."""
+  def __call__(self, x: Array, queries: Array, positions: Array | None, place: Place) -> Array:
+    """x `[batch, time, hidden]`, queries `[batch, queries, hidden]` at `positions`, None for all."""
 
     def heads(y: Array) -> Array:
       return y.reshape(*y.shape[:-1], -1, self.head_dim)
@@ -100,13 +101,12 @@ class Attention(nnx.Module):
     q, k, v = heads(self.q_proj(queries)), heads(self.k_proj(x)), heads(self.v_proj(x))
     if hasattr(self, "q_norm"):
       q, k = self.q_norm(q), self.k_norm(k)
-    q = rope.rotate(q, place.cos[positions], place.sin[positions])
-    k = rope.rotate(k, place.cos[None], place.sin[None])
-    behind = positions[:, :, None] - jnp.arange(x.shape[1])[None, None, :]
-    mask = behind >= 0
-    if place.window is not None:
-      mask = mask & (behind < place.window)
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+    cos, sin = place.cos[None], place.sin[None]
+    k = rope.rotate(k, cos, sin)
+    if positions is not None:
+      cos, sin = place.cos[positions], place.sin[positions]
+    q = rope.rotate(q, cos, sin)
+    out = attend(q, k, v, positions, place.window, attention=self.attention)
     return self.o_proj(out.reshape(*out.shape[:-2], -1))
 
 
@@ -133,10 +133,7 @@ class Layer(nnx.Module):
   def __call__(self, x: Array, positions: Array | None, place: Place) -> Array:
     """Outputs at the positions `[batch, queries]` alone, or at all."""
     normed = self.input_layernorm(x)
-    if positions is None:
-      positions, queries = jnp.arange(x.shape[1])[None], normed
-    else:
-      queries, x = take(normed, positions), take(x, positions)
+    queries, x = take(normed, positions), take(x, positions)
     x = x + self.self_attn(normed, queries, positions, place)
     return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -220,6 +217,6 @@ def along_last(vector: nnx.Param, x: Array) -> Array:
   return jnp.expand_dims(vector.get_value().astype(x.dtype), range(x.ndim - 1))
 
 
-def take(x: Array, positions: Array) -> Array:
-  """x `[batch, time, hidden]` at positions `[batch, queries]`."""
-  return jnp.take_along_axis(x, positions[:, :, None], axis=1)
+def take(x: Array, positions: Array | None) -> Array:
+  """x `[batch, time, hidden]` at positions `[batch, queries]`, or at all."""
+  return x if positions is None else jnp.take_along_axis(x, positions[:, :, None], axis=1)
