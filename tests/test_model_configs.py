@@ -88,6 +88,11 @@ def is_one_sentence(error):
     (SLIDING | {"layer_types": [0, 0]}, r"layer_types\[0\] is 0; expected a string"),
     (SLIDING | {"layer_types": ["sliding_attention"] * 2, "sliding_window": None}, "sliding_window is not"),
     (SLIDING | {"use_sliding_window": "yes"}, "use_sliding_window is 'yes'"),
+    ({"model_type": "cohere", "logit_scale": None}, "logit_scale is None; expected a number"),
+    ({"model_type": "cohere", "use_parallel_block": False}, "use_parallel_block is False; only True"),
+    ({"model_type": "cohere", "mlp_bias": True}, "'mlp_bias' .* is not supported for cohere"),
+    ({"model_type": "cohere2", "sliding_window_pattern": 0}, "sliding_window_pattern is 0"),
+    ({"model_type": "cohere2", "sliding_window": None}, "sliding_window is not in use"),
   ],
 )  # fmt: skip
 def test_what_is_damaged_or_not_supported_is_one_sentence(change, message):
@@ -104,6 +109,7 @@ def test_what_is_damaged_or_not_supported_is_one_sentence(change, message):
     ("Mistral-7B-v0.1", "default", 128, 4096),
     ("Qwen2.5-7B-Instruct", "yarn", 128, None),
     ("Qwen3-0.6B", "default", 128, None),
+    ("c4ai-command-r-plus", "default", 128, None),
   ],
 )
 def test_published_configs_are_read(name, rope_type, head_dim, window):
@@ -152,6 +158,9 @@ def test_defaults_are_those_of_the_family(model_type, expected):
     ("mistral", {"sliding_window": 5}, ["sliding_window"]),
     ("mistral", {"sliding_window": None}, ["sliding_window", "sliding_layers"]),
     ("qwen2_windows", {"max_window_layers": 0}, ["sliding_layers"]),
+    ("command_r", {"logit_scale": 0.5}, ["logit_scale"]),
+    ("command_r7b", {"rope_theta": 5e4}, ["local_rope_theta"]),
+    ("command_r7b", {"layer_types": ["full_attention"] * 2}, ["sliding_window", "sliding_layers"]),
   ],
 )  # fmt: skip
 def test_what_changes_the_forward_pass_is_a_difference(name, change, fields):
@@ -203,11 +212,13 @@ def test_differences_show_both_values():
     ("llama2", {"hidden_size": 64}, r"\(see hidden_size\)"),
     ("llama2", {"intermediate_size": 2**31 - 1}, r"\(see intermediate_size\)"),
     ("llama3", {"num_key_value_heads": 4}, r"k_proj.weight' .*\(see num_key_value_heads or head_dim\)"),
-    ("qwen3", {"head_dim": 8}, r"\(see head_dim\)|or head_dim\)"),
+    ("qwen3", {"head_dim": 8}, r"\(see head_dim|or head_dim\)"),
     ("llama_tied_biased", {"attention_bias": False}, r"_proj.bias' has no place .* \(see attention_bias\)"),
     ("llama2", {"mlp_bias": True}, r"_proj.bias' is missing \(see mlp_bias\)"),
     ("smollm", {"tie_word_embeddings": False}, r"'lm_head.weight' is missing \(see tie_word_embeddings\)"),
-    ("qwen3", {"model_type": "llama"}, r"_norm.weight' has no place .* \(see model_type\)"),
+    ("qwen3", {"model_type": "llama"}, r"_norm.weight' has no place .* \(see model_type or use_qk_norm\)"),
+    ("command_r_plus", {"use_qk_norm": False}, r"_norm.weight' has no place .* or use_qk_norm\)"),
+    ("command_r_plus", {"num_key_value_heads": 4}, r"\(2, 8\).* \(4, 8\) \(see head_dim or the number"),
   ],
 )  # fmt: skip
 def test_tensors_that_speak_against_the_config_are_named(name, change, message):
@@ -269,7 +280,8 @@ HOSTILE = [
 ]  # fmt: skip
 FIELDS = sorted({*cases.SHAPE, "model_type", "head_dim", "rope_theta", "rope_scaling", "rope_parameters",
                  "tie_word_embeddings", "attention_bias", "mlp_bias", "sliding_window", "use_sliding_window",
-                 "max_window_layers", "layer_types", "initializer_range", "unheard_of"})  # fmt: skip
+                 "max_window_layers", "layer_types", "initializer_range", "layer_norm_eps", "logit_scale",
+                 "use_qk_norm", "sliding_window_pattern", "unheard_of"})  # fmt: skip
 ROPE = sorted({*LLAMA3, *YARN, "type", "beta_fast", "beta_slow", "attention_factor", "mscale", "truncate"})
 
 

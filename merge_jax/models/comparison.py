@@ -39,7 +39,10 @@ def differences(
 
 def _flat(config: DecoderConfig) -> dict[str, Any]:
   values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.compare}
-  values |= msgspec.to_builtins(values.pop("rope"))
+  local = msgspec.to_builtins(values.pop("local_rope")) or {}
+  values |= msgspec.to_builtins(values.pop("rope")) | {
+    f"local_{name}": value for name, value in local.items()
+  }
   windows = values.pop("windows")
   sliding = [i for i, window in enumerate(windows) if window is not None]
   return values | {"sliding_window": windows[sliding[0]] if sliding else None, "sliding_layers": sliding}

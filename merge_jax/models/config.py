@@ -1,14 +1,14 @@
 """What the forward pass of a Llama-like decoder needs, read from the fields of a `config.json`."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
 
 from merge_jax.decoding import convert
-from merge_jax.errors import shown
+from merge_jax.errors import shown, unknown
 from merge_jax.models import rope
 from merge_jax.models.rope import Rope
 
@@ -23,10 +23,10 @@ WITHOUT_EFFECT = frozenset((
   "embd_pdrop", "return_dict", "sep_token_id", "cls_token_id", "decoder_start_token_id",
   "sliding_window", "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript",
   "transformers_version", "transformers.js_config", "unk_token_id", "use_cache", "use_sliding_window",
-  "model_type", "license",
+  "model_type", "license", "cache_implementation", "model_max_length",
 ))  # fmt: skip
-# Fields that are understood at one value alone.
-_FIXED = {
+# Fields that are understood at one value alone, in all families.
+_FIXED: dict[str, Any] = {
   "hidden_act": "silu",
   "pretraining_tp": 1,
   "rope_interleaved": False,
@@ -42,9 +42,15 @@ class DecoderConfig:
   """A decoder's shape; two that are equal compute the same from the same parameters.
 
   Attributes:
+    rope: of all layers, or of those without a window where `local_rope` is given.
     windows: for each layer how many positions it looks back over (itself included), None for all.
+    local_rope: of the layers with a window, where theirs is another one.
+    rope_interleaved: pairs of neighbours are rotated, not the two halves of a head.
+    attention_scale: factor of the products of queries and keys; None for `1 / sqrt(head_dim)`.
+    attention_cap: keeps what the softmax of the attention gets within plus and minus this.
     max_positions: the longest sequence of the training; the forward pass does not know it.
     initializer_range: standard deviation of random weights.
+    attention: how it is computed, see `attention.CHOICES`.
   """
 
   vocab_size: int
@@ -62,13 +68,26 @@ class DecoderConfig:
   output_bias: bool = False
   mlp_bias: bool = False
   qk_norm: bool = False
+  activation: str = "silu"
+  local_rope: Rope | None = None
+  rope_interleaved: bool = False
+  attention_scale: float | None = None
+  attention_cap: float | None = None
   max_positions: int = dataclasses.field(default=2048, compare=False)
   initializer_range: float = dataclasses.field(default=0.02, compare=False)
+  attention: str = dataclasses.field(default="auto", compare=False)
 
 
 class Fields(msgspec.Struct, frozen=True, kw_only=True):
-  """The fields of `config.json` that all families read; a subclass adds its own, and other defaults."""
+  """The fields of `config.json` that all families read; a subclass adds its own, and other defaults.
 
+  Attributes:
+    fixed: fields that the family understands at one value alone.
+    theta: the base of the rotations where a file has none.
+  """
+
+  fixed: ClassVar[Mapping[str, Any]] = {}
+  theta: ClassVar[float] = 10_000.0
   vocab_size: Size
   hidden_size: Size
   intermediate_size: Size
@@ -87,6 +106,24 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True):
   def windows(self, where: str) -> tuple[int | None, ...]:
     """`DecoderConfig.windows`."""
     return (None,) * self.num_hidden_layers
+
+  def ropes(self, where: str) -> dict[str, Rope | None]:
+    """`DecoderConfig.rope`, and `local_rope` where there is one."""
+    return {"rope": self.one_rope(self.rope_parameters, self.rope_theta, where)}
+
+  def one_rope(self, parameters: Mapping[str, Any] | None, theta: float | None, where: str) -> Rope:
+    """What `rope_parameters` or `rope_scaling` say, both of which may be there."""
+    given = {"rope_parameters": parameters, "rope_scaling": self.rope_scaling}
+    found = [
+      rope.parse(
+        options, self.theta if theta is None else theta, self.max_position_embeddings, f"{where}: {name}"
+      )
+      for name, options in given.items()
+      if options
+    ] or [rope.parse({}, self.theta if theta is None else theta, self.max_position_embeddings, where)]
+    if found[0] != found[-1]:
+      raise ValueError(f"{where}: rope_parameters and rope_scaling say different things; keep one of them.")
+    return found[0]
 
   def parts(self) -> dict[str, Any]:
     """What only some families have: `DecoderConfig.qkv_bias` and the like."""
@@ -107,11 +144,11 @@ def read(
   Raises:
     ValueError: an unsupported field or value, a missing field, sizes that do not fit each other.
   """
-  known = WITHOUT_EFFECT.union(kind.__struct_fields__)
+  known, fixed = WITHOUT_EFFECT.union(kind.__struct_fields__), {**_FIXED, **kind.fixed}
   for name, value in config.items():
-    if name in _FIXED:
-      if value is not None and value != _FIXED[name]:
-        raise ValueError(f"{where}: {name} is {shown(value)}; only {_FIXED[name]!r} is supported.")
+    if name in fixed:
+      if value is not None and value != fixed[name]:
+        raise ValueError(f"{where}: {name} is {shown(value)}; only {fixed[name]!r} is supported.")
     elif name not in known and not name.startswith("_") and value:
       family = config["model_type"]
       raise ValueError(f"{where}: field {shown(name)} (= {shown(value)}) is not supported for {family}.")
@@ -131,7 +168,7 @@ def read(
   head_dim = hidden // heads if f.head_dim is None else f.head_dim
   if head_dim % 2:
     raise ValueError(f"{where}: head_dim is {head_dim}; expected an even number, its halves are rotated.")
-  return made(
+  values: dict[str, Any] = dict(
     vocab_size=f.vocab_size,
     hidden_size=hidden,
     intermediate_size=f.intermediate_size,
@@ -140,22 +177,39 @@ def read(
     num_kv_heads=kv_heads,
     head_dim=head_dim,
     norm_eps=f.rms_norm_eps,
-    rope=_rope(f, where),
     tie_embeddings=f.tie_word_embeddings,
     windows=f.windows(where),
     max_positions=f.max_position_embeddings,
     initializer_range=f.initializer_range,
-    **f.parts(),
   )
+  return made(**values | f.ropes(where) | f.parts())
 
 
-def _rope(f: Fields, where: str) -> Rope:
-  given = {name: value for name in ("rope_parameters", "rope_scaling") if (value := getattr(f, name))}
-  theta = 10_000.0 if f.rope_theta is None else f.rope_theta
-  ropes = [
-    rope.parse(options, theta, f.max_position_embeddings, f"{where}: {name}")
-    for name, options in (given or {"rope_parameters": {}}).items()
-  ]
-  if ropes[0] != ropes[-1]:
-    raise ValueError(f"{where}: rope_parameters and rope_scaling say different things; keep one of them.")
-  return ropes[0]
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+def windows_of(
+  given: Sequence[str] | None, default: Sequence[str], window: int | None, where: str
+) -> tuple[int | None, ...]:
+  """`DecoderConfig.windows` from a file's `layer_types`, or from those that the family has otherwise."""
+  kinds = default if given is None else given
+  if len(kinds) != len(default):
+    raise ValueError(
+      f"{where}: layer_types has {len(kinds)} entries, num_hidden_layers is {len(default)}; "
+      "expected one a layer."
+    )
+  for kind in kinds:
+    if kind not in LAYER_TYPES:
+      raise ValueError(unknown("layer type", kind, LAYER_TYPES, where))
+  if "sliding_attention" in kinds and window is None:
+    raise ValueError(f"{where}: layer_types has sliding_attention, but sliding_window is not in use.")
+  return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def alternating(layers: int, period: int) -> list[str]:
+  """Layer types: every layer has a window, but for one at the end of each period.
+
+  >>> alternating(3, 2)
+  ['sliding_attention', 'full_attention', 'sliding_attention']
+  """
+  return ["sliding_attention" if (i + 1) % period else "full_attention" for i in range(layers)]

@@ -5,6 +5,7 @@ untied embeddings, biases, query/key norms, sliding windows. Attribute names are
 every weight is `[out, in]`, so that loading is a dict in, without a conversion table.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -14,8 +15,14 @@ from flax import nnx
 from jax import Array
 
 from merge_jax.models import rope
+from merge_jax.models.attention import attend
 from merge_jax.models.config import DecoderConfig
 from merge_jax.sharding import rows
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  "silu": jax.nn.silu,
+  "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
 
 
 class Draw(Protocol):
@@ -80,63 +87,73 @@ class Place(NamedTuple):
 class Attention(nnx.Module):
   """Causal attention with grouped queries."""
 
-  def __init__(self, config: DecoderConfig, draw: Draw):
+  def __init__(self, config: DecoderConfig, draw: Draw, norm: Callable[[int], nnx.Module]):
+    """norm: of queries or keys of so many heads, if they are normed."""
     c, std = config, config.initializer_range
     self.q_proj = Linear(c.hidden_size, c.num_heads * c.head_dim, c.qkv_bias, std, draw)
     self.k_proj = Linear(c.hidden_size, c.num_kv_heads * c.head_dim, c.qkv_bias, std, draw)
     self.v_proj = Linear(c.hidden_size, c.num_kv_heads * c.head_dim, c.qkv_bias, std, draw)
     self.o_proj = Linear(c.num_heads * c.head_dim, c.hidden_size, c.output_bias, std, draw)
     if c.qk_norm:
-      self.q_norm = RMSNorm(c.head_dim, c.norm_eps, draw)
-      self.k_norm = RMSNorm(c.head_dim, c.norm_eps, draw)
-    self.head_dim = c.head_dim
+      self.q_norm, self.k_norm = norm(c.num_heads), norm(c.num_kv_heads)
+    self.config = config
 
-  def __call__(self, x: Array, queries: Array, positions: Array, place: Place) -> Array:
-    """x `[batch, time, hidden]`, queries `[batch, queries, hidden]` at positions `[batch|1, queries]`."""
+  def __call__(self, x: Array, queries: Array, positions: Array | None, place: Place) -> Array:
+    """x `[batch, time, hidden]`, queries `[batch, queries, hidden]` at `positions`, None for all."""
+
+    c = self.config
 
     def heads(y: Array) -> Array:
-      return rows(y).reshape(*y.shape[:-1], -1, self.head_dim)
+      return rows(y).reshape(*y.shape[:-1], -1, c.head_dim)
 
     q, k, v = heads(self.q_proj(queries)), heads(self.k_proj(x)), heads(self.v_proj(x))
     if hasattr(self, "q_norm"):
       q, k = self.q_norm(q), self.k_norm(k)
-    q = rope.rotate(q, place.cos[positions], place.sin[positions])
-    k = rope.rotate(k, place.cos[None], place.sin[None])
-    behind = positions[:, :, None] - jnp.arange(x.shape[1])[None, None, :]
-    mask = behind >= 0
-    if place.window is not None:
-      mask = mask & (behind < place.window)
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+    cos, sin = place.cos[None], place.sin[None]
+    k = rope.rotate(k, cos, sin, c.rope_interleaved)
+    if positions is not None:
+      cos, sin = place.cos[positions], place.sin[positions]
+    q = rope.rotate(q, cos, sin, c.rope_interleaved)
+    out = attend(q, k, v, positions, place.window, c.attention_scale, c.attention_cap, c.attention)
     return self.o_proj(out.reshape(*out.shape[:-2], -1))
 
 
 class MLP(nnx.Module):
-  """`down(silu(gate(x)) * up(x))`."""
+  """`down(activation(gate(x)) * up(x))`."""
 
   def __init__(self, config: DecoderConfig, draw: Draw):
     c, std = config, config.initializer_range
     self.gate_proj = Linear(c.hidden_size, c.intermediate_size, c.mlp_bias, std, draw)
     self.up_proj = Linear(c.hidden_size, c.intermediate_size, c.mlp_bias, std, draw)
     self.down_proj = Linear(c.intermediate_size, c.hidden_size, c.mlp_bias, std, draw)
+    self.activation = c.activation
 
   def __call__(self, x: Array) -> Array:
-    return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+    return self.down_proj(ACTIVATIONS[self.activation](self.gate_proj(x)) * self.up_proj(x))
 
 
 class Layer(nnx.Module):
-  def __init__(self, config: DecoderConfig, draw: Draw):
-    self.self_attn = Attention(config, draw)
+  """Attention, then feed-forward, each added to what it got the norm of.
+
+  Attributes:
+    norm: the class of all norms, made from size, epsilon and `Draw`.
+  """
+
+  norm: Callable[[int, float, Draw], nnx.Module] = RMSNorm
+
+  def __init__(self, config: DecoderConfig, draw: Draw, index: int):
+    def norm(size: int) -> nnx.Module:
+      return type(self).norm(size, config.norm_eps, draw)
+
+    self.self_attn = Attention(config, draw, lambda heads: norm(config.head_dim))
     self.mlp = MLP(config, draw)
-    self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps, draw)
-    self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps, draw)
+    self.input_layernorm = norm(config.hidden_size)
+    self.post_attention_layernorm = norm(config.hidden_size)
 
   def __call__(self, x: Array, positions: Array | None, place: Place) -> Array:
     """Outputs at the positions `[batch, queries]` alone, or at all."""
     normed = self.input_layernorm(x)
-    if positions is None:
-      positions, queries = jnp.arange(x.shape[1])[None], normed
-    else:
-      queries, x = take(normed, positions), take(x, positions)
+    queries, x = take(normed, positions), take(x, positions)
     x = x + self.self_attn(normed, queries, positions, place)
     return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -144,20 +161,37 @@ class Layer(nnx.Module):
 class Stack(nnx.Module):
   """Embedding, layers and final norm: `model.*` of the tensor names."""
 
-  def __init__(self, config: DecoderConfig, draw: Draw):
+  def __init__(self, config: DecoderConfig, draw: Draw, layer: type[Layer]):
     self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, config.initializer_range, draw)
-    self.layers = nnx.List([Layer(config, draw) for _ in range(config.num_layers)])
-    self.norm = RMSNorm(config.hidden_size, config.norm_eps, draw)
+    self.layers = nnx.List([layer(config, draw, i) for i in range(config.num_layers)])
+    self.norm = layer.norm(config.hidden_size, config.norm_eps, draw)
 
 
 class Decoder(nnx.Module):
-  """A causal language model; see `merge_jax.models.build` for its functional form."""
+  """A causal language model; see `merge_jax.models.build` for its functional form.
+
+  Attributes:
+    layer: the class of the layers.
+  """
+
+  layer: type[Layer] = Layer
 
   def __init__(self, config: DecoderConfig, draw: Draw):
-    self.model = Stack(config, draw)
+    self.model = Stack(config, draw, self.layer)
     if not config.tie_embeddings:
       self.lm_head = Linear(config.hidden_size, config.vocab_size, False, config.initializer_range, draw)
     self.config = config
+
+  def embed(self, tokens: Array, dtype: Any) -> Array:
+    """What the first layer gets: `[batch, time, hidden]`."""
+    return self.model.embed_tokens.weight.get_value()[tokens].astype(dtype)
+
+  def head(self, x: Array) -> Array:
+    """Logits of what the final norm gives, float32."""
+    if self.config.tie_embeddings:
+      embedding = self.model.embed_tokens.weight.get_value()
+      return jnp.einsum("bth,vh->btv", x, embedding.astype(x.dtype)).astype(jnp.float32)
+    return self.lm_head(x).astype(jnp.float32)
 
   def __call__(
     self,
@@ -190,36 +224,37 @@ class Decoder(nnx.Module):
 
       return jax.checkpoint(run)(x) if remat else run(x)
 
-    x = rows(self.model.embed_tokens.weight.get_value()[tokens].astype(dtype))
+    x = rows(self.embed(tokens, dtype))
     if layer_at is None:
       for i in range(last):
         x = step(x, i)
     else:
       x, _ = jax.lax.scan(lambda x, i: (step(x, i), None), x, jnp.arange(last))
-    x = self.model.norm(rows(layer(last)(x, positions, place(last))))
-    if self.config.tie_embeddings:
-      embedding = self.model.embed_tokens.weight.get_value()
-      return jnp.einsum("bth,vh->btv", x, embedding.astype(dtype)).astype(jnp.float32)
-    return self.lm_head(x).astype(jnp.float32)
+    return self.head(self.model.norm(rows(layer(last)(x, positions, place(last)))))
 
 
 def _places(config: DecoderConfig, length: int) -> Callable[[Any], Place]:
   """The place of a layer by its index, which may be traced."""
   windows, tables = config.windows, rope.tables(config.rope, config.head_dim, length)
+  local = tables if config.local_rope is None else rope.tables(config.local_rope, config.head_dim, length)
 
   def place(i: Any) -> Place:
     if isinstance(i, int) or len(set(windows)) == 1:
-      return Place(windows[i if isinstance(i, int) else 0], *tables)
-    return Place(jnp.array([length if window is None else window for window in windows])[i], *tables)
+      window = windows[i if isinstance(i, int) else 0]
+      return Place(window, *(tables if window is None else local))
+    slides = jnp.array([window is not None for window in windows])[i]
+    reach = jnp.array([length if window is None else window for window in windows])[i]
+    return Place(reach, *(jnp.where(slides, a, b) for a, b in zip(local, tables, strict=True)))
 
   return place
 
 
 def along_last(vector: nnx.Param, x: Array) -> Array:
-  """A vector as x has its last axis, in x's dtype."""
-  return jnp.expand_dims(vector.get_value().astype(x.dtype), range(x.ndim - 1))
+  """A vector as x has its last axis (or an array as x has its last ones), in x's dtype."""
+  value = vector.get_value()
+  return jnp.expand_dims(value.astype(x.dtype), range(x.ndim - value.ndim))
 
 
-def take(x: Array, positions: Array) -> Array:
-  """x `[batch, time, hidden]` at positions `[batch, queries]`."""
-  return rows(jnp.take_along_axis(x, positions[:, :, None], axis=1))
+def take(x: Array, positions: Array | None) -> Array:
+  """x `[batch, time, hidden]` at positions `[batch, queries]`, or at all."""
+  return x if positions is None else rows(jnp.take_along_axis(x, positions[:, :, None], axis=1))

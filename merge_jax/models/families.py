@@ -4,13 +4,13 @@ Another architecture is a row of `FAMILIES`, with a file of its own for what dif
 """
 
 import functools
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from merge_jax.errors import shown, unknown
-from merge_jax.models.config import DecoderConfig, Fields, Size, read
-
-LAYER_TYPES = ("full_attention", "sliding_attention")
+from merge_jax.models import cohere
+from merge_jax.models.config import LAYER_TYPES, DecoderConfig, Fields, Size, read, windows_of
 
 
 class Family(NamedTuple):
@@ -60,21 +60,10 @@ class Qwen2(Fields, frozen=True, kw_only=True):
   layer_types: list[str] | None = None
 
   def windows(self, where: str) -> tuple[int | None, ...]:
-    layers, window = self.num_hidden_layers, self.sliding_window if self.use_sliding_window else None
-    if self.layer_types is None:
-      return tuple(None if i < self.max_window_layers else window for i in range(layers))
-    if len(self.layer_types) != layers:
-      raise ValueError(
-        f"{where}: layer_types has {len(self.layer_types)} entries, num_hidden_layers is {layers}; "
-        "expected one a layer."
-      )
-    for kind in self.layer_types:
-      if kind not in LAYER_TYPES:
-        raise ValueError(unknown("layer type", kind, LAYER_TYPES, where))
-    slides = [kind == "sliding_attention" for kind in self.layer_types]
-    if any(slides) and window is None:
-      raise ValueError(f"{where}: layer_types has sliding_attention, but sliding_window is not in use.")
-    return tuple(window if sliding else None for sliding in slides)
+    window = self.sliding_window if self.use_sliding_window else None
+    first = self.num_hidden_layers if window is None else self.max_window_layers
+    default = [LAYER_TYPES[i >= first] for i in range(self.num_hidden_layers)]
+    return windows_of(self.layer_types, default, window, where)
 
   def parts(self) -> dict[str, Any]:
     return dict(qkv_bias=True)
@@ -90,21 +79,30 @@ class Qwen3(Qwen2, frozen=True, kw_only=True):
     return dict(qkv_bias=self.attention_bias, output_bias=self.attention_bias, qk_norm=True)
 
 
-def _decoder(config: DecoderConfig, draw: Callable[..., Any]) -> Any:
-  from merge_jax.models.decoder import Decoder  # a config is read without flax
+@functools.cache
+def _module(path: str) -> Callable[[DecoderConfig, Callable[..., Any]], Any]:
+  """A class by `file:name`, imported when a model is built: configs are read without flax."""
+  file, _, name = path.partition(":")
 
-  return Decoder(config, draw)
+  def build(config: DecoderConfig, draw: Callable[..., Any]) -> Any:
+    return getattr(importlib.import_module(f"merge_jax.models.{file}"), name)(config, draw)
+
+  return build
 
 
-def _llama_like(fields: type[Fields]) -> Family:
-  return Family(functools.partial(read, fields), _decoder)
+def _family(
+  fields: type[Fields], made: type[DecoderConfig] = DecoderConfig, module: str = "decoder:Decoder"
+) -> Family:
+  return Family(functools.partial(read, fields, made=made), _module(module))
 
 
 FAMILIES = {
-  "llama": _llama_like(Llama),
-  "mistral": _llama_like(Mistral),
-  "qwen2": _llama_like(Qwen2),
-  "qwen3": _llama_like(Qwen3),
+  "llama": _family(Llama),
+  "mistral": _family(Mistral),
+  "qwen2": _family(Qwen2),
+  "qwen3": _family(Qwen3),
+  "cohere": _family(cohere.Cohere, cohere.CohereConfig, "cohere_decoder:CohereDecoder"),
+  "cohere2": _family(cohere.Cohere2, cohere.CohereConfig, "cohere_decoder:CohereDecoder"),
 }
 
 
@@ -123,7 +121,7 @@ def family_of(config: Mapping[str, Any], where: str = "config.json") -> Family:
 
 
 def parse(config: Mapping[str, Any], where: str = "config.json") -> DecoderConfig:
-  """Reads a Hugging Face config of a Llama, Mistral, Qwen2, Qwen3 or SmolLM model.
+  """Reads a Hugging Face config of a model whose `model_type` is in `FAMILIES`.
 
   Args:
     config: the content of `config.json`.

@@ -1,5 +1,6 @@
 """The decoder as pure functions of a flat `{name: array}`: the one place where NNX is split."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from merge_jax.models import attention as attention_choices
 from merge_jax.models import stacking, tensors
 from merge_jax.models.config import DecoderConfig
 from merge_jax.models.families import family_of, parse
@@ -39,15 +41,16 @@ class Model(NamedTuple):
   inputs: Callable[[Mapping[str, Array], Array], dict[str, Array]]
 
 
-def build(config: Mapping[str, Any], where: str = "config.json") -> Model:
+def build(config: Mapping[str, Any], where: str = "config.json", attention: str = "auto") -> Model:
   """Builds the functions of a decoder from its `config.json`.
 
   Args:
     config: the file's content.
     where: the file's path, for errors.
+    attention: how it is computed: `auto`, `xla` or `cudnn`, see `attention.CHOICES`.
 
   Raises:
-    ValueError: a config that `parse` refuses.
+    ValueError: a config that `parse` refuses; an unknown kind of attention.
 
   >>> model = build(dict(model_type="llama", vocab_size=64, hidden_size=32, intermediate_size=48,
   ...                    num_hidden_layers=1, num_attention_heads=4, tie_word_embeddings=True))
@@ -60,7 +63,8 @@ def build(config: Mapping[str, Any], where: str = "config.json") -> Model:
   from flax import nnx  # a config is read and compared without it
 
   family = family_of(config, where)
-  shape = family.parse(config, where)
+  attention_choices.check(attention)
+  shape = dataclasses.replace(family.parse(config, where), attention=attention)
   module = family.module(shape, _spec)
   whole, specs = _split(module)
   stacks = stacking.find(specs)

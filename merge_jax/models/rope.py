@@ -48,6 +48,13 @@ class Rope(
     return self.inverse(dim), 1.0
 
 
+class Unrotated(Rope, frozen=True, tag="none"):
+  """Layers without positions; no file names this kind, a family's windows imply it."""
+
+  def frequencies(self, dim: int, length: int) -> tuple[np.ndarray, float]:
+    return np.zeros(dim // 2), 1.0
+
+
 class Linear(Rope, frozen=True, kw_only=True, tag="linear"):
   """Positions divided by the factor."""
 
@@ -166,9 +173,18 @@ def tables(rope: Rope, dim: int, length: int) -> tuple[Array, Array]:
   return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-  """Rotates the two halves of each head: x `[batch, time, heads, size]`, tables `[batch|1, time, size/2]`."""
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+def rotate(x: Array, cos: Array, sin: Array, interleaved: bool = False) -> Array:
+  """Rotates pairs of each head, which come out as two halves whatever they were.
+
+  Args:
+    x: `[batch, time, heads, size]`.
+    cos: `[batch|1, time, size / 2]`.
+    sin: the same.
+    interleaved: pairs are neighbours and not elements of the two halves. Queries and keys come out in one
+      order, on which their products do not depend.
+  """
+  f = x.astype(jnp.float32)
+  first, second = (f[..., ::2], f[..., 1::2]) if interleaved else jnp.split(f, 2, axis=-1)
   cos, sin = cos[:, :, None, :], sin[:, :, None, :]
   rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
   return rotated.astype(x.dtype)

@@ -8,7 +8,7 @@ from typing import Any
 _PRESENCE = (
   (r"\.self_attn\.\w+\.bias$", "attention_bias"),
   (r"\.mlp\.\w+\.bias$", "mlp_bias"),
-  (r"\.[qk]_norm\.weight$", "model_type"),
+  (r"\.[qk]_norm\.weight$", "model_type or use_qk_norm"),
   (r"^lm_head\.weight$", "tie_word_embeddings"),
 )
 # The fields that decide the length of each axis.
@@ -20,7 +20,7 @@ _AXES = (
   (r"\.o_proj\.\w+$", ("hidden_size", _HEADS)),
   (r"\.(gate|up)_proj\.\w+$", ("intermediate_size", "hidden_size")),
   (r"\.down_proj\.\w+$", ("hidden_size", "intermediate_size")),
-  (r"\.[qk]_norm\.weight$", ("head_dim",)),
+  (r"\.[qk]_norm\.weight$", ("head_dim or the number of heads", "head_dim")),
   (r"norm\.weight$", ("hidden_size",)),
 )
 

@@ -33,6 +33,14 @@ CASES = {
     "model_type": "qwen2", "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1,
   },
   "qwen3": {"model_type": "qwen3", "head_dim": 16},
+  "command_r": {"model_type": "cohere", "logit_scale": 1.0, "rope_theta": 8e6},
+  "command_r_plus": {
+    "model_type": "cohere", "logit_scale": 0.8, "use_qk_norm": True, "attention_bias": True,
+    "tie_word_embeddings": False,
+  },
+  "command_r7b": {
+    "model_type": "cohere2", "logit_scale": 0.9, "sliding_window": 7, "sliding_window_pattern": 2,
+  },
 }  # fmt: skip
 
 TOKENS = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], (2, 72))  # beyond max positions
@@ -40,7 +48,10 @@ TOKENS = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], (2, 72))  # b
 
 def config_of(name: str) -> dict:
   """The `config.json` of a case."""
-  return SHAPE | CASES[name]
+  config = SHAPE | CASES[name]
+  if config["model_type"].startswith("cohere"):
+    config["layer_norm_eps"] = config.pop("rms_norm_eps")
+  return config
 
 
 def parameters(specs: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

@@ -34,4 +34,12 @@ CONFIGS = {
     "layer_types": ["full_attention"] * 28,
     "rope_parameters": {"rope_theta": 1000000, "rope_type": "default"},
   },
+  "c4ai-command-r-plus": {
+    "model_type": "cohere", "hidden_size": 12288, "intermediate_size": 33792, "num_hidden_layers": 64,
+    "num_attention_heads": 96, "num_key_value_heads": 8, "vocab_size": 256000, "rope_theta": 75000000.0,
+    "logit_scale": 0.8333333333333334, "use_qk_norm": True, "layer_norm_eps": 1e-05, "hidden_act": "silu",
+    "max_position_embeddings": 8192, "model_max_length": 131072, "attention_bias": False,
+    "attention_dropout": 0.0, "bos_token_id": 5, "eos_token_id": 255001, "pad_token_id": 0,
+    "architectures": ["CohereForCausalLM"], "torch_dtype": "float16", "use_cache": True,
+  },
 }  # fmt: skip

@@ -3,6 +3,8 @@
 python -m tests.golden.regenerate
 """
 
+import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,20 +17,24 @@ KEPT = np.s_[:, -3:]  # logits of the last three positions
 
 
 def reference(name: str) -> np.ndarray:
-  """Logits of `transformers` for a case, all positions."""
+  """Logits of `transformers` for a case, all positions, from a folder with our names in it."""
   import torch
   import transformers
+  from safetensors.numpy import save_file
 
   config = cases.config_of(name)
   specs = {n: s.shape for n, s in models.build(config).specs.items()}
-  torch_config = transformers.AutoConfig.for_model(**config)
-  model = transformers.AutoModelForCausalLM.from_config(torch_config).eval().float()
-  state = {n: torch.tensor(v) for n, v in cases.parameters(specs).items()}
-  missing, unexpected = model.load_state_dict(state, strict=False)
-  model.tie_weights()
-  assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
+  with tempfile.TemporaryDirectory() as folder:
+    Path(folder, "config.json").write_text(json.dumps(config))
+    save_file(cases.parameters(specs), Path(folder, "model.safetensors"), {"format": "pt"})
+    model, seen = transformers.AutoModelForCausalLM.from_pretrained(
+      folder, dtype=torch.float32, output_loading_info=True
+    )
+  wrong = {kind: keys for kind, keys in seen.items() if keys}
+  if wrong:
+    raise ValueError(f"{name}: transformers reads other tensors: {wrong}")
   with torch.no_grad():
-    return model(torch.tensor(cases.TOKENS)).logits.numpy()
+    return model.eval()(torch.tensor(cases.TOKENS)).logits.numpy()
 
 
 if __name__ == "__main__":
