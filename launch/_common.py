@@ -80,6 +80,8 @@ def define_distributed() -> None:
 def _start() -> None:
   """Joins the other processes, if there are any; all but the lead are silent then."""
   values = flags.FLAGS.flag_values_dict()
+  if values.get("deterministic"):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
   where = {name: values.get(name) for name in ("coordinator", "num_processes", "process_id")}
   if not values.get("distributed"):
     if given := [name for name, value in where.items() if value is not None]:

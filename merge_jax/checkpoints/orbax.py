@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
-from merge_jax import storage
+from merge_jax import host, storage
 from merge_jax.checkpoints import sidecars
 from merge_jax.checkpoints.base import Checkpoint, Index, Writer, narrowed
 from merge_jax.operators import naming
@@ -151,6 +151,11 @@ class TreeWriter(Writer):
 
   def _put(self, name: str, value: Any) -> None:
     self._values[name] = value if isinstance(value, jax.Array) else np.array(value)
+
+  def _accompany(self) -> None:
+    if host.is_lead():
+      super()._accompany()
+    host.barrier("all side files")
 
   def _complete(self) -> None:
     tree: Any = {name: self._values[name] for name in self._specs}

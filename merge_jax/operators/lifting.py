@@ -84,7 +84,7 @@ def prepare(
       raise ValueError(f"{type(part).__name__} merges {part.models} models, got {len(ids)}.")
     leaf = leaf._replace(base=leaf.base if part.needs_base else None)
     if entry.merged:  # 64-byte aligned host memory is used in place, not copied
-      leaf = jax.tree.map(jax.device_put, leaf)
+      leaf = jax.tree.map(lambda x: x if isinstance(x, Array) else jax.device_put(x), leaf)
       if key is not None and part.needs_key:
         keys = [[naming.key_of(key, model, one) for one in entry.slices] for model in ids]
         leaf = leaf._replace(keys=tuple(_per_slice(entry, of_model) for of_model in keys))

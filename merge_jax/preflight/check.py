@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from merge_jax import checkpoints
+from merge_jax import checkpoints, host
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.preflight import structure
 from merge_jax.preflight import values as tensors
@@ -66,8 +66,15 @@ def check(
 
 
 def read(pool: Sequence[Checkpoint], base: Checkpoint | None = None) -> Iterator[Finding]:
-  """The checks that read the tensors: finite values, tied copies, common ancestor."""
+  """The checks that read the tensors: finite values, tied copies, common ancestor.
+
+  All processes of a job call this together; each reads the values of its share of the models.
+  """
   models = [*zip(labels(pool), pool, strict=True), *([("base", base)] if base else [])]
-  yield from tensors.values(models)
-  yield from tensors.ties(models)
-  yield from tensors.ancestor(models, base)
+  mine = models[host.index() :: host.count()]
+  found = [*tensors.values(mine), *tensors.ties(mine)]
+  if host.is_lead():
+    found += tensors.ancestor(models, base)
+  everywhere = [Finding(**one) for part in host.gather([f._asdict() for f in found]) for one in part]
+  broken = {finding.check for finding in everywhere if finding.level == "error"}
+  yield from dict.fromkeys(f for f in everywhere if f.level == "error" or f.check not in broken)

@@ -69,6 +69,8 @@ def _rooms(used: Mapping[jax.Device, int]) -> Iterator[tuple[str, int, int]]:
   rooms = []
   host = 0
   for device, nbytes in used.items():
+    if device.process_index != jax.process_index():
+      continue  # its own process looks after it
     statistics = device.memory_stats()
     if device.platform == "cpu" or not statistics:
       host += nbytes

@@ -8,14 +8,14 @@ from typing import Any
 
 import jax
 
-from merge_jax import errors, preflight, storage
+from merge_jax import errors, host, preflight, storage
 from merge_jax.recycle import folder as folders
-from merge_jax.recycle import merged, methods
-from merge_jax.recycle import pool as pools
+from merge_jax.recycle import methods
 from merge_jax.recycle import result as results
 from merge_jax.recycle.folder import RunFolder
 from merge_jax.recycle.problem import Problem, build
 from merge_jax.recycle.settings import Settings
+from merge_jax.recycle.work import Work
 from merge_jax.search.journal import Journal, Record
 from merge_jax.search.loop import SPLIT, search
 from merge_jax.search.point import Candidate
@@ -38,7 +38,8 @@ def recycle(
 ) -> dict[str, Any]:
   """Runs, resumes or recognises a recycle job.
 
-  A job that is refused leaves the output folder as it was, so that the corrected one runs.
+  A job that is refused leaves the output folder as it was, so that the corrected one runs. Of several
+  processes (`host.start`) all call this with the same settings; the lead alone says, decides and writes.
 
   Args:
     settings: see `Settings`.
@@ -59,15 +60,31 @@ def recycle(
     Stopped: see `stop`.
   """
   problem = build(settings)
+  if not host.is_lead():
+    return Work(problem).follow()
+  with host.leading() as send:
+    work = Work(problem, send)
+    return work.finish(_lead(problem, work, overwrite, say, progress, stop, profile))
+
+
+def _lead(
+  problem: Problem,
+  work: Work,
+  overwrite: bool,
+  say: Say,
+  progress: Callable[[Record], None],
+  stop: Callable[[], bool],
+  profile: bool,
+) -> dict[str, Any]:
   for note in problem.suite.notes:
     say(f"note: {note}")
-  path = settings.folder
+  path = problem.settings.folder
   storage.refuse_locked(path)
   run = _claimable(path, problem, overwrite)
   if not overwrite and run.finished(problem.manifest):
     say(f"finished before: {path / folders.RESULT}")
     return json.loads((path / folders.RESULT).read_text())
-  findings = [*problem.findings, *preflight.read(problem.pool, problem.base)]
+  findings = [*problem.findings, *work.read()]
   say(preflight.table(findings))
   preflight.require(findings)
   with storage.locked(path):
@@ -76,7 +93,7 @@ def recycle(
       run.clear()
     shutil.rmtree(path / folders.SCRATCH, ignore_errors=True)
     run.claim(problem.manifest)
-    return _run(run, problem, say, progress, stop, profile)
+    return _run(run, problem, work, say, progress, stop, profile)
 
 
 def _claimable(path: Path, problem: Problem, overwrite: bool) -> RunFolder:
@@ -95,6 +112,7 @@ def _claimable(path: Path, problem: Problem, overwrite: bool) -> RunFolder:
 def _run(
   run: RunFolder,
   problem: Problem,
+  work: Work,
   say: Say,
   progress: Callable[[Record], None],
   stop: Callable[[], bool],
@@ -105,34 +123,31 @@ def _run(
   if known:
     say(f"resuming after {known} evaluations")
   say(known_points_cost(len(problem.pool), problem.settings.search.budget))
-  pool = pools.place(problem)
+  work.place()
 
   def after(record: Record) -> None:
     progress(record)
     if stop() and len(journal.records) > known:
       raise Stopped(f"Stopped after {len(journal.records)} evaluations; the same command continues.")
 
-  found = search(problem.propose, pool.objective, journal, problem.fitness, problem.budget, progress=after)
+  found = search(problem.propose, work, journal, problem.fitness, problem.budget, progress=after)
   say("search done; scoring finalists on validation and test examples")
-  result, chosen = results.conclude(
-    problem, pool.objective, journal, found, after, pool.objective.merge_seconds
-  )
+  result, chosen = results.conclude(problem, work, journal, found, after, work.merge_seconds)
   if profile:
-    _profile(run, pool, chosen, say)
+    _profile(run, work, chosen, say)
   with run.new_folder(folders.MERGED) as partial:
-    merged.write(problem, chosen, partial)
-    pool.objective.watch.check()
+    work.write(chosen, partial)
   write_report(run, result)
   run.conclude(json.dumps(result, indent=2, allow_nan=False) + "\n")
   shutil.rmtree(run.path / folders.SCRATCH, ignore_errors=True)
   return result
 
 
-def _profile(run: RunFolder, pool: pools.Pool, candidate: Candidate, say: Say) -> None:
+def _profile(run: RunFolder, work: Work, candidate: Candidate, say: Say) -> None:
   """A trace of three evaluations; scopes "merge" and "evaluate" tell their operations apart."""
   with run.new_folder(folders.PROFILE) as partial, jax.profiler.trace(str(partial)):
     for _ in range(3):
-      pool.objective.evaluate([candidate], SPLIT)
+      work.evaluate([candidate], SPLIT)
   say(f"trace for TensorBoard or Perfetto: {run.path / folders.PROFILE}")
 
 

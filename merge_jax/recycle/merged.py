@@ -1,21 +1,27 @@
 """The folder of the merge that was chosen: streamed from the pool's files, a tensor at a time."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import msgspec
 import numpy as np
 
-from merge_jax import checkpoints, streaming
+from merge_jax import checkpoints, host, models, streaming
 from merge_jax import operators as mj
 from merge_jax.operators import leafwise
 from merge_jax.recycle import methods
 from merge_jax.recycle.problem import Problem
 from merge_jax.search.point import Candidate
 from merge_jax.streaming import Job, Readable, Source
+
+
+class Placed(Protocol):
+  """Merges of a pool that is placed; see `merge_jax.evals.Merge`."""
+
+  def at(self, point: Any) -> Any: ...
 
 
 class Mean(NamedTuple):
@@ -57,11 +63,29 @@ def jobs(problem: Problem, candidate: Candidate) -> Iterator[Job]:
     yield Job(entry.name, spec, operator, experts, base, weights, problem.labels, axes=entry.axes)
 
 
-def write(problem: Problem, candidate: Candidate, folder: Path) -> None:
-  """Writes the merge of a candidate into an empty folder, in the pool's own format, with where it is from."""
-  made = list(jobs(problem, candidate))
-  with checkpoints.writer(folder, {job.name: job.spec for job in made}, like=problem.pool[0]) as out:
-    streaming.stream(made, out, allow_nonfinite=True)  # as it was scored
+def write(problem: Problem, candidate: Candidate, folder: Path, placed: Mapping[str, Placed]) -> None:
+  """Writes the merge of a candidate into an empty folder, in the pool's own format, with where it is from.
+
+  All processes of a job call this together: each streams its share of a Hugging Face folder from the pool's
+  files; Orbax, which several processes write from their devices alone, gets the merge of what is `placed`.
+  """
+  made, first = list(jobs(problem, candidate)), problem.pool[0]
+  specs = {job.name: job.spec for job in made}
+  options: dict[str, Any] = {"together": True} if first.format == "safetensors" else {}
+  if host.count() > 1 and first.format == "orbax":
+    params = models.unstack(placed[candidate.method].at(candidate.point), problem.suite.stacks)
+    with checkpoints.writer(folder, specs, like=first) as out:
+      for name in specs:
+        out.write(name, params[name])
+  else:
+    with checkpoints.writer(folder, specs, like=first, **options) as out:
+      streaming.stream(made, out, allow_nonfinite=True)  # as it was scored
+  if host.is_lead():
+    _describe(problem, candidate, folder)
+
+
+def _describe(problem: Problem, candidate: Candidate, folder: Path) -> None:
+  """Where the merge is from."""
   (folder / "training.json").unlink(missing_ok=True)  # it tells of the first checkpoint alone
   needs_base = methods.METHODS[candidate.method].needs_base
   provenance = {

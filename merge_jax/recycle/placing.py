@@ -15,6 +15,8 @@ from merge_jax.preflight.memory import per_device, verdict
 from merge_jax.recycle.settings import Placement
 from merge_jax.storage import available_memory, gib
 
+MEMORIES = ("device", "host", "disk")
+"""Where a pool can be held, the quickest first."""
 Specs = Mapping[str, jax.ShapeDtypeStruct]
 
 
@@ -45,7 +47,7 @@ def choose(asked: str, needs: Needs) -> tuple[str, list[Finding]]:
   Returns:
     "device", "host" or "disk", and findings, of which one is an error if it has no room.
   """
-  options = ("device", "host", "disk") if asked == "auto" else (asked,)
+  options = MEMORIES if asked == "auto" else (asked,)
   found: list[Finding] = []
   for where in options:
     found = [*_verdict(where, needs)]

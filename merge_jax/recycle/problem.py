@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from merge_jax import preflight, sharding, storage
+from merge_jax import host, preflight, sharding, storage
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.evals import objective as objectives
 from merge_jax.evals import tasks as task_files
@@ -101,7 +101,7 @@ def build(settings: Settings) -> Problem:
     own = sharding.shardings(pool[0].specs, mesh, placing.rules(settings.placement))
     needs = methods.memory(s.method, pool, base, own_batch)._replace(shardings=own)
     where, found = placing.choose(settings.placement.pool_memory, needs)
-    placed.append(where)
+    placed.append(max(host.gather(where), key=placing.MEMORIES.index))  # all processes do the same
     yield from found
 
   findings = tuple(preflight.check(pool, base, memory=memory, values=False))
