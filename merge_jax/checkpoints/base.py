@@ -95,8 +95,8 @@ class Checkpoint(abc.ABC):
   def load(self, shardings: Mapping[str, jax.sharding.Sharding] | None = None) -> dict[str, Any]:
     """All tensors on the devices: sharded by name, or whole on the default one.
 
-    Each device's part is read from the file alone. What JAX would narrow (64 bits without
-    `jax_enable_x64`) stays on the host, a numpy array in its stored dtype.
+    Of a sharded tensor the part that this process's devices need is read, once. What JAX would narrow (64
+    bits without `jax_enable_x64`) stays on the host, a numpy array in its stored dtype.
     """
     return {name: self._load(name, shardings) for name in self.specs}
 
@@ -106,7 +106,16 @@ class Checkpoint(abc.ABC):
       return self.read(name)
     if shardings is None:
       return jax.device_put(self.read(name))
-    return jax.make_array_from_callback(spec.shape, shardings[name], lambda index: self.read(name, index))
+    indices = shardings[name].addressable_devices_indices_map(spec.shape).values()
+    spans = [_spans(spec.shape, index) for index in indices]
+    box = tuple(slice(min(s for s, _ in axis), max(e for _, e in axis)) for axis in zip(*spans, strict=True))
+    part = self.read(name, box)
+
+    def cut(index: Index | None) -> np.ndarray:
+      inside = zip(_spans(spec.shape, index), box, strict=True)
+      return part[tuple(slice(start - whole.start, end - whole.start) for (start, end), whole in inside)]
+
+    return jax.make_array_from_callback(spec.shape, shardings[name], cut)
 
   @abc.abstractmethod
   def files(self) -> tuple[Path, ...]:
@@ -241,6 +250,12 @@ class Writer(abc.ABC):
 
   def abandon(self) -> None:  # noqa: B027 (there may be nothing to let go of)
     """Lets go of what is open; what is complete stays, for a writer that resumes."""
+
+
+def _spans(shape: tuple[int, ...], index: Index | None) -> list[tuple[int, int]]:
+  """Where a slice of a tensor starts and ends on each axis."""
+  whole = (slice(None),) * len(shape)
+  return [part.indices(length)[:2] for part, length in zip(index or whole, shape, strict=True)]
 
 
 def narrowed(dtype: Any) -> bool:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -103,10 +102,10 @@ def open_folder(folder: Path) -> Tree:
 
 
 def _tree_files(folder: Path) -> list[Path]:
-  nested = not os.path.lexists(folder / _TREE)  # as `ocp.save` writes: the tree has a folder of its own
-  homes = [p for p in folder.iterdir() if p.is_dir() and (not nested or os.path.lexists(p / _TREE))]
+  nested = not storage.lexists(folder / _TREE)  # as `ocp.save` writes: the tree has a folder of its own
+  homes = [p for p in folder.iterdir() if p.is_dir() and (not nested or storage.lexists(p / _TREE))]
   tree = (path for home in homes for path in home.rglob("*") if not path.is_dir())
-  return sorted([*tree, *(folder / name for name in _MARKS if os.path.lexists(folder / name))])
+  return sorted([*tree, *(folder / name for name in _MARKS if storage.lexists(folder / name))])
 
 
 class TreeWriter(Writer):
