@@ -82,8 +82,8 @@ def open_folder(folder: Path) -> Folder:
   entries: dict[str, Entry] = {}
   listed = _listed(folder)
   files = _files(folder, listed)
-  for file in files:
-    for name, entry in safetensors_file.read_header(file).items():
+  for file, found in zip(files, storage.side_by_side(safetensors_file.read_header, files), strict=True):
+    for name, entry in found.items():
       if name in entries:
         raise ValueError(f"{folder}: tensor {name!r} is in {entries[name].file.name} and {file.name}.")
       entries[name] = entry

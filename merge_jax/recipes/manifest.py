@@ -1,7 +1,6 @@
 """What a merge was made from and what came of it: `merge_manifest.json`."""
 
 import importlib.metadata
-import os
 import platform
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,8 +47,10 @@ def make(built: Built, seed: int) -> Manifest:
 def digest(files: Iterable[Path]) -> str:
   """One digest of the files of an input, wherever they lie; see `storage.digest`."""
   listed = list(files)
-  root = os.path.commonpath([file.parent for file in listed]) if listed else "."
-  return storage.digest(listed, Path(root))
+  folders = [file.parent for file in listed] or [Path()]
+  roots = (folders[0], *folders[0].parents)
+  shared = (root for root in roots if all(folder.is_relative_to(root) for folder in folders))
+  return storage.digest(listed, next(shared, folders[0]))  # of a store and a disk nothing is shared
 
 
 def outputs(folder: Path) -> dict[str, str]:

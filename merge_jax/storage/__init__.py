@@ -13,6 +13,7 @@ from merge_jax.storage.folders import refuse_filled as refuse_filled
 from merge_jax.storage.folders import refuse_unfinished as refuse_unfinished
 from merge_jax.storage.folders import refuse_unwritable as refuse_unwritable
 from merge_jax.storage.folders import remove_tree as remove_tree
+from merge_jax.storage.folders import scratch as scratch
 from merge_jax.storage.folders import sync as sync
 from merge_jax.storage.folders import sync_tree as sync_tree
 from merge_jax.storage.folders import workroom as workroom
@@ -36,6 +37,7 @@ from merge_jax.storage.locks import locked as locked
 from merge_jax.storage.locks import refuse_locked as refuse_locked
 from merge_jax.storage.remote import Remote as Remote
 from merge_jax.storage.remote import path as path
+from merge_jax.storage.remote import side_by_side as side_by_side
 from merge_jax.storage.space import available_memory as available_memory
 from merge_jax.storage.space import begin_writing_back as begin_writing_back
 from merge_jax.storage.space import gib as gib

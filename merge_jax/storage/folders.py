@@ -248,6 +248,11 @@ def workroom(folder: Path) -> Iterator[Path]:
     yield Path(name)
 
 
+def scratch(folder: Path) -> Path:
+  """Where to put what is soon removed: that folder, or the system's place for it if that is on a store."""
+  return Path(tempfile.gettempdir()) if isinstance(folder, Remote) else folder
+
+
 def deliver(file: Path, target: Path) -> None:
   """Moves a finished file from its workroom to where it belongs; nothing to do where that is the same."""
   if isinstance(target, Remote):

@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from merge_jax.storage.remote import Remote
+from merge_jax.storage.remote import Remote, side_by_side
 
 BLOCK, BLOCKS = 1 << 16, 64
 
@@ -87,8 +87,9 @@ def fingerprint(paths: Iterable[Path]) -> dict[str, list[int]]:
   It reads no content: unequal fingerprints tell that a file was rewritten while a job ran. Use
   `digest` to compare files across copies and machines.
   """
-  stats = {path.as_posix(): path.stat() for path in paths}
-  return {name: [s.st_size, s.st_mtime_ns, s.st_ino] for name, s in stats.items()}
+  listed = list(paths)
+  stats = zip(listed, side_by_side(lambda path: path.stat(), listed), strict=True)
+  return {path.as_posix(): [s.st_size, s.st_mtime_ns, s.st_ino] for path, s in stats}
 
 
 def refuse_inside(output: Path, inputs: Iterable[Path], what: str = "--output") -> None:

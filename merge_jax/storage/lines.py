@@ -15,7 +15,7 @@ from typing import Any
 from merge_jax.storage.folders import sync
 from merge_jax.storage.inputs import read_bytes
 from merge_jax.storage.leases import Locked
-from merge_jax.storage.remote import Remote
+from merge_jax.storage.remote import Remote, side_by_side
 
 
 class Lines:
@@ -117,7 +117,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], str, int]:
   """The records, the last one's check, and the bytes of all complete lines."""
   if not has_lines(path):
     return [], "", 0
-  content = b"".join(map(read_bytes, _parts(path))) if isinstance(path, Remote) else read_bytes(path)
+  content = b"".join(side_by_side(read_bytes, _parts(path))) if isinstance(path, Remote) else read_bytes(path)
   lines = content.split(b"\n")[:-1]  # what follows the last line end was cut short
   records: list[dict[str, Any]] = []
   previous = ""
