@@ -1,5 +1,6 @@
 """Writing Hugging Face folders: safetensors, one file or shards with an index, resumable by the shard."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -34,7 +35,8 @@ class FolderWriter(Writer):
   """Writes one safetensors file, or shards with an index, and holds no tensor.
 
   A file has its full size from the start, but its header comes last, when all of its tensors are on the
-  disk: an unfinished one is no safetensors file.
+  disk: an unfinished one is no safetensors file. On an object store a file comes when it is complete; until
+  then it lies in a folder for temporary files.
 
   Args:
     folder, specs, like: see `Writer`. Tensors lie in the order of `specs`; written in that order, one
@@ -76,7 +78,10 @@ class FolderWriter(Writer):
       self._done = frozenset(self._kept(resume))
     for name in self._done:
       del self._left[name]
-    storage.require_space(folder, sum(shard.size for shard in self._shards if shard.left))
+    self._exit = contextlib.ExitStack()
+    self._room = self._exit.enter_context(storage.workroom(folder))
+    sizes = [shard.size for shard in self._shards if shard.left]
+    storage.require_space(self._room, sum(sizes) if self._room == folder else 2 * max(sizes, default=0))
 
   def _kept(self, resume: bool) -> list[str]:
     """Tensors of complete shards; removes what is in the way of the others."""
@@ -119,7 +124,7 @@ class FolderWriter(Writer):
   def _descriptor(self, shard: _Shard) -> int:
     with self._lock:
       if shard.descriptor is None:
-        shard.descriptor = os.open(shard.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        shard.descriptor = os.open(self._room / shard.file.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         os.truncate(shard.descriptor, shard.size)
       return shard.descriptor
 
@@ -131,6 +136,7 @@ class FolderWriter(Writer):
     os.fsync(descriptor)
     os.close(descriptor)
     shard.descriptor = None
+    storage.deliver(self._room / shard.file.name, shard.file)
 
   def _complete(self) -> None:
     with storage.writing(self.folder):
@@ -141,6 +147,7 @@ class FolderWriter(Writer):
         where = {name: shard.file.name for name, (shard, _) in self._places.items()}
         index = {"metadata": {"total_size": total}, "weight_map": where}
         (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    self._exit.close()
 
   def abandon(self) -> None:
     """Removes the files that are not complete."""
@@ -148,7 +155,8 @@ class FolderWriter(Writer):
       if shard.descriptor is not None:
         os.close(shard.descriptor)
         shard.descriptor = None
-        shard.file.unlink(missing_ok=True)
+        (self._room / shard.file.name).unlink(missing_ok=True)
+    self._exit.close()
 
 
 def _groups(specs: Mapping[str, jax.ShapeDtypeStruct], limit: int) -> list[list[str]]:
@@ -167,8 +175,7 @@ def _groups(specs: Mapping[str, jax.ShapeDtypeStruct], limit: int) -> list[list[
 def _is_complete(shard: _Shard) -> bool:
   if shard.file.is_symlink() or not shard.file.is_file() or shard.file.stat().st_size != shard.size:
     return False
-  with shard.file.open("rb") as stream:
-    return stream.read(len(shard.header)) == shard.header
+  return b"".join(storage.read_ranges(shard.file, [(0, len(shard.header))])) == shard.header
 
 
 def _write(descriptor: int, content: memoryview, at: int) -> None:
