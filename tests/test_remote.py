@@ -1,14 +1,25 @@
 """Object stores: checkpoints by ranges, folders with a commit, journals of objects, kills at any request."""
 
+import json
+import os
+import time
+import types
+
 import fsspec
 import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from merge_jax import checkpoints, storage
+from merge_jax import checkpoints, recycle, storage
 from merge_jax.checkpoints import safetensors_file
-from tests import stores
+from merge_jax.evals.suite import FunctionSuite
+from merge_jax.recycle import settings, suites
+from merge_jax.recycle.pool import InputsChanged
+from merge_jax.storage import commits, leases
+from tests import pools, stores
+
+KILLS = int(os.environ.get("MERGE_JAX_KILLS", "12"))
 
 
 @pytest.fixture
@@ -54,8 +65,9 @@ def test_opening_reads_headers_alone(store, tensors, tmp_path):
 @pytest.mark.parametrize(
   ("name", "index"),
   [
-    ("b", np.s_[8:24]), ("b", np.s_[:, 3:9]), ("b", np.s_[5:6, 40:]), ("b", np.s_[::2, :]), ("b", np.s_[:, ::-1]),
-    ("c", np.s_[2:5, 1:3, 2:4]), ("c", np.s_[:, 1:2]), ("c", np.s_[3:3]), ("e", np.s_[7:11]), ("a", ()),
+    ("b", np.s_[8:24]), ("b", np.s_[:, 3:9]), ("b", np.s_[5:6, 40:]), ("b", np.s_[::2, :]),
+    ("b", np.s_[:, ::-1]), ("c", np.s_[2:5, 1:3, 2:4]), ("c", np.s_[:, 1:2]), ("c", np.s_[3:3]),
+    ("e", np.s_[7:11]), ("a", ()),
   ],
 )  # fmt: skip
 def test_slices_are_ranges_of_bytes(store, tensors, tmp_path, monkeypatch, name, index, gap):
@@ -146,3 +158,289 @@ def test_failing_stores_are_one_sentence(store, monkeypatch):
     OSError, match=r"gs://bucket/m: cannot be asked for on its store \(RuntimeError: 401 who"
   ):
     checkpoints.open("gs://bucket/m")
+
+
+# Folders, journals and locks.
+
+
+@pytest.fixture
+def soon(monkeypatch):
+  """A lease whose holder is killed is free at once."""
+  monkeypatch.setattr(leases, "LIFE", -1.0)
+
+
+def fill(path, names, **options):
+  with storage.new_folder(storage.path(path), **options) as folder:
+    for name in names:
+      (folder / name).write_text(name)
+
+
+def refused(path):
+  with pytest.raises(FileNotFoundError, match="is not whole"):
+    storage.refuse_unfinished(storage.path(path))
+
+
+def test_a_folder_counts_when_it_is_committed(store):
+  fill("gs://b/x", ["a", "sub/c"])
+  storage.refuse_unfinished(storage.path("gs://b/x"))
+  assert stores.content("gs://b/x") == {"a": b"a", "sub/c": b"sub/c"}
+  with pytest.raises(FileExistsError, match="not empty"):
+    fill("gs://b/x", ["d"])
+  storage.path("gs://b/x/mine").write_text("mine")
+  fill("gs://b/x", ["d"], owned=["a", "sub/c"])  # what is replaced goes, what is somebody's stays
+  assert stores.content("gs://b/x") == {"d": b"d", "mine": b"mine"}
+  assert storage.names(storage.path("gs://b/x")) == ["d", commits.COMMITTED]
+  del store.objects["b/x/d"]
+  with pytest.raises(FileNotFoundError, match="d is gone"):
+    storage.refuse_unfinished(storage.path("gs://b/x"))
+
+
+def test_folders_of_others_are_refused_or_kept(store):
+  storage.path("gs://b/x/notes").write_text("mine")
+  with pytest.raises(FileExistsError, match="not empty"):
+    fill("gs://b/x", ["a"])
+  assert stores.content("gs://b/x") == {"notes": b"mine"} and len(store.objects) == 1
+  storage.refuse_unfinished(storage.path("gs://b/x"))  # nobody says that it is unfinished
+
+
+@pytest.mark.parametrize("owned", [None, ("old",)])
+def test_a_folder_is_whole_after_a_kill_at_any_request(store, soon, owned):
+  """Each time the old or nothing counts until the new one does, and the next writer makes it the same."""
+  for at in range(1, 100):
+    store.objects.clear()
+    if owned:
+      fill("gs://b/x", ["old"])
+      storage.path("gs://b/x/mine").write_text("mine")
+    store.requests.clear()
+    store.die_at = at
+    killed = False
+    try:
+      fill("gs://b/x", ["a", "b"], owned=owned)
+    except stores.Killed:
+      killed = True
+    store.die_at = 0
+    names = set(stores.content("gs://b/x"))
+    counts = commits.COMMITTED in {name.rpartition("/")[2] for name in store.objects}
+    if counts:
+      assert {"a", "b"} <= names or "old" in names
+      storage.refuse_unfinished(storage.path("gs://b/x"))
+    elif names - {"mine"}:
+      refused("gs://b/x")
+    if not killed:
+      break
+    if "a" not in names or not counts:
+      fill("gs://b/x", ["a", "b"], owned=owned)
+    assert set(stores.content("gs://b/x")) - {"mine"} == {"a", "b"}
+    assert ("mine" in stores.content("gs://b/x")) == bool(owned)
+  assert 8 < at < 30
+
+
+def test_an_interrupted_folder_goes_on_for_the_same_job_alone(store):
+  def begin(job, name):
+    with storage.new_folder(storage.path("gs://b/x"), resume=job) as folder:
+      (folder / name).write_text(name)
+      raise KeyboardInterrupt
+
+  for job, name, left in (("1", "a", {"a"}), ("1", "b", {"a", "b"}), ("2", "c", {"c"})):
+    with pytest.raises(KeyboardInterrupt):
+      begin(job, name)
+    assert set(stores.content("gs://b/x")) == left
+    refused("gs://b/x")
+  with pytest.raises(FileNotFoundError, match="is not whole"):
+    checkpoints.open("gs://b/x")
+
+
+def test_lines_are_objects_in_order(store, tmp_path):
+  path, local = storage.path("gs://b/run/journal.jsonl"), tmp_path / "journal.jsonl"
+  for file in (path, local):
+    assert not storage.has_lines(file)
+    lines = storage.Lines(file)
+    lines.append({"n": 0})
+    lines.append({"n": 1}, {"n": 2})
+    storage.Lines(file).append({"n": 3})
+  there = stores.content("gs://b/run")
+  assert sorted(there) == [f"journal/{n:08d}.jsonl" for n in (0, 1, 3)]
+  assert b"".join(there[name] for name in sorted(there)) == local.read_bytes()
+  assert storage.read_lines(path) == [{"n": n} for n in range(4)]
+  with pytest.raises(storage.Locked, match="written by another job"):
+    lines = storage.Lines(path)
+    storage.Lines(path).append({"n": 4})
+    lines.append({"n": 5})
+  storage.path("gs://b/run/journal/00000001.jsonl").unlink()
+  with pytest.raises(ValueError, match=r"journal\.jsonl:2: does not fit its checksum"):
+    storage.Lines(path)
+  storage.remove_lines(path)
+  assert not storage.has_lines(path) and not store.objects
+
+
+def test_a_lease_keeps_a_second_job_out_and_ends(store, monkeypatch):
+  folder = storage.path("gs://b/run")
+  with storage.locked(folder):
+    with pytest.raises(storage.Locked, match=r"in use by process \d+ of .* sign of life"):
+      storage.refuse_locked(folder)
+    with pytest.raises(storage.Locked, match="in use by process"), storage.locked(folder):
+      pass
+  assert not store.objects
+  (folder / leases.NAME).write_bytes(leases._json(leases.Holder("elsewhere", 1, "x", time.time())))
+  with pytest.raises(storage.Locked, match="1 of elsewhere"):
+    storage.refuse_locked(folder)
+  late = time.time() + leases.LIFE + 1
+  monkeypatch.setattr(leases.time, "time", lambda: late)
+  with storage.locked(folder):  # of a job that was killed
+    pass
+  (folder / leases.NAME).write_bytes(leases._json(leases.Holder(leases._machine(), 2**22 + 1, "x", late)))
+  with storage.locked(folder):  # its process ended on this machine
+    pass
+
+
+def test_a_lease_is_renewed_and_its_loss_is_noticed(store, monkeypatch):
+  monkeypatch.setattr(leases, "BEAT", 0.01)
+  folder = storage.path("gs://b/x")
+  with pytest.raises(storage.Locked, match="taken over"), storage.new_folder(folder, resume="1"):
+    before = leases._holder(folder / leases.NAME)
+    while leases._holder(folder / leases.NAME) == before:
+      time.sleep(0.01)
+    (folder / leases.NAME).write_bytes(leases._json(leases.Holder("elsewhere", 1, "x", time.time())))
+  assert commits.COMMITTED not in folder.tree()
+
+
+# The recycle job.
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+  """A pool and tasks on a disk."""
+  folder = tmp_path_factory.mktemp("world")
+  pools.make_pool(folder / "pool", 2)
+  pools.make_tasks(folder / "tasks", 20)
+  return folder
+
+
+def job(root, output, **options):
+  values = {
+    "checkpoints": [f"{root}/pool/m0", f"{root}/pool/m1"],
+    "base": f"{root}/pool/base",
+    "tasks": [f"{root}/tasks/copy.jsonl:loss", f"{root}/tasks/choose.jsonl"],
+    "output_dir": str(output),
+    "search": {"budget": 6, "fitness_source": "auto", "batch": 2},
+    "evals": {"max_shapes": 1},
+    "bootstrap": 20,
+  }
+  return settings.from_mapping(values | options)
+
+
+def without_times(value):
+  if isinstance(value, dict):
+    return {k: without_times(v) for k, v in value.items() if k not in ("seconds", "final_seconds")}
+  return [without_times(v) for v in value] if isinstance(value, list) else value
+
+
+def outcome(folder):
+  """What a run leaves that does not tell of times and places."""
+  path = storage.path(folder)
+  records = without_times(storage.read_lines(path / "journal.jsonl"))
+  result = without_times(json.loads((path / "result.json").read_text()))
+  merged = {n: v.tobytes() for n, v in checkpoints.open(path / "merged").load().items()}
+  return records, result, merged
+
+
+def recycled(root, output, **options):
+  return recycle.recycle(job(root, output), say=lambda line: None, **options)
+
+
+@pytest.fixture
+def there(world, store):
+  stores.upload(world, "gs://b")
+  return store
+
+
+@pytest.fixture
+def quick(monkeypatch):
+  """Scores and reports that take no time."""
+
+  def score(params, split):
+    value = float(np.asarray(params["model.norm.weight"]).sum()) + len(split)
+    return {"copy": value, "choose": -(value**2)}
+
+  report = types.SimpleNamespace(figures={"front": b"png", "weights": b"png"}, page="<html>")
+  monkeypatch.setattr(suites, "build", lambda *_: FunctionSuite({"copy": 1.0, "choose": 1.0}, score))
+  monkeypatch.setattr("merge_jax.reports.make", lambda *_: report)
+
+
+def names(folder):
+  return sorted({name.partition("/")[0] for name in stores.content(folder)})
+
+
+def test_a_recycle_job_on_a_store_is_that_on_a_disk(world, there, tmp_path):
+  recycled(world, tmp_path / "run")
+  recycled("gs://b", "gs://b/run")
+  assert outcome("gs://b/run") == outcome(tmp_path / "run")
+  files = ["figures", "journal", "manifest.json", "merged", "report.html", "result.json"]
+  assert names("gs://b/run") == [".merge_jax.json", *files]
+  for folder in ("merged", "figures"):
+    assert set(stores.content(f"gs://b/run/{folder}")) == {
+      p.name for p in (tmp_path / "run" / folder).iterdir()
+    }
+  before, said = dict(there.objects), []
+  recycle.recycle(job("gs://b", "gs://b/run"), say=said.append)  # it is recognised
+  assert "finished before" in said[-1] and there.objects == before
+
+
+@pytest.fixture
+def local(world, quick, tmp_path):
+  recycled(world, tmp_path / "run")
+  return outcome(tmp_path / "run")
+
+
+def clear(there, prefix):
+  for name in [name for name in there.objects if name.startswith(prefix)]:
+    del there.objects[name]
+
+
+@pytest.mark.parametrize("part", range(KILLS))
+def test_a_killed_job_on_a_store_goes_on(world, there, quick, local, soon, part):
+  """At any request but those that read before the first write; what the journal holds is not scored again."""
+  there.requests.clear()
+  recycled(world, "gs://b/run")
+  total = len(there.requests)
+  whole = names("gs://b/run")
+  clear(there, "b/run/")
+  there.requests.clear()
+  there.die_at = 1 + (total - 1) * part // (KILLS - 1)
+  with pytest.raises(stores.Killed):
+    recycled(world, "gs://b/run")
+  there.die_at = 0
+  known = storage.read_lines(storage.path("gs://b/run/journal.jsonl"))
+  recycled(world, "gs://b/run")
+  assert storage.read_lines(storage.path("gs://b/run/journal.jsonl"))[: len(known)] == known
+  assert outcome("gs://b/run") == local and names("gs://b/run") == whole
+
+
+def test_a_run_on_a_store_is_begun_anew(world, there, quick, local):
+  recycled(world, "gs://b/run")
+  storage.path("gs://b/run/merged/mine").write_text("mine")
+  recycled(world, "gs://b/run", overwrite=True)
+  assert outcome("gs://b/run") == local
+  assert stores.content("gs://b/run/merged")["mine"] == b"mine"
+  clear(there, "b/run/journal/")
+  with pytest.raises(recycle.Refused, match=r"journal.jsonl of the run is missing"):
+    recycled(world, "gs://b/run")
+
+
+def test_a_prefix_of_others_is_refused(world, there, quick):
+  storage.path("gs://b/run/notes.txt").write_text("mine")
+  before = dict(there.objects)
+  with pytest.raises(recycle.Refused, match=r"gs://b/run is not empty \(holds 'notes.txt'\)"):
+    recycled(world, "gs://b/run")
+  with pytest.raises(ValueError, match="lies in the input gs://b/pool/m0"):
+    recycled("gs://b", "gs://b/pool/m0/run")
+  assert there.objects == before
+
+
+def test_an_input_on_a_store_that_changes_is_noticed(there, quick):
+  def change(record):
+    file = storage.path("gs://b/pool/m0/config.json")
+    file.write_bytes(file.read_bytes())
+
+  with pytest.raises(InputsChanged, match=r"gs://b/pool/m0/config\.json changed while the job ran"):
+    recycled("gs://b", "gs://b/run", progress=change)

@@ -104,7 +104,7 @@ def _run(
   result, chosen = results.conclude(problem, pool.objective, journal, found, after)
   with run.new_folder(folders.MERGED) as partial:
     merged.write(problem, chosen, partial)
-    pool.objective.watch.check()
+    pool.objective.watch.check(copied=True)
   write_report(run, result)
   run.conclude(json.dumps(result, indent=2, allow_nan=False) + "\n")
   shutil.rmtree(run.path / folders.SCRATCH, ignore_errors=True)

@@ -66,7 +66,7 @@ class Problem:
   def files(self) -> list[Path]:
     """Every file that is read."""
     tensors = [file for checkpoint in self.checkpoints for file in checkpoint.files()]
-    return [*tensors, *map(Path, self.suite.digests())]
+    return [*tensors, *map(storage.path, self.suite.digests())]
 
 
 def build(settings: Settings) -> Problem:
@@ -124,7 +124,7 @@ def _check_lists(settings: Settings) -> None:
 
 def _inputs(settings: Settings) -> Iterator[Path]:
   for path in (*settings.checkpoints, *([settings.base] if settings.base else [])):
-    yield Path(path).expanduser()
+    yield storage.path(path)
   yield from suites.files(settings)
 
 
