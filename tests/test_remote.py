@@ -1,9 +1,11 @@
 """Object stores: checkpoints by ranges, folders with a commit, journals of objects, kills at any request."""
 
+import contextlib
 import json
 import os
 import time
 import types
+from pathlib import Path
 
 import fsspec
 import jax
@@ -17,7 +19,7 @@ from merge_jax.evals.suite import FunctionSuite
 from merge_jax.recycle import settings, suites
 from merge_jax.recycle.pool import InputsChanged
 from merge_jax.storage import commits, leases
-from tests import pools, stores
+from tests import merging, pools, stores
 
 KILLS = int(os.environ.get("MERGE_JAX_KILLS", "12"))
 
@@ -444,3 +446,92 @@ def test_an_input_on_a_store_that_changes_is_noticed(there, quick):
 
   with pytest.raises(InputsChanged, match=r"gs://b/pool/m0/config\.json changed while the job ran"):
     recycled("gs://b", "gs://b/run", progress=change)
+
+
+# Merges by recipes.
+
+DARE = (  # what is drawn goes by the models' labels
+  "method: dare_ties\nbase: {0}base\nmodels: {{a: {{path: '{0}a'}}, b: {{path: '{0}b'}}}}\n"
+  "parameters: {{density: 0.5}}\n"
+)
+TWO = (
+  "name: mean\nmethod: linear\nmodels: [{0}a, {0}b]\n---\n"
+  "method: slerp\nmodels: [mean, {0}a]\nparameters: {{t: 0.5}}\n"
+)
+
+
+@pytest.fixture
+def models(store, tmp_path, monkeypatch):
+  """Three models in the working directory and on the store."""
+  monkeypatch.chdir(tmp_path)
+  merging.make(tmp_path)
+  for name in ("base", "a", "b"):
+    stores.upload(tmp_path / name, f"gs://b/{name}")
+  return store
+
+
+def merged(text, root, output, **options):
+  merging.run(text.format(root), output, threads=1, max_shard_gb=merging.SHARD, **options)
+
+
+def tensors_of(files):
+  return {name: data for name, data in files.items() if name not in ("README.md", "merge_manifest.json")}
+
+
+@pytest.mark.parametrize("text", [DARE, TWO])
+def test_a_merge_from_and_to_a_store_is_that_of_disks(models, text):
+  merged(text, "", "out")
+  merged(text, "gs://b/", "gs://b/out", verify=True)
+  expected = tensors_of(merging.content(Path("out")))
+  assert tensors_of(stores.content("gs://b/out")) == expected and len(expected) > 4
+  assert not [name for name in models.objects if "stages" in name or name.endswith(".lock")]
+  merged(text, "gs://b/", "again")
+  assert tensors_of(merging.content(Path("again"))) == expected
+  with pytest.raises(FileExistsError, match="gs://b/out exists and is not empty"):
+    merged(text, "", "gs://b/out")
+  merged(text, "", "gs://b/out", overwrite=True)
+  assert tensors_of(stores.content("gs://b/out")) == expected
+  assert stores.content("gs://b/out")["merge_manifest.json"] == Path("out/merge_manifest.json").read_bytes()
+
+
+@pytest.mark.parametrize("text", [DARE, TWO])
+def test_a_killed_merge_to_a_store_goes_on_with_its_shards(models, soon, text):
+  merged(text, "", "gs://b/out")
+  expected, total = stores.content("gs://b/out"), len(models.requests)
+  for part in range(KILLS):
+    clear(models, "b/out/")
+    models.requests.clear()
+    models.die_at = 1 + (total - 1) * part // (KILLS - 1)
+    with contextlib.suppress(stores.Killed):
+      merged(text, "", "gs://b/out")
+    models.die_at = 0
+    shards = {n: v for n, v in models.objects.items() if n.startswith("b/out/") and n.endswith("safetensors")}
+    if f"b/out/{commits.COMMITTED}" not in models.objects:
+      merged(text, "", "gs://b/out")
+      assert {name: models.objects[name] for name in shards} == shards  # not written again
+      assert not [name for name in models.objects if "stages" in name or "started" in name]
+    assert stores.content("gs://b/out") == expected
+
+
+def test_a_failed_merge_leaves_its_shards_to_the_same_one_alone(models):
+  def stop(done, total):
+    if done == 4:
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    merged(DARE, "", "gs://b/out", progress=stop)
+  assert stores.content("gs://b/out")
+  merged(DARE, "", "gs://b/other", seed=1)
+  merged(DARE, "", "gs://b/out", seed=1)
+  assert tensors_of(stores.content("gs://b/out")) == tensors_of(stores.content("gs://b/other"))
+
+
+def test_no_place_of_others_is_written(models):
+  storage.path("gs://b/out/mine").write_text("mine")
+  before = dict(models.objects)
+  for overwrite in (False, True):
+    with pytest.raises(FileExistsError, match="gs://b/out"):
+      merged(DARE, "", "gs://b/out", overwrite=overwrite)
+  with pytest.raises(ValueError, match="is the input gs://b/a"):
+    merged(DARE, "gs://b/", "gs://b/a", overwrite=True)
+  assert models.objects == before

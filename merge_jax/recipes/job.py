@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 
 import merge_jax
 from merge_jax import checkpoints, preflight, storage, streaming
-from merge_jax.checkpoints import Checkpoint, sidecars
+from merge_jax.checkpoints import Checkpoint, huggingface, sidecars
 from merge_jax.checkpoints.folder_writer import FolderWriter
 from merge_jax.errors import unknown
 from merge_jax.recipes import build, card, manifest, measured, models, reading, vocabulary
@@ -114,8 +113,8 @@ def run(
 
     if place == target or not manifest.matches(place, record):
       owned = replaced if place == target else None
-      if place != target:  # of another merge, or what a kill left of it while it was removed
-        shutil.rmtree(place, ignore_errors=True)
+      if place != target and storage.is_filled(place):  # of another merge, or what is left of its removal
+        storage.remove_tree(place)
       job = json.dumps([msgspec.to_builtins(record), max_shard_gb])
       with storage.new_folder(place, owned=owned, resume=job) as partial:
         _write(
@@ -126,7 +125,7 @@ def run(
     if place != target:
       made[str(recipe.name)] = checkpoints.open(place)
   for recipe in recipes[:-1]:
-    shutil.rmtree(stages / str(recipe.name))
+    storage.remove_tree(stages / str(recipe.name))
   if len(recipes) > 1:
     stages.rmdir()
   return built
@@ -159,8 +158,8 @@ def _write(
     try:
       verify_folder(folder, built, digests)
     except ValueError:
-      for file in folder.iterdir():  # a resumed merge must not take them for good
-        file.unlink()
+      for name in storage.names(folder):  # a resumed merge must not take them for good
+        (folder / name).unlink(missing_ok=True)
       raise
   manifest.write(folder, record)
 
@@ -191,7 +190,7 @@ def _content(value: np.ndarray) -> memoryview:
 
 def verify_folder(folder: Path, built: Built, digests: Mapping[str, str]) -> None:
   """Reads a result back; ValueError if it is not what was written."""
-  written = checkpoints.open(folder)
+  written = huggingface.open_folder(folder)
   for name, spec in built.specs.items():
     found = written.read(name)
     if (found.shape, found.dtype) != (spec.shape, np.dtype(spec.dtype)):
