@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import subprocess
+import sys
 import time
 import types
 from pathlib import Path
@@ -16,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from merge_jax import checkpoints, recycle, storage
 from merge_jax.checkpoints import safetensors_file
 from merge_jax.evals.suite import FunctionSuite
+from merge_jax.recipes import manifest
 from merge_jax.recycle import settings, suites
 from merge_jax.recycle.pool import InputsChanged
 from merge_jax.storage import commits, leases
@@ -535,3 +538,48 @@ def test_no_place_of_others_is_written(models):
   with pytest.raises(ValueError, match="is the input gs://b/a"):
     merged(DARE, "gs://b/", "gs://b/a", overwrite=True)
   assert models.objects == before
+
+
+def test_mixed_places_have_one_digest(models):
+  files = [storage.path("gs://b/a/config.json"), Path("b/config.json")]
+  assert manifest.digest(files) == manifest.digest(reversed(files)) != manifest.digest(files[:1])
+
+
+def test_orbax_is_not_written_to_a_store_and_says_so_early(world, there, quick, tmp_path):
+  for name in ("m0", "m1"):
+    source = checkpoints.open(world / "pool" / name)
+    checkpoints.write(tmp_path / "pool" / name, source.load(), like=source, format="orbax")
+  paths = [str(tmp_path / "pool" / name) for name in ("m0", "m1")]
+  with pytest.raises(ValueError, match="Orbax checkpoints are not written to object stores"):
+    recycle.build(job(world, "gs://b/run", checkpoints=paths, base=""))
+  stores.upload(tmp_path / "pool" / "m0", "gs://b/orbax")
+  with pytest.raises(ValueError, match=r"gs://b/orbax: Orbax cannot read it \(.*gcsfs"):
+    checkpoints.open("gs://b/orbax")  # it goes its own way to a store
+
+
+COMMAND = """
+import sys, pytest, jax
+jax.config.update("jax_platforms", "cpu")
+from pathlib import Path
+from tests import stores
+stores.install(pytest.MonkeyPatch())
+stores.upload(Path(sys.argv.pop(1)), "gs://b")
+from launch import _common, {name}
+try:
+  _common.run({name}.main)
+finally:
+  print(sorted(stores.content("gs://b/out")))
+"""
+
+
+@pytest.mark.parametrize(
+  ("name", "arguments", "made"),
+  [
+    ("check", ["--checkpoints=gs://b/pool/m0,gs://b/pool/m1"], ""),
+    ("convert", ["--input=gs://b/pool/m0", "--output=gs://b/out", "--format=safetensors"], "model.safetensors"),
+  ],
+)  # fmt: skip
+def test_commands_take_such_paths(world, name, arguments, made):
+  words = [sys.executable, "-c", COMMAND.format(name=name), str(world), *arguments]
+  done = subprocess.run(words, text=True, capture_output=True, timeout=300, cwd=Path(__file__).parent.parent)
+  assert done.returncode == 0 and made in done.stdout.splitlines()[-1], done.stderr

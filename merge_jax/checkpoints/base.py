@@ -125,6 +125,9 @@ class Checkpoint(abc.ABC):
   def writer(self, folder: Path, specs: Mapping[str, Any], **options: Any) -> "Writer":
     """A writer of the same format and structure, with this one's side files and the format's options."""
 
+  def refuse_place(self, folder: Path) -> None:  # noqa: B027 (most formats can be written anywhere)
+    """Raises ValueError if a checkpoint of this format cannot be written to that place."""
+
   def copy_sidecars(self, folder: Path) -> None:
     """Copies the config, tokenizer and chat template files that there are."""
     sidecars.copy(self.path, folder)

@@ -83,6 +83,7 @@ def build(settings: Settings) -> Problem:
     raise ValueError("config: search.population is 1; expected at least 2, or 0 for the proposer's own.")
   pool, base = preflight.open_pool(settings.checkpoints, settings.base)
   _check_outputs(settings)
+  pool[0].refuse_place(settings.folder)
   if s.budget < len(pool):
     raise ValueError(
       f"config: search.budget is {s.budget}; expected at least {len(pool)}, one for each checkpoint."
