@@ -576,7 +576,7 @@ finally:
   ("name", "arguments", "made"),
   [
     ("check", ["--checkpoints=gs://b/pool/m0,gs://b/pool/m1"], ""),
-    ("convert", ["--input=gs://b/pool/m0", "--output=gs://b/out", "--format=safetensors"], "model.safetensors"),
+    ("convert", ["--input=gs://b/pool/m0", "--output=gs://b/out", "--format=safetensors"], "config.json"),
   ],
 )  # fmt: skip
 def test_commands_take_such_paths(world, name, arguments, made):

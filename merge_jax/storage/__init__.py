@@ -4,19 +4,13 @@ On local disks, and on object stores (`remote.py`): what differs between them is
 """
 
 from merge_jax.storage.folders import clear_partial as clear_partial
-from merge_jax.storage.folders import deliver as deliver
 from merge_jax.storage.folders import destination as destination
 from merge_jax.storage.folders import is_filled as is_filled
-from merge_jax.storage.folders import names as names
 from merge_jax.storage.folders import new_folder as new_folder
 from merge_jax.storage.folders import refuse_filled as refuse_filled
-from merge_jax.storage.folders import refuse_unfinished as refuse_unfinished
 from merge_jax.storage.folders import refuse_unwritable as refuse_unwritable
-from merge_jax.storage.folders import remove_tree as remove_tree
-from merge_jax.storage.folders import scratch as scratch
 from merge_jax.storage.folders import sync as sync
 from merge_jax.storage.folders import sync_tree as sync_tree
-from merge_jax.storage.folders import workroom as workroom
 from merge_jax.storage.folders import write_json as write_json
 from merge_jax.storage.folders import write_text as write_text
 from merge_jax.storage.inputs import copy_file as copy_file
@@ -35,6 +29,12 @@ from merge_jax.storage.locks import Locked as Locked
 from merge_jax.storage.locks import held as held
 from merge_jax.storage.locks import locked as locked
 from merge_jax.storage.locks import refuse_locked as refuse_locked
+from merge_jax.storage.places import deliver as deliver
+from merge_jax.storage.places import names as names
+from merge_jax.storage.places import refuse_unfinished as refuse_unfinished
+from merge_jax.storage.places import remove_tree as remove_tree
+from merge_jax.storage.places import scratch as scratch
+from merge_jax.storage.places import workroom as workroom
 from merge_jax.storage.remote import Remote as Remote
 from merge_jax.storage.remote import path as path
 from merge_jax.storage.remote import side_by_side as side_by_side

@@ -89,27 +89,23 @@ def require(folder: Remote, mine: Holder) -> None:
     )
 
 
-def refuse(folder: Remote) -> None:
-  """Raises Locked if somebody holds the folder; only looks."""
+def refuse(folder: Remote) -> bool:
+  """Raises Locked if somebody holds the folder; only looks. True if a lease that ended lies there."""
   holder = _holder(folder / NAME)
   if holder is not None and not holder.dead:
     raise Locked(
       f"{folder} is in use by process {holder.pid} of {holder.machine}, which gave a sign of life "
       f"{holder.age:.0f} s ago; wait for it or stop it. {LIFE:.0f} s after the last sign it is free."
     )
+  return holder is not None
 
 
 def _take(file: Remote, mine: Holder) -> None:
-  try:
-    file.create(_json(mine))
-    return
-  except FileExistsError:
-    refuse(file.parent)
-  file.unlink(missing_ok=True)
+  if refuse(file.parent):
+    file.unlink(missing_ok=True)
   try:
     file.create(_json(mine))
   except FileExistsError:
-    refuse(file.parent)
     raise Locked(f"{file.parent} was taken by another job this moment; wait for it or stop it.") from None
 
 
