@@ -3,8 +3,6 @@
 python -m launch.convert --input=model --output=model_orbax --format=orbax
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from merge_jax import checkpoints, preflight, storage
@@ -18,7 +16,7 @@ _FORMAT = flags.DEFINE_enum("format", None, list(checkpoints.FORMATS), "Format t
 
 def main() -> None:
   """Reads, writes, says what."""
-  source, target = checkpoints.open(_INPUT.value), Path(_OUTPUT.value).expanduser()
+  source, target = checkpoints.open(_INPUT.value), storage.destination(_OUTPUT.value, "--output")
   storage.refuse_inside(target, [source.path])
   storage.refuse_filled(target)
   preflight.require_disk(target, source.nbytes)

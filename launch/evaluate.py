@@ -3,7 +3,6 @@
 python -m launch.evaluate --checkpoints=a,b --tasks=code.jsonl,math.jsonl:loss --output=scores.json
 """
 
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -36,7 +35,7 @@ def main() -> None:
   """Scores one checkpoint after the other, by the code and the defaults of `launch.recycle`."""
   if not _CHECKPOINTS.value or not _TASKS.value:
     raise ValueError("Give --checkpoints=a,b and --tasks=a.jsonl,b.jsonl:loss.")
-  output = Path(_OUTPUT.value)
+  output = storage.path(_OUTPUT.value)
   pool = [checkpoints.open(path) for path in _CHECKPOINTS.value]
   files = [task_files.path_of(spec) for spec in _TASKS.value]
   storage.refuse_inside(output, [*(c.path for c in pool), *files])

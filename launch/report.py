@@ -4,7 +4,6 @@ python -m launch.report --run=runs/x
 """
 
 import json
-from pathlib import Path
 
 from absl import flags
 
@@ -17,7 +16,7 @@ _RUN = flags.DEFINE_string("run", None, "Output folder of launch.recycle.", requ
 
 def main() -> None:
   """Reads result and journal, writes the page."""
-  folder = Path(_RUN.value)
+  folder = storage.path(_RUN.value)
   run = recycle.RunFolder(folder)
   if not run.known or not (folder / "result.json").is_file():
     raise ValueError(

@@ -299,8 +299,8 @@ def test_folders_that_are_no_checkpoints(tmp_path, monkeypatch):
       checkpoints.open(path)
   with pytest.raises(FileNotFoundError, match="no such folder"):
     checkpoints.open(tmp_path / "none")
-  with pytest.raises(ValueError, match="remote paths are not supported yet"):
-    checkpoints.open("gs://bucket/model")
+  with pytest.raises(ValueError, match="unknown scheme 'ftp'; Known: gs, s3"):
+    checkpoints.open("ftp://host/model")
   (tmp_path / "notes.txt").write_text("")
   with pytest.raises(ValueError, match="neither a safetensors folder nor an Orbax directory"):
     checkpoints.open(tmp_path)

@@ -111,8 +111,8 @@ def test_a_signal_finishes_the_record_and_has_its_own_status(world, tmp_path, se
     ("check", [], "There is no checkpoint"),
     (
       "recycle",
-      ["--checkpoints=gs://x/y,gs://x/z", "--tasks=a.jsonl", "--output_dir=x"],
-      "not supported yet",
+      ["--checkpoints=ftp://x/y,ftp://x/z", "--tasks=a.jsonl", "--output_dir=x"],
+      "unknown scheme 'ftp'",
     ),
     ("check", ["--checkpoints=/nonexistent"], "no such folder"),
     ("chek", [], "did you mean 'check'"),

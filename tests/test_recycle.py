@@ -452,7 +452,7 @@ def test_outputs_may_lie_beside_the_inputs(world, tmp_path):
     ({"search": {"fitness": "avg"}}, "unknown fitness 'avg'"),
     ({"search": {"task_weights": "cop=1"}}, "did you mean 'copy'"),
     ({"evals": {"dtype": "float"}}, "did you mean 'float32'"),
-    ({"checkpoints": ["gs://x/y", "b"]}, "not supported yet"),
+    ({"checkpoints": ["ftp://x/y", "b"]}, "unknown scheme 'ftp'"),
     ({"checkpoints": ["/nonexistent", "/b"]}, "no such folder"),
     ({"splits": {"fractions": [0.9, 0.9, 0.1]}}, "Split fractions"),
     ({"splits": {"fractions": [0.5, 0.5, 0.0]}}, "fractions"),

@@ -136,7 +136,7 @@ class PanicException(BaseException):
 def test_what_the_library_raises_is_one_sentence(folder, monkeypatch, error):
   class Broken:
     @staticmethod
-    def from_file(path):
+    def from_buffer(path):
       raise error
 
     def encode_batch(self, texts, add_special_tokens):
@@ -153,7 +153,7 @@ def test_what_the_library_raises_is_one_sentence(folder, monkeypatch, error):
 def test_a_stop_is_not_an_error_of_the_library(folder, monkeypatch):
   class Stopped:
     @staticmethod
-    def from_file(path):
+    def from_buffer(path):
       raise KeyboardInterrupt
 
   monkeypatch.setattr("merge_jax.evals.tokens.Tokenizer", Stopped)

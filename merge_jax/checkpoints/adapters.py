@@ -122,7 +122,7 @@ def with_adapter(checkpoint: Checkpoint, folder: str | Path) -> Checkpoint:
     ValueError: no plain LoRA; a factor without its partner; a tensor that the model does not have, ties to
       another one, or has in another shape; another rank than the config's.
   """
-  folder = Path(folder).expanduser()
+  folder = storage.path(folder)
   if not folder.is_dir():
     raise FileNotFoundError(f"{folder}: there is no such folder.")
   config = lora.read_config(folder / "adapter_config.json")

@@ -95,8 +95,8 @@ class Checkpoint(abc.ABC):
   def load(self, shardings: Mapping[str, jax.sharding.Sharding] | None = None) -> dict[str, Any]:
     """All tensors on the devices: sharded by name, or whole on the default one.
 
-    Each device's part is read from the file alone. What JAX would narrow (64 bits without
-    `jax_enable_x64`) stays on the host, a numpy array in its stored dtype. See also `place`.
+    Of a sharded tensor the part that this process's devices need is read, once. What JAX would narrow (64
+    bits without `jax_enable_x64`) stays on the host, a numpy array in its stored dtype. See also `place`.
     """
     return self.load_some({name: None if shardings is None else shardings[name] for name in self.specs})
 
@@ -120,7 +120,16 @@ class Checkpoint(abc.ABC):
       return self.read(name)
     if sharding is None:
       return jax.device_put(self.read(name))
-    return jax.make_array_from_callback(spec.shape, sharding, lambda index: self.read(name, index))
+    indices = sharding.addressable_devices_indices_map(spec.shape).values()
+    spans = [_spans(spec.shape, index) for index in indices]
+    box = tuple(slice(min(s for s, _ in axis), max(e for _, e in axis)) for axis in zip(*spans, strict=True))
+    part = self.read(name, box)
+
+    def cut(index: Index | None) -> np.ndarray:
+      inside = zip(_spans(spec.shape, index), box, strict=True)
+      return part[tuple(slice(start - whole.start, end - whole.start) for (start, end), whole in inside)]
+
+    return jax.make_array_from_callback(spec.shape, sharding, cut)
 
   @abc.abstractmethod
   def files(self) -> tuple[Path, ...]:
@@ -129,6 +138,9 @@ class Checkpoint(abc.ABC):
   @abc.abstractmethod
   def writer(self, folder: Path, specs: Mapping[str, Any], **options: Any) -> "Writer":
     """A writer of the same format and structure, with this one's side files and the format's options."""
+
+  def refuse_place(self, folder: Path) -> None:  # noqa: B027 (most formats can be written anywhere)
+    """Raises ValueError if a checkpoint of this format cannot be written to that place."""
 
   def copy_sidecars(self, folder: Path) -> None:
     """Copies the config, tokenizer and chat template files that there are."""
@@ -263,6 +275,12 @@ class Writer(abc.ABC):
 
   def abandon(self) -> None:  # noqa: B027 (there may be nothing to let go of)
     """Lets go of what is open; what is complete stays, for a writer that resumes."""
+
+
+def _spans(shape: tuple[int, ...], index: Index | None) -> list[tuple[int, int]]:
+  """Where a slice of a tensor starts and ends on each axis."""
+  whole = (slice(None),) * len(shape)
+  return [part.indices(length)[:2] for part, length in zip(index or whole, shape, strict=True)]
 
 
 def narrowed(dtype: Any) -> bool:

@@ -4,6 +4,7 @@ Several processes of a job can fill one folder: each writes its share of the ten
 completes the files that it has for itself; the lead does all else.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -39,7 +40,8 @@ class FolderWriter(Writer):
   """Writes one safetensors file, or shards with an index, and holds no tensor.
 
   A file has its full size from the start, but its header comes last, when all of its tensors are on the
-  disk: an unfinished one is no safetensors file.
+  disk: an unfinished one is no safetensors file. On an object store a file comes when it is complete; until
+  then it lies in a folder for temporary files.
 
   Args:
     folder, specs, like: see `Writer`. Tensors lie in the order of `specs`; written in that order, one
@@ -83,21 +85,24 @@ class FolderWriter(Writer):
         shard.size += nbytes(self._specs[name])
       self._shards.append(shard)
     kept: list[str] = []
+    self._exit = contextlib.ExitStack()
+    self._room = self._exit.enter_context(storage.workroom(folder))
     if self._lead:
       with storage.writing(folder):
         (folder / INDEX).unlink(missing_ok=True)  # that of older shards would hide the new file
         kept = self._kept(resume)
-      lacking = {shard.file: shard.size for shard in self._shards if not shard.left <= set(kept)}
-      storage.require_space(folder, sum(lacking.values()))
+      sizes = [shard.size for shard in self._shards if not shard.left <= set(kept)]
+      storage.require_space(self._room, sum(sizes) if self._room == folder else 2 * max(sizes, default=0))
     self._divide(groups, frozenset(host.broadcast(kept) if together else kept))
     for name in self._done:
       del self._left[name]
 
   def _divide(self, groups: Sequence[Sequence[str]], kept: frozenset[str]) -> None:
-    """Leaves each shard what this process writes."""
+    """Leaves each shard what this process writes; on a store, where a file is one object, whole ones."""
     sizes = [{name: nbytes(self._specs[name]) for name in names if name not in kept} for names in groups]
     count, index = (host.count(), host.index()) if self._together else (1, 0)
-    owners = sharing.owners([shard for shard in sizes if shard], count)
+    cut = self._room == self.folder
+    owners = sharing.owners([shard for shard in sizes if shard], count, cut=cut)
     for shard, names in zip(self._shards, sizes, strict=True):
       shard.ours = len({owners[name] for name in names}) > 1
       shard.left = {name for name in names if owners[name] == index}
@@ -147,7 +152,8 @@ class FolderWriter(Writer):
     with self._lock:
       if shard.descriptor is None:
         new = os.O_NOFOLLOW if shard.ours else os.O_EXCL
-        shard.descriptor = os.open(shard.file, os.O_WRONLY | os.O_CREAT | new, 0o666)
+        file = self._room / shard.file.name
+        shard.descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | new, 0o666)
         os.truncate(shard.descriptor, shard.size)
       return shard.descriptor
 
@@ -159,6 +165,7 @@ class FolderWriter(Writer):
     os.fsync(descriptor)
     os.close(descriptor)
     shard.descriptor = None
+    storage.deliver(self._room / shard.file.name, shard.file)
 
   def _complete(self) -> None:
     if self._together:
@@ -169,6 +176,7 @@ class FolderWriter(Writer):
       host.barrier("all tensors")
     if not self._lead:
       self._let_go()
+      self._exit.close()
       return
     with storage.writing(self.folder):
       for shard in self._shards:
@@ -179,6 +187,7 @@ class FolderWriter(Writer):
         where = {name: shard.file.name for name, (shard, _) in self._places.items()}
         index = {"metadata": {"total_size": total}, "weight_map": where}
         (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    self._exit.close()
 
   def _accompany(self) -> None:
     if self._lead:
@@ -187,7 +196,8 @@ class FolderWriter(Writer):
   def abandon(self) -> None:
     """Removes the files that are not complete."""
     for shard in self._let_go():
-      shard.file.unlink(missing_ok=True)
+      (self._room / shard.file.name).unlink(missing_ok=True)
+    self._exit.close()
 
   def _let_go(self) -> list[_Shard]:
     """Closes the files that are open."""
@@ -214,8 +224,7 @@ def _groups(specs: Mapping[str, jax.ShapeDtypeStruct], limit: int) -> list[list[
 def _is_complete(shard: _Shard) -> bool:
   if shard.file.is_symlink() or not shard.file.is_file() or shard.file.stat().st_size != shard.size:
     return False
-  with shard.file.open("rb") as stream:
-    return stream.read(len(shard.header)) == shard.header
+  return b"".join(storage.read_ranges(shard.file, [(0, len(shard.header))])) == shard.header
 
 
 def _write(descriptor: int, content: memoryview, at: int) -> None:

@@ -1,11 +1,11 @@
 """The table of formats, and what asks it."""
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from merge_jax import storage
 from merge_jax.checkpoints import float8, huggingface, pickles
 from merge_jax.checkpoints.base import Checkpoint, Writer
 from merge_jax.errors import unknown
@@ -35,7 +35,7 @@ def _orbax() -> ModuleType:
 
 
 def _is_orbax(folder: Path) -> bool:
-  return any(os.path.lexists(folder / name) for name in ("_CHECKPOINT_METADATA", "_METADATA"))
+  return any(storage.lexists(folder / name) for name in ("_CHECKPOINT_METADATA", "_METADATA"))
 
 
 FORMATS = {
@@ -54,29 +54,28 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
   """Opens a checkpoint; no tensor is read.
 
   Args:
-    path: a Hugging Face folder with safetensors, one file of it, or an Orbax directory; `~` is the user's
-      home. Any architecture will do: names and shapes are all that is looked at. Block-scaled float8 is
-      opened as the float32 numbers that it stands for.
+    path: a Hugging Face folder with safetensors, one file of it, or an Orbax directory; on a disk (`~` is the
+      user's home) or an object store (`gs://bucket/folder`, `s3://bucket/folder`), where tensors and slices
+      are read by ranges of bytes. Any architecture will do: names and shapes are all that is looked at.
+      Block-scaled float8 is opened as the float32 numbers that it stands for.
 
   Raises:
     FileNotFoundError: no such folder or file.
-    ValueError: an empty or remote path, damaged files, pickles, adapters without their base, packed or
-      otherwise quantised weights, folders of no known format.
+    ValueError: an empty path, a scheme that is not known or not installed, damaged files, pickles, adapters
+      without their base, packed or otherwise quantised weights, folders of no known format.
   """
   text = str(path)
   if not text:
     raise ValueError("The path of a checkpoint is empty; expected a folder or a safetensors file.")
-  if "://" in text:
-    raise ValueError(f"{text}: remote paths are not supported yet; copy the folder to a local disk.")
   try:
-    there = Path(path).expanduser()
+    there = storage.path(path)
   except RuntimeError:
     raise ValueError(f"{text}: there is no such user, whose home `~` would be.") from None
   return float8.dequantised(_open_folder(there) if there.is_dir() else _open_file(there))
 
 
 def _open_file(file: Path) -> Checkpoint:
-  if not os.path.lexists(file):
+  if not storage.lexists(file):
     raise FileNotFoundError(f"{file}: there is no such folder or file.")
   if file.suffix in pickles.SUFFIXES:
     raise ValueError(pickles.refusal(file, [file]))
@@ -86,6 +85,7 @@ def _open_file(file: Path) -> Checkpoint:
 
 
 def _open_folder(folder: Path) -> Checkpoint:
+  storage.refuse_unfinished(folder)
   for row in FORMATS.values():
     if row.detect(folder):
       return row.open(folder)

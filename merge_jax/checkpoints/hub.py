@@ -3,16 +3,18 @@
 import re
 from pathlib import Path
 
+from merge_jax import storage
+
 _REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@(\S+))?")
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
 _UNWANTED = ["*/*", "consolidated*"]  # a repository is one checkpoint; Mistral's hold theirs twice
 
 
 def resolve(text: str | Path, revision: str | None = None) -> Path:
-  """A local path as it is, else the snapshot of a repository in the hub's cache, downloaded if need be.
+  """A path on a disk or an object store as it is, else the snapshot of a repository in the hub's cache.
 
-  Cache (`HF_HOME`), offline mode (`HF_HUB_OFFLINE=1`) and tokens (`HF_TOKEN`, `hf auth login`) are those of
-  `huggingface_hub`.
+  It is downloaded if need be. Cache (`HF_HOME`), offline mode (`HF_HUB_OFFLINE=1`) and tokens (`HF_TOKEN`,
+  `hf auth login`) are those of `huggingface_hub`.
 
   Args:
     text: a path that exists, `org/name`, or `org/name@revision`; `~` is the user's home.
@@ -29,7 +31,7 @@ def resolve(text: str | Path, revision: str | None = None) -> Path:
   text = str(text)
   if not text:
     raise FileNotFoundError("The path of a model is empty; expected a folder, a file or org/name.")
-  if (path := Path(text).expanduser()).exists():
+  if (path := storage.path(text)).exists():
     if revision is not None:
       raise ValueError(f"{text}: is a local path, which has no revision {revision!r}; leave it out.")
     return path

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import mmap
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +26,7 @@ class _Index(msgspec.Struct):
 
 @dataclasses.dataclass(frozen=True)
 class Folder(Checkpoint):
-  """A folder of safetensors files; `read` gives views of the mapped files."""
+  """A folder of safetensors files; `read` gives views of the mapped files, of those on a store copies."""
 
   format = "safetensors"
   entries: Mapping[str, Entry]
@@ -35,6 +34,8 @@ class Folder(Checkpoint):
   _maps: dict[Path, mmap.mmap] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
   def _stored(self, name: str, index: Index | None) -> np.ndarray:
+    if isinstance(self.entries[name].file, storage.Remote):
+      return safetensors_file.fetch(self.entries[name], index or ())
     return safetensors_file.view(name, self.entries[name], self._maps)[index or ()]
 
   def release(self, name: str) -> None:
@@ -66,7 +67,7 @@ class File(Folder):
 
 def detect(folder: Path) -> bool:
   """Whether the folder holds safetensors."""
-  return os.path.lexists(folder / INDEX) or any(folder.glob("*.safetensors"))
+  return storage.lexists(folder / INDEX) or any(folder.glob("*.safetensors"))
 
 
 def open_folder(folder: Path) -> Folder:
@@ -81,8 +82,8 @@ def open_folder(folder: Path) -> Folder:
   entries: dict[str, Entry] = {}
   listed = _listed(folder)
   files = _files(folder, listed)
-  for file in files:
-    for name, entry in safetensors_file.read_header(file).items():
+  for file, found in zip(files, storage.side_by_side(safetensors_file.read_header, files), strict=True):
+    for name, entry in found.items():
       if name in entries:
         raise ValueError(f"{folder}: tensor {name!r} is in {entries[name].file.name} and {file.name}.")
       entries[name] = entry
@@ -110,7 +111,7 @@ def open_file(file: Path) -> File:
 
 def _listed(folder: Path) -> dict[str, str] | None:
   path = folder / INDEX
-  if not os.path.lexists(path):
+  if not storage.lexists(path):
     return None
   raw = bytes(decoding.decode(storage.read_bytes(path), _Index, str(path)).weight_map)
   listed = decoding.decode(raw, dict[str, str], f"{path}: weight_map")
@@ -125,7 +126,7 @@ def _files(folder: Path, listed: Mapping[str, str] | None) -> tuple[Path, ...]:
   if listed is not None:
     return tuple(_shard(folder, name) for name in sorted(set(listed.values())))
   one = folder / "model.safetensors"
-  return (one,) if os.path.lexists(one) else _unlisted(folder)
+  return (one,) if storage.lexists(one) else _unlisted(folder)
 
 
 def _unlisted(folder: Path) -> tuple[Path, ...]:
@@ -159,7 +160,7 @@ def _shard(folder: Path, name: str) -> Path:
   file, home, where = folder / name, folder.resolve(), f"{folder / INDEX} names {name!r}"
   if Path(name).name != name or name in ("", ".."):
     raise ValueError(f"{where}; expected the plain name of a file beside it.")
-  if not os.path.lexists(file):
+  if not storage.lexists(file):
     raise ValueError(f"{where}, which is not there.")
   target = file.resolve()
   cached = home.parent.name == "snapshots" and target.parent == home.parent.parent / "blobs"

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,13 +91,28 @@ class Tree(Checkpoint):
     """
     return TreeWriter(folder, specs, self, tree=self, **options)
 
+  def refuse_place(self, folder: Path) -> None:
+    """Object stores are refused."""
+    _refuse_store(folder)
+
+
+def _refuse_store(folder: Path) -> None:
+  """Saving replaces the folder, with what tells there that it is not whole yet."""
+  if isinstance(folder, storage.Remote):
+    raise ValueError(
+      f"{folder}: Orbax checkpoints are not written to object stores; write to a disk and copy, or convert "
+      "the inputs to safetensors: python -m launch.convert."
+    )
+
 
 def open_folder(folder: Path) -> Tree:
   """Opens a directory that `ocp.save` wrote; reads metadata alone.
 
   Raises:
-    ValueError: not an Orbax checkpoint of arrays.
+    ValueError: not an Orbax checkpoint of arrays, or on a store that Orbax does not read.
   """
+  if isinstance(folder, storage.Remote) and not str(folder).startswith("gs://"):
+    raise ValueError(f"{folder}: Orbax reads disks and gs:// alone; copy the folder to one of them.")
   folder = folder.resolve()  # Orbax refuses relative paths
   for path in _tree_files(folder):
     storage.refuse_special(path)
@@ -117,10 +131,10 @@ def open_folder(folder: Path) -> Tree:
 
 
 def _tree_files(folder: Path) -> list[Path]:
-  nested = not os.path.lexists(folder / _TREE)  # as `ocp.save` writes: the tree has a folder of its own
-  homes = [p for p in folder.iterdir() if p.is_dir() and (not nested or os.path.lexists(p / _TREE))]
+  nested = not storage.lexists(folder / _TREE)  # as `ocp.save` writes: the tree has a folder of its own
+  homes = [p for p in folder.iterdir() if p.is_dir() and (not nested or storage.lexists(p / _TREE))]
   tree = (path for home in homes for path in home.rglob("*") if not path.is_dir())
-  return sorted([*tree, *(folder / name for name in _MARKS if os.path.lexists(folder / name))])
+  return sorted([*tree, *(folder / name for name in _MARKS if storage.lexists(folder / name))])
 
 
 class TreeWriter(Writer):
@@ -137,6 +151,7 @@ class TreeWriter(Writer):
   def __init__(
     self, folder: Path, specs: Mapping[str, Any], like: Checkpoint | None = None, *, tree: Tree | None = None
   ):
+    _refuse_store(folder)
     super().__init__(folder, specs, like)
     if tree is not None and (other := self._specs.keys() ^ tree.specs.keys()):
       raise ValueError(

@@ -1,12 +1,19 @@
 """One safetensors file. The `safetensors` library checks it; what it accepts is mapped, not read.
 
+Of a file on an object store the header alone is read, then ranges of bytes as tensors are asked for.
+
 Headers that we write are padded so that the data start at a multiple of 64 bytes, where XLA uses
 host memory in place.
 """
 
+import contextlib
+import itertools
 import json
+import math
 import mmap
-from collections.abc import Mapping
+import operator
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +34,8 @@ DTYPES: dict[str, Any] = {
 }  # fmt: skip
 _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 ALIGNMENT = 64
+GAP = 1 << 18  # bytes that cost less to read than another request to a store
+LONGEST_HEADER = 100_000_000  # that the library reads
 
 
 class Entry(NamedTuple):
@@ -45,7 +54,7 @@ def read_header(file: Path) -> dict[str, Entry]:
   """
   storage.refuse_special(file)
   try:
-    with safetensors.safe_open(file, "numpy") as opened:
+    with _local(file) as local, safetensors.safe_open(local, "numpy") as opened:
       views = {name: opened.get_slice(name) for name in opened.offset_keys()}
       found = {name: (view.get_dtype(), tuple(view.get_shape())) for name, view in views.items()}
   except safetensors.SafetensorError as error:
@@ -58,6 +67,22 @@ def read_header(file: Path) -> dict[str, Entry]:
     entries[name] = Entry(file, start, spec)
     start += nbytes(spec)
   return entries
+
+
+@contextlib.contextmanager
+def _local(file: Path) -> Iterator[Path]:
+  """The file; of one on a store its header in a sparse file of its size, for the library to check."""
+  if not isinstance(file, storage.Remote):
+    yield file
+    return
+  size = file.stat().st_size
+  with tempfile.NamedTemporaryFile(prefix="merge_jax-") as sparse:
+    length = b"".join(file.chunks([(0, min(8, size))]))
+    end = min(8 + min(int.from_bytes(length, "little"), LONGEST_HEADER), size)
+    sparse.writelines([length, *file.chunks([(8, end)])])
+    sparse.truncate(size)
+    sparse.flush()
+    yield Path(sparse.name)
 
 
 def _spec(file: Path, name: str, dtype: str, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
@@ -85,6 +110,46 @@ def view(name: str, entry: Entry, maps: dict[Path, mmap.mmap]) -> np.ndarray:
   if start + nbytes(spec) > len(maps[file]):
     raise ValueError(f"{file}: tensor {name!r} lies behind its end; the file changed after it was opened.")
   return np.frombuffer(maps[file], spec.dtype, spec.size, start).reshape(spec.shape)
+
+
+def fetch(entry: Entry, index: tuple[slice, ...]) -> np.ndarray:
+  """A slice of a tensor, read by as few ranges of bytes as pay, where a file cannot be mapped.
+
+  Rows that lie together are one range. Where later axes are cut, what lies between the parts that are asked
+  for is read, too, as long as it is short.
+
+  Args:
+    entry: the tensor.
+    index: slices of its first axes.
+
+  Raises:
+    ValueError: the file is shorter than it was.
+  """
+  file, start, spec = entry
+  shape, item = spec.shape or (1,), np.dtype(spec.dtype).itemsize
+  index = (*index, *[slice(None)] * (len(shape) - len(index)))
+  read = [_span(part, length) for part, length in zip(index, shape, strict=True)]
+  strides = [item * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+  run = len(shape) - 1  # a range runs along this axis, and over all of those behind it
+  while run > 0 and (shape[run] - len(read[run])) * strides[run] <= GAP:
+    read[run] = range(shape[run])
+    run -= 1
+  value = np.empty(tuple(map(len, read)), spec.dtype)
+  if value.size:
+    first, end = read[run].start * strides[run], read[run].stop * strides[run]
+    outer = (start + sum(map(operator.mul, place, strides)) for place in itertools.product(*read[:run]))
+    flat, at = value.reshape(-1).view(np.uint8), 0
+    for content in storage.read_ranges(file, ((origin + first, origin + end) for origin in outer)):
+      flat[at : at + len(content)] = np.frombuffer(content, np.uint8)
+      at += len(content)
+  cut = (part if len(r) == n else slice(None) for part, r, n in zip(index, read, shape, strict=True))
+  return value[tuple(cut)] if spec.shape else value[0]
+
+
+def _span(part: slice, length: int) -> range:
+  """The places of an axis to read for a slice: its own, or all if they do not lie side by side."""
+  start, end, step = part.indices(length)
+  return range(start, max(start, end)) if step == 1 else range(length)
 
 
 def release(entry: Entry, maps: Mapping[Path, mmap.mmap]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 
-def owners(shards: Sequence[Mapping[str, int]], count: int) -> dict[str, int]:
+def owners(shards: Sequence[Mapping[str, int]], count: int, *, cut: bool = True) -> dict[str, int]:
   """Which of `count` processes writes each tensor.
 
   Neighbours stay together, and every process has about as many bytes. Shards are not cut where there are
@@ -12,13 +12,18 @@ def owners(shards: Sequence[Mapping[str, int]], count: int) -> dict[str, int]:
   Args:
     shards: of each file its tensors and their bytes, in order.
     count: of processes.
+    cut: whether several processes can write one file.
 
   >>> owners([{"a": 4, "b": 4}, {"c": 8}], 2)
   {'a': 0, 'b': 0, 'c': 1}
   >>> owners([{"a": 4, "b": 2, "c": 2}], 2)
   {'a': 0, 'b': 1, 'c': 1}
   """
-  units = shards if len(shards) >= count else [{name: n} for shard in shards for name, n in shard.items()]
+  units = (
+    shards
+    if len(shards) >= count or not cut
+    else [{name: n} for shard in shards for name, n in shard.items()]
+  )
   weights = [sum(unit.values()) + 1 for unit in units]  # also an empty tensor lies somewhere
   total, before = sum(weights), 0.0
   found: dict[str, int] = {}

@@ -2,8 +2,6 @@
 
 import fnmatch
 import json
-import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,13 +37,13 @@ def sidecars(folder: Path) -> tuple[Path, ...]:
 def copy(source: Path, target: Path) -> None:
   """Copies the side files that there are."""
   for path in sidecars(source):
-    shutil.copyfile(path, target / path.name)
+    storage.copy_file(path, target / path.name)
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
   """`config.json`, or None if there is none; ValueError if it is not a JSON object."""
   path = folder / "config.json"
-  if not os.path.lexists(path):
+  if not storage.lexists(path):
     return None
   text = storage.read_bytes(path).removeprefix(b"\xef\xbb\xbf")
   try:

@@ -51,6 +51,10 @@ class View(Checkpoint, abc.ABC):
     """That of the source."""
     return self.source.writer(folder, specs, **options)
 
+  def refuse_place(self, folder: Path) -> None:
+    """That of the source."""
+    self.source.refuse_place(folder)
+
   def copy_sidecars(self, folder: Path) -> None:
     """Those of the source."""
     self.source.copy_sidecars(folder)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from merge_jax import storage
 from merge_jax.decoding import decode
 from merge_jax.errors import shown
 from merge_jax.evals import metrics
@@ -147,7 +148,7 @@ def _path_and_metric(spec: str) -> tuple[Path, metrics.Metric | None]:
 
 def _expanded(path: str) -> Path:
   try:
-    return Path(path).expanduser()
+    return storage.path(path)
   except RuntimeError as error:
     raise ValueError(f"Task file {shown(path)}: {error}") from None
 

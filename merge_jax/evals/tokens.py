@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 from tokenizers import Tokenizer
 
+from merge_jax import storage
 from merge_jax.decoding import convert, decode
 from merge_jax.errors import in_library, shown
 
@@ -61,14 +62,16 @@ class Tokens:
       FileNotFoundError: no `tokenizer.json`.
       ValueError: one of the files cannot be read, or the end-of-text token is not in the tokenizer.
     """
-    path = Path(folder) / "tokenizer.json"
+    folder = storage.path(folder)
+    path = folder / "tokenizer.json"
     if not path.is_file():
       raise FileNotFoundError(f"{folder} has no tokenizer.json; built-in tasks need one.")
+    content = path.read_bytes()
     with in_library(f"{path} is not a tokenizer"):
-      tokenizer = Tokenizer.from_file(str(path))
+      tokenizer = Tokenizer.from_buffer(content)
       tokenizer.no_padding()
       tokenizer.no_truncation()
-    return cls(tokenizer, _eos(Path(folder), tokenizer), str(path))
+    return cls(tokenizer, _eos(folder, tokenizer), str(path))
 
   def prompts(self, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of prompts, special tokens included."""

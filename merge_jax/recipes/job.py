@@ -6,7 +6,6 @@ of whole models are measured by every one. The lead makes the folder, what is in
 
 import contextlib
 import json
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -128,7 +127,7 @@ def run(
       made[str(recipe.name)] = checkpoints.open(place)
   if host.is_lead() and len(recipes) > 1:
     for recipe in recipes[:-1]:
-      shutil.rmtree(stages / str(recipe.name))
+      storage.remove_tree(stages / str(recipe.name))
     stages.rmdir()
   return built
 
@@ -148,19 +147,19 @@ def _folder(
     path, *told = host.broadcast()
     if told != [job, verify]:
       raise ValueError("This process has another merge than the lead: other inputs, versions or flags.")
-    if path is not None and not Path(path).is_dir():
+    if path is not None and not storage.path(path).is_dir():
       raise FileNotFoundError(
         f"{path} is not seen here; all processes must share the file system of the output."
       )
     host.barrier("the plan")
-    yield None if path is None else Path(path)
+    yield None if path is None else storage.path(path)
   elif stage and manifest.matches(place, record):
     host.broadcast([None, job, verify])
     host.barrier("the plan")
     yield None
   else:
-    if stage:  # of another merge, or what a kill left of it while it was removed
-      shutil.rmtree(place, ignore_errors=True)
+    if stage and storage.is_filled(place):  # of another merge, or what is left of its removal
+      storage.remove_tree(place)
     with storage.new_folder(place, owned=owned, resume=job) as partial:
       host.broadcast([str(partial), job, verify])
       host.barrier("the plan")

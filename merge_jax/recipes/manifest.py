@@ -1,7 +1,6 @@
 """What a merge was made from and what came of it: `merge_manifest.json`."""
 
 import importlib.metadata
-import os
 import platform
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,15 +47,17 @@ def make(built: Built, seed: int) -> Manifest:
 def digest(files: Iterable[Path]) -> str:
   """One digest of the files of an input, wherever they lie; see `storage.digest`."""
   listed = list(files)
-  root = os.path.commonpath([file.parent for file in listed]) if listed else "."
-  return storage.digest(listed, Path(root))
+  folders = [file.parent for file in listed] or [Path()]
+  roots = (folders[0], *folders[0].parents)
+  shared = (root for root in roots if all(folder.is_relative_to(root) for folder in folders))
+  return storage.digest(listed, next(shared, folders[0]))  # of a store and a disk nothing is shared
 
 
 def outputs(folder: Path) -> dict[str, str]:
   """A digest of every file of a finished folder, but for the manifest."""
-  files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
-  names = {file.relative_to(folder).as_posix(): file for file in files if file.name != NAME}
-  return {name: storage.digest([file], folder) for name, file in names.items()}
+  files = sorted(folder / name for name in storage.names(folder))
+  ours = [file for file in files if file.name != NAME and not file.name.startswith(".")]
+  return {file.relative_to(folder).as_posix(): storage.digest([file], folder) for file in ours}
 
 
 def write(folder: Path, manifest: Manifest) -> None:
@@ -69,7 +70,7 @@ def write(folder: Path, manifest: Manifest) -> None:
 def matches(folder: Path, manifest: Manifest) -> bool:
   """Whether a folder is what this manifest would make, with all of its files."""
   path = folder / NAME
-  if not path.is_file():
+  if not storage.is_filled(folder) or not path.is_file():
     return False
   found = decoding.decode(storage.read_bytes(path), Manifest, str(path))
   return msgspec.structs.replace(found, outputs={}) == manifest and found.outputs == outputs(folder)
@@ -82,7 +83,7 @@ def owned(folder: Path) -> list[str] | None:
     FileExistsError: a folder with other content.
     ValueError: a manifest that cannot be read.
   """
-  if not folder.exists() or not any(folder.iterdir()):
+  if not storage.is_filled(folder):
     return None
   path = folder / NAME
   if not path.is_file():

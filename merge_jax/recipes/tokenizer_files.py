@@ -1,7 +1,6 @@
 """The files beside the tensors that belong to a tokenizer: read, carried over, extended."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def read(folder: Path) -> Tokenizer:
 
 def of(folder: Path) -> dict[str, bytes]:
   """The files of a folder that belong to its tokenizer, by name."""
-  return {name: storage.read_bytes(folder / name) for name in FILES if os.path.lexists(folder / name)}
+  return {name: storage.read_bytes(folder / name) for name in FILES if storage.lexists(folder / name)}
 
 
 def extended(files: Mapping[str, bytes], tokenizer: Tokenizer, added: Sequence[str]) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ import numpy as np
 
 import merge_jax
 from merge_jax import checkpoints, host, storage, streaming
-from merge_jax.checkpoints import sidecars
+from merge_jax.checkpoints import huggingface, sidecars
 from merge_jax.checkpoints.folder_writer import FolderWriter
 from merge_jax.recipes import card, manifest, vocabulary
 from merge_jax.recipes.built import Built
@@ -86,14 +86,16 @@ def _verify(folder: Path, specs: Mapping[str, jax.ShapeDtypeStruct], digests: Ma
   except ValueError as error:
     fault = str(error)
   if fault := next(filter(None, host.gather(fault)), None):
-    for file in folder.iterdir() if host.is_lead() else ():  # a resumed merge must not take them for good
-      file.unlink()
+    for name in (
+      storage.names(folder) if host.is_lead() else ()
+    ):  # a resumed merge must not take them for good
+      (folder / name).unlink(missing_ok=True)
     raise ValueError(fault)
 
 
 def _read_back(folder: Path, specs: Mapping[str, jax.ShapeDtypeStruct], digests: Mapping[str, str]) -> None:
   """Reads tensors of a result back; ValueError if one is not what was written."""
-  written = checkpoints.open(folder)
+  written = huggingface.open_folder(folder)  # one that is being filled
   for name, spec in specs.items():
     found = written.read(name)
     if (found.shape, found.dtype) != (spec.shape, np.dtype(spec.dtype)):

@@ -69,7 +69,7 @@ class RunFolder:
     """Raises Refused if the folder holds anything but a run's files, hidden ones and the job's own inputs."""
     if self.known or not self.path.is_dir():
       return
-    if (self.path / manifests.NAME).exists() and (self.path / JOURNAL).exists():
+    if (self.path / manifests.NAME).exists() and storage.has_lines(self.path / JOURNAL):
       raise Refused(
         f"{self.path} holds a run of an older merge_jax, without {MARKER}; choose another --output_dir."
       )
@@ -86,7 +86,7 @@ class RunFolder:
     if not self.known:
       return
     old = manifests.read(self.path)
-    has_journal = (self.path / JOURNAL).exists()
+    has_journal = storage.has_lines(self.path / JOURNAL)
     for name, missing in (
       (manifests.NAME, old is None and has_journal),
       (JOURNAL, self._concluded and not has_journal),
@@ -111,7 +111,7 @@ class RunFolder:
   def finished(self, new: Manifest) -> bool:
     """Whether the run is complete, with this budget, and all it wrote is there."""
     marker = self._marker
-    if marker is None or not marker.result or not all((self.path / name).is_file() for name in marker.wrote):
+    if marker is None or not marker.result or not all(map(self._has, marker.wrote)):
       return False
     if (old := manifests.read(self.path)) is None:
       return False
@@ -120,6 +120,10 @@ class RunFolder:
       old == msgspec.structs.replace(now, topologies=old.topologies)
       and _digest((self.path / RESULT).read_bytes()) == marker.result
     )
+
+  def _has(self, name: str) -> bool:
+    file = self.path / name
+    return storage.has_lines(file) if name == JOURNAL else file.is_file()
 
   def claim(self, manifest: Manifest) -> None:
     """Marks the folder as a run's and writes its manifest, or that of a larger budget; needs the lock."""
@@ -138,7 +142,7 @@ class RunFolder:
     for name in marker.wrote:
       file = self.path / name
       if file.parent.resolve().is_relative_to(self.path.resolve()):  # never through a user's link
-        file.unlink(missing_ok=True)
+        storage.remove_lines(file) if name == JOURNAL else file.unlink(missing_ok=True)
     for name in (FIGURES, MERGED, PROFILE):
       folder = self.path / name
       if folder.is_dir() and not any(folder.iterdir()):
@@ -163,8 +167,7 @@ class RunFolder:
     owned = [str(Path(file).relative_to(name)) for file in old if Path(file).parts[0] == name]
     with storage.new_folder(self.path / name, owned=owned) as partial:
       yield partial
-      files = [path for path in partial.rglob("*") if path.is_file()]
-      self.add([str(Path(name) / path.relative_to(partial)) for path in files])
+      self.add([str(Path(name) / file) for file in storage.names(partial)])
 
   def add(self, names: Iterable[str], *, result: str | None = None) -> None:
     """Lists files before they are written."""

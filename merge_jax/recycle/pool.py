@@ -20,24 +20,31 @@ class InputsChanged(RuntimeError):
 
 
 class Watch:
-  """Notices a file that changes under a running job: tensors are read in place, where that is possible."""
+  """Notices a file that changes under a running job: tensors are read in place, where that is possible.
+
+  Files on an object store were copied when they were read, and asking for each of them takes a while.
+  """
 
   def __init__(self, files: list[Path]):
     self._files = files
     self._before = storage.fingerprint(files)
 
-  def check(self) -> None:
-    """Raises InputsChanged for the first file that is not as it was."""
-    for name, before in self._before.items():
-      try:
-        now = storage.fingerprint([Path(name)])
-      except OSError:
-        now = {}
-      if now.get(name) != before:
+  def check(self, *, copied: bool = False) -> None:
+    """Raises InputsChanged for the first file that is not as it was; those on a store only if asked for."""
+    files = [file for file in self._files if copied or not isinstance(file, storage.Remote)]
+    for file, now in zip(files, storage.side_by_side(_version, files), strict=True):
+      if now != self._before[file.as_posix()]:
         raise InputsChanged(
-          f"{name} changed while the job ran, so that its scores cannot be trusted; start it again with "
+          f"{file} changed while the job ran, so that its scores cannot be trusted; start it again with "
           "--overwrite."
         )
+
+
+def _version(file: Path) -> list[int] | None:
+  try:
+    return storage.fingerprint([file])[file.as_posix()]
+  except (FileNotFoundError, NotADirectoryError, PermissionError):
+    return None
 
 
 class Watched(NamedTuple):
@@ -74,6 +81,7 @@ def place(problem: Problem) -> Pool:
   """Reads the tensors to where they are held, prepares the merges and makes the objective."""
   watch, search = Watch(problem.files), problem.settings.search
   merges = _on_devices(problem) if problem.memory == "device" else _windows(problem)
+  watch.check(copied=True)
   objective = problem.suite.objective(merges, search.batch, problem.layout, in_turn=search.in_turn)
   return Pool(merges, Watched(objective, watch))
 

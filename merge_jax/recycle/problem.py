@@ -72,7 +72,7 @@ class Problem:
   def files(self) -> list[Path]:
     """Every file that is read."""
     tensors = [file for checkpoint in self.checkpoints for file in checkpoint.files()]
-    return [*tensors, *map(Path, self.suite.digests())]
+    return [*tensors, *map(storage.path, self.suite.digests())]
 
 
 def build(settings: Settings) -> Problem:
@@ -89,6 +89,7 @@ def build(settings: Settings) -> Problem:
     raise ValueError("config: search.population is 1; expected at least 2, or 0 for the proposer's own.")
   pool, base = preflight.open_pool(settings.checkpoints, settings.base)
   _check_outputs(settings)
+  pool[0].refuse_place(settings.folder)
   if s.budget < len(pool):
     raise ValueError(
       f"config: search.budget is {s.budget}; expected at least {len(pool)}, one for each checkpoint."
@@ -141,7 +142,7 @@ def _check_lists(settings: Settings) -> None:
 
 def _inputs(settings: Settings) -> Iterator[Path]:
   for path in (*settings.checkpoints, *([settings.base] if settings.base else [])):
-    yield Path(path).expanduser()
+    yield storage.path(path)
   yield from suites.files(settings)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from merge_jax import decoding
+from merge_jax import decoding, storage
 
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -143,8 +143,8 @@ class Settings(Part, frozen=True):
 
   @property
   def folder(self) -> Path:
-    """The output folder, a leading `~` expanded."""
-    return Path(self.output_dir).expanduser()
+    """The output folder, a leading `~` expanded, or one on an object store."""
+    return storage.path(self.output_dir)
 
 
 def from_mapping(values: Mapping[str, Any]) -> Settings:

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from merge_jax import checkpoints, evals, models
+from merge_jax import checkpoints, evals, models, storage
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.evals import tasks as task_files
 from merge_jax.evals.external import Command
@@ -45,7 +45,7 @@ def _external(settings: Settings, first: Checkpoint) -> Suite:
 
   s = settings.scorer
   command = Command(s.command, settings.tasks, s.timeout, s.retries, s.nan)
-  return CommandSuite(command, write, settings.folder / SCRATCH)
+  return CommandSuite(command, write, storage.scratch(settings.folder / SCRATCH))
 
 
 def _builtin(settings: Settings, pool: Sequence[Checkpoint], mesh: Mesh) -> Suite:

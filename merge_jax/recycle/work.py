@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from merge_jax import host, preflight
+from merge_jax import host, preflight, storage
 from merge_jax.preflight import Finding
 from merge_jax.recycle import merged
 from merge_jax.recycle import pool as pools
@@ -97,7 +97,7 @@ class Work:
     """Writes a merge into a folder of the lead's, each process its share."""
     self._send(msgspec.to_builtins(Write(candidate, str(folder))))
     merged.write(self._problem, candidate, folder, self._placed.merges)
-    self._placed.objective.watch.check()
+    self._placed.objective.watch.check(copied=True)
 
   def finish(self, result: dict[str, Any]) -> dict[str, Any]:
     """Ends the job of all."""
@@ -128,7 +128,7 @@ class Work:
         case Time(candidate):
           self.merge_seconds(candidate)
         case Write(candidate, folder):
-          self.write(candidate, Path(folder))
+          self.write(candidate, storage.path(folder))
         case Finish(result):
           pass
     return result

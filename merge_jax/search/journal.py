@@ -73,11 +73,11 @@ class Journal:
     """The records of a split, in order."""
     return [record for record in self.records if record.split == split]
 
-  def append(self, record: Record) -> None:
-    """Adds a record; it is on the disk when this returns."""
+  def append(self, *records: Record) -> None:
+    """Adds records; they are on the disk when this returns."""
     if self._lines is not None:
-      self._lines.append(msgspec.to_builtins(record))
-    self.records.append(record)
+      self._lines.append(*map(msgspec.to_builtins, records))
+    self.records.extend(records)
 
 
 def parse(line: Any, where: str) -> Record:

@@ -205,7 +205,7 @@ def _scored(
   start = time.perf_counter()
   evaluations = objective.evaluate(candidates, split)
   seconds = round((time.perf_counter() - start) / len(candidates), 6)
-  records = []
+  records, new = [], []
   for candidate, old, evaluation in zip(candidates, known, evaluations, strict=True):
     if old is not None:
       records.append(old)
@@ -217,9 +217,10 @@ def _scored(
       nullables(evaluation.scores), losses, fitness_of(evaluation), seconds,
       None if kept is None else kept.to_plain(),
     )  # fmt: skip
-    journal.append(record)
     records.append(record)
+    new.append(record)
     index += 1
+  journal.append(*new)
   return records
 
 

@@ -1,7 +1,11 @@
-"""Files that are whole or absent, chained journal lines, locks, and what is known of inputs."""
+"""Files that are whole or absent, chained journal lines, locks, and what is known of inputs.
+
+On local disks, and on object stores (`remote.py`): what differs between them is decided here alone.
+"""
 
 from merge_jax.storage.folders import clear_partial as clear_partial
 from merge_jax.storage.folders import destination as destination
+from merge_jax.storage.folders import is_filled as is_filled
 from merge_jax.storage.folders import new_folder as new_folder
 from merge_jax.storage.folders import refuse_filled as refuse_filled
 from merge_jax.storage.folders import refuse_unwritable as refuse_unwritable
@@ -9,17 +13,31 @@ from merge_jax.storage.folders import sync as sync
 from merge_jax.storage.folders import sync_tree as sync_tree
 from merge_jax.storage.folders import write_json as write_json
 from merge_jax.storage.folders import write_text as write_text
+from merge_jax.storage.inputs import copy_file as copy_file
 from merge_jax.storage.inputs import digest as digest
 from merge_jax.storage.inputs import fingerprint as fingerprint
+from merge_jax.storage.inputs import lexists as lexists
 from merge_jax.storage.inputs import read_bytes as read_bytes
+from merge_jax.storage.inputs import read_ranges as read_ranges
 from merge_jax.storage.inputs import refuse_inside as refuse_inside
 from merge_jax.storage.inputs import refuse_special as refuse_special
 from merge_jax.storage.lines import Lines as Lines
+from merge_jax.storage.lines import has_lines as has_lines
 from merge_jax.storage.lines import read_lines as read_lines
+from merge_jax.storage.lines import remove_lines as remove_lines
 from merge_jax.storage.locks import Locked as Locked
 from merge_jax.storage.locks import held as held
 from merge_jax.storage.locks import locked as locked
 from merge_jax.storage.locks import refuse_locked as refuse_locked
+from merge_jax.storage.places import deliver as deliver
+from merge_jax.storage.places import names as names
+from merge_jax.storage.places import refuse_unfinished as refuse_unfinished
+from merge_jax.storage.places import remove_tree as remove_tree
+from merge_jax.storage.places import scratch as scratch
+from merge_jax.storage.places import workroom as workroom
+from merge_jax.storage.remote import Remote as Remote
+from merge_jax.storage.remote import path as path
+from merge_jax.storage.remote import side_by_side as side_by_side
 from merge_jax.storage.space import available_memory as available_memory
 from merge_jax.storage.space import begin_writing_back as begin_writing_back
 from merge_jax.storage.space import gib as gib

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from merge_jax.errors import shown
+from merge_jax.storage import commits, remote
 from merge_jax.storage.locks import held
+from merge_jax.storage.remote import Remote
 from merge_jax.storage.space import writing
 
 
@@ -27,7 +29,9 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-  """Flushes a folder with all that is in it to the disk."""
+  """Flushes a folder with all that is in it to the disk; a store needs no such thing."""
+  if isinstance(folder, Remote):
+    return
   for path in (*folder.rglob("*"), folder):
     if path.is_file() or path.is_dir():
       sync(path)
@@ -35,6 +39,9 @@ def sync_tree(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
   """Writes a file that appears whole or not at all; clears what a killed writer of it left."""
+  if isinstance(path, Remote):
+    path.write_text(text)
+    return
   clear_partial(path)
   descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.partial-")
   try:
@@ -66,6 +73,8 @@ def new_folder(
   left of it stays there. A kill finds the old or the new folder whole under `path`, or the old one whole
   under its other name.
 
+  On an object store it is `path` itself that is filled: `commits` says what counts there.
+
   Args:
     path: a link to a folder is followed, and stays.
     owned: None if `path` must not exist or be empty; else the relative names of the files that may be
@@ -79,6 +88,10 @@ def new_folder(
     Locked: another process fills it.
     OSError: it cannot be made there.
   """
+  if isinstance(path, Remote):
+    with commits.filled(path, owned, resume) as there:
+      yield there
+    return
   path = Path(os.path.realpath(path))
   if owned is None:
     refuse_filled(path)
@@ -167,7 +180,7 @@ def destination(text: str | Path, what: str) -> Path:
   """The path of an output that a user names; `~` is the home.
 
   Args:
-    text: a path, there or not.
+    text: a path, there or not, or one on an object store.
     what: the flag or argument that names it, for the error.
 
   Raises:
@@ -176,7 +189,9 @@ def destination(text: str | Path, what: str) -> Path:
   if not str(text).strip():
     raise ValueError(f"{what} is empty; name the folder to make.")
   try:
-    path = Path(text).expanduser()
+    path = remote.path(text)
+    if isinstance(path, Remote):
+      return path
     with contextlib.suppress(FileNotFoundError):
       path.stat()
   except OSError as error:
@@ -188,16 +203,23 @@ def destination(text: str | Path, what: str) -> Path:
   return path
 
 
+def is_filled(path: Path) -> bool:
+  """Whether `path` is a file or a folder with something in it; on a store, more than what a kill left."""
+  if isinstance(path, Remote):
+    return commits.is_filled(path)
+  return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
 def refuse_filled(path: Path) -> None:
   """Raises FileExistsError if `path` is a file or a folder with something in it."""
-  if path.is_dir() and not any(path.iterdir()):
-    return
-  if path.exists():
+  if is_filled(path):
     raise FileExistsError(f"{path} exists and is not empty; choose another folder or remove it.")
 
 
 def refuse_unwritable(path: Path) -> None:
   """Raises OSError unless a file can be written at `path`: its folder is there, it is none itself."""
+  if isinstance(path, Remote):
+    return
   if path.is_dir():
     raise IsADirectoryError(f"{path} is a folder; expected a file to write.")
   if not path.parent.is_dir():

@@ -1,9 +1,12 @@
 """What is known of input files: that they are files, which ones they are, and that outputs spare them."""
 
 import hashlib
+import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from merge_jax.storage.remote import Remote, side_by_side
 
 BLOCK, BLOCKS = 1 << 16, 64
 
@@ -25,10 +28,34 @@ def refuse_special(path: Path) -> None:
     raise ValueError(f"{path}: is a {kind}; expected a regular file.")
 
 
+def lexists(path: Path) -> bool:
+  """Whether there is anything of this name, a link to nothing included."""
+  return path.is_symlink() or path.exists()
+
+
 def read_bytes(path: Path) -> bytes:
   """The content of a regular file; errors as `refuse_special`."""
   refuse_special(path)
   return path.read_bytes()
+
+
+def read_ranges(path: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+  """The bytes of ranges (start, end) of a file, in order, and nothing else of it; maybe in smaller pieces."""
+  if isinstance(path, Remote):
+    yield from path.chunks(ranges)
+    return
+  with path.open("rb") as stream:
+    for start, end in ranges:
+      stream.seek(start)
+      yield stream.read(end - start)
+
+
+def copy_file(source: Path, target: Path) -> None:
+  """Copies the content of a file to another place, which may be of another kind."""
+  if isinstance(source, Remote) or isinstance(target, Remote):
+    target.write_bytes(source.read_bytes())
+  else:
+    shutil.copyfile(source, target)
 
 
 def digest(paths: Iterable[Path], root: Path) -> str:
@@ -38,30 +65,31 @@ def digest(paths: Iterable[Path], root: Path) -> str:
 
   Args:
     paths: the files, in any order.
-    root: a folder that all of them lie in; names are relative to it.
+    root: a folder that names are relative to; those of files that lie elsewhere are whole.
   """
   total = hashlib.sha256()
   for file in sorted(paths):
     size = file.stat().st_size
-    total.update(f"{file.relative_to(root)}\0{size}\0".encode())
-    with file.open("rb") as stream:
-      if size <= BLOCK * BLOCKS:
-        total.update(stream.read())
-        continue
-      for i in range(BLOCKS):
-        stream.seek(i * (size - BLOCK) // (BLOCKS - 1))
-        total.update(stream.read(BLOCK))
+    name = file.relative_to(root) if file.is_relative_to(root) else file
+    total.update(f"{name}\0{size}\0".encode())
+    starts = [i * (size - BLOCK) // (BLOCKS - 1) for i in range(BLOCKS)]
+    ranges = [(0, size)] if size <= BLOCK * BLOCKS else [(start, start + BLOCK) for start in starts]
+    for content in read_ranges(file, ranges):
+      total.update(content)
   return total.hexdigest()
 
 
 def fingerprint(paths: Iterable[Path]) -> dict[str, list[int]]:
   """Size, modification time in nanoseconds and inode by path; as JSON gives it back.
 
+  Of an object on a store: size, 0 and a number for its version.
+
   It reads no content: unequal fingerprints tell that a file was rewritten while a job ran. Use
   `digest` to compare files across copies and machines.
   """
-  stats = {path.as_posix(): path.stat() for path in paths}
-  return {name: [s.st_size, s.st_mtime_ns, s.st_ino] for name, s in stats.items()}
+  listed = list(paths)
+  stats = zip(listed, side_by_side(lambda path: path.stat(), listed), strict=True)
+  return {path.as_posix(): [s.st_size, s.st_mtime_ns, s.st_ino] for path, s in stats}
 
 
 def refuse_inside(output: Path, inputs: Iterable[Path], what: str = "--output") -> None:

@@ -8,17 +8,23 @@ inserted or moved breaks the chain; lines missing at the end do not: that is wha
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from merge_jax.storage.folders import sync
 from merge_jax.storage.inputs import read_bytes
+from merge_jax.storage.leases import Locked
+from merge_jax.storage.remote import Remote, side_by_side
 
 
 class Lines:
   """The lines of a file, open to append.
 
   Opening verifies them, and cuts off a last line that a kill left without its end.
+
+  On an object store, which does not append, the lines of `journal.jsonl` are those of the objects of the
+  folder `journal`, in the order of their names: every call makes one, and none is ever replaced.
 
   Args:
     path: a file, or where the first record makes one.
@@ -33,25 +39,35 @@ class Lines:
   def __init__(self, path: Path):
     self._path = path
     self.records, self._check, whole = _read(path)
-    if path.exists() and whole < path.stat().st_size:
+    if not isinstance(path, Remote) and path.exists() and whole < path.stat().st_size:
       os.truncate(path, whole)
 
-  def append(self, record: dict[str, Any]) -> None:
-    """Appends a record without a field `check`; it is on the disk when this returns.
+  def append(self, *records: dict[str, Any]) -> None:
+    """Appends records without a field `check`; they are on the disk when this returns.
 
     Raises:
       ValueError: NaN or infinity, which JSON does not hold.
+      Locked: another job has written lines to the store since these were read.
     """
-    line, check = _line(record, self._check)
+    content, check = b"", self._check
+    for record in records:
+      line, check = _line(record, check)
+      content += line + b"\n"
+    if isinstance(self._path, Remote):
+      _create(_parts_folder(self._path) / f"{len(self.records):08d}.jsonl", content)
+    else:
+      self._append(content)
+    self.records.extend(records)
+    self._check = check
+
+  def _append(self, content: bytes) -> None:
     new = not self._path.exists()
     with self._path.open("ab") as file:
-      file.write(line + b"\n")
+      file.write(content)
       file.flush()
       os.fsync(file.fileno())
     if new:
       sync(self._path.parent)
-    self.records.append(record)
-    self._check = check
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -65,11 +81,44 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
   return _read(path)[0]
 
 
+def has_lines(path: Path) -> bool:
+  """Whether there is a file of lines, or the first object of them."""
+  return bool(_parts(path)) if isinstance(path, Remote) else path.exists()
+
+
+def remove_lines(path: Path) -> None:
+  """Removes the file, or its objects, the last one first, so that what a kill leaves is whole lines."""
+  for file in reversed(_parts(path)) if isinstance(path, Remote) else [path]:
+    file.unlink(missing_ok=True)
+
+
+def _parts_folder(path: Remote) -> Remote:
+  return path.with_suffix("")
+
+
+def _parts(path: Remote) -> list[Remote]:
+  """The objects that hold the lines, in order."""
+  found = _parts_folder(path).glob("*.jsonl")
+  return sorted(file for file in found if re.fullmatch(r"\d{8}\.jsonl", file.name))
+
+
+def _create(file: Remote, content: bytes) -> None:
+  """Makes an object; that it is there is no error if a request was sent twice and came through twice."""
+  try:
+    file.create(content)
+  except FileExistsError:
+    if file.read_bytes() != content:
+      raise Locked(
+        f"{file} was written by another job that works in the same folder; see which one should go on."
+      ) from None
+
+
 def _read(path: Path) -> tuple[list[dict[str, Any]], str, int]:
   """The records, the last one's check, and the bytes of all complete lines."""
-  if not path.exists():
+  if not has_lines(path):
     return [], "", 0
-  lines = read_bytes(path).split(b"\n")[:-1]  # what follows the last line end was cut short
+  content = b"".join(side_by_side(read_bytes, _parts(path))) if isinstance(path, Remote) else read_bytes(path)
+  lines = content.split(b"\n")[:-1]  # what follows the last line end was cut short
   records: list[dict[str, Any]] = []
   previous = ""
   for number, line in enumerate(lines, 1):

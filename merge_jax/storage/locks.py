@@ -7,22 +7,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-_NAME = ".lock"
-
-
-class Locked(RuntimeError):
-  """Another process writes into the folder."""
+from merge_jax.storage import leases
+from merge_jax.storage.leases import NAME, Locked
+from merge_jax.storage.remote import Remote
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
   """Holds a folder, made if need be; the kernel lets go of it when the process ends, however.
 
+  On an object store it is a lease, which ends some time after its holder does: see `leases`.
+
   Raises:
     Locked: another process holds it.
   """
+  if isinstance(folder, Remote):
+    with leases.leased(folder):
+      yield
+    return
   folder.mkdir(parents=True, exist_ok=True)
-  with (folder / _NAME).open("a+") as file:
+  with (folder / NAME).open("a+") as file:
     _lock(file, fcntl.LOCK_EX, folder)
     file.truncate(0)
     file.write(str(os.getpid()))
@@ -50,8 +54,10 @@ def held(folder: Path) -> Iterator[None]:
 
 def refuse_locked(folder: Path) -> None:
   """Raises Locked if a folder is held; only looks: makes, changes and holds nothing."""
-  if (folder / _NAME).is_file():
-    with (folder / _NAME).open("r") as file:
+  if isinstance(folder, Remote):
+    leases.refuse(folder)
+  elif (folder / NAME).is_file():
+    with (folder / NAME).open("r") as file:
       _lock(file, fcntl.LOCK_SH, folder)
 
 

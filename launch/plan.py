@@ -1,0 +1,93 @@
+"""Will a search fit, and how long does it take? From shapes alone, before anybody spends pod hours.
+
+python -m launch.plan --preset=command-r-plus-104b --num_checkpoints=16 --device=h100 --num_devices=64
+python -m launch.plan --config_json=model/config.json --tasks=code.jsonl --tokenizer=model --output=plan.json
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from . import _common
+
+_CONFIG = flags.DEFINE_string("config_json", "", "A model's config.json.")
+_PRESET = flags.DEFINE_string("preset", "", "Or the name of a published model.")
+_COUNT = flags.DEFINE_integer("num_checkpoints", 16, "Of the pool.", lower_bound=1, upper_bound=4096)
+_METHOD = flags.DEFINE_string("method", "task_arithmetic", "That is searched; linear holds no base.")
+_DEVICE = flags.DEFINE_string(
+  "device", "h100", "a100, h100, h200, b200, tpu-v4 …; cpu is this machine, measured."
+)
+_DEVICES = flags.DEFINE_integer(
+  "num_devices", 8, "Of the mesh; emulated here.", lower_bound=1, upper_bound=8192
+)
+_TASKS = flags.DEFINE_list("tasks", [], "Task files; without them, rows of one length.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", "", "Folder of the tokenizer; default: that of --config_json.")
+_NUM = flags.DEFINE_integer("num_tasks", 2, "Without task files: tasks,", lower_bound=1)
+_EXAMPLES = flags.DEFINE_integer("examples", 64, "examples of each in the search's split,", lower_bound=1)
+_LENGTH = flags.DEFINE_integer("length", 257, "tokens of an example, its target included,", lower_bound=2)
+_TARGET = flags.DEFINE_integer("target_length", 32, "and of its target.", lower_bound=1)
+_BUDGET = flags.DEFINE_integer("budget", 50, "Candidates.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch", 1, "Candidates of one program call.", lower_bound=1, upper_bound=4096)
+_TURN = flags.DEFINE_bool("in_turn", False, "Merged in one pass over the pool, scored one after the other.")
+_STORED = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float16", "float32"], "Of the checkpoints.")
+_DTYPE = flags.DEFINE_enum("eval_dtype", "bfloat16", ["bfloat16", "float32"], "Of the evaluation.")
+_ROWS = flags.DEFINE_integer("batch_tokens", 65_536, "Padded tokens in one forward pass.", lower_bound=1)
+_DISK = flags.DEFINE_float("disk_gb_per_second", 2.0, "That a host reads, in 10^9 bytes.", lower_bound=1e-3)
+_COMPILE = flags.DEFINE_bool("compile", True, "Compile the program, for its own bytes and collectives.")
+_OUTPUT = flags.DEFINE_string("output", "", "JSON file to write, too.")
+_common.define_mesh()
+
+
+def main() -> None:
+  """Emulates the mesh, builds and compiles the search's program, prints what it takes."""
+  jax.config.update("jax_platforms", "cpu")
+  jax.config.update("jax_num_cpu_devices", _DEVICES.value)
+  from merge_jax import storage
+  from merge_jax.estimate import devices, plan
+
+  if _OUTPUT.value:
+    storage.refuse_unwritable(Path(_OUTPUT.value))
+  name, job = described()
+  search = plan.Search(name, _BUDGET.value, devices.device(_DEVICE.value), 1e9 * _DISK.value, _COMPILE.value)
+  result = plan.plan(job, search)
+  print(plan.text(result))
+  if _OUTPUT.value:
+    storage.write_json(Path(_OUTPUT.value), result)
+    print(f"plan: {_OUTPUT.value}")
+
+
+def described() -> Any:
+  """The name of the model, and the job of the flags."""
+  from merge_jax import decoding, models
+  from merge_jax.estimate import program, workload
+  from merge_jax.recycle import methods
+  from merge_jax.recycle.settings import Evals, Splits
+
+  if bool(_CONFIG.value) == bool(_PRESET.value):
+    raise ValueError("Give one of --config_json=model/config.json and --preset=llama-3-8b.")
+  if _METHOD.value not in methods.METHODS:
+    methods.check(_METHOD.value, "simplex")
+  path = Path(_CONFIG.value).expanduser()
+  config = json.loads(path.read_text()) if _CONFIG.value else models.preset(_PRESET.value)
+  name = str(path) if _CONFIG.value else _PRESET.value
+  model = models.build(config, name)
+  dtype = jax.numpy.dtype(_STORED.value)
+  specs = {n: jax.ShapeDtypeStruct(spec.shape, dtype) for n, spec in model.specs.items()}
+  if _TASKS.value:
+    folder = Path(_TOKENIZER.value or path.parent).expanduser()
+    shape = model.config
+    work = workload.of_files(_TASKS.value, folder, shape.vocab_size, shape.max_positions, Splits().fractions)
+  else:
+    work = workload.of_numbers(_NUM.value, _EXAMPLES.value, _LENGTH.value, _TARGET.value)
+  given = {"dtype": _DTYPE.value, "batch_tokens": _ROWS.value}
+  own = decoding.convert(given, Evals, "flags")
+  return name, program.Job(
+    model, specs, _COUNT.value, _METHOD.value, work, flags.FLAGS.mesh, _BATCH.value, _TURN.value, own
+  )
+
+
+if __name__ == "__main__":
+  _common.run(main)

@@ -1,0 +1,171 @@
+"""Formulas: operations and bytes of a candidate, what a device holds, and seconds from its roofline."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from merge_jax import sharding
+from merge_jax.estimate.devices import Device
+from merge_jax.estimate.program import Built, Job
+from merge_jax.evals.batching import Bucket
+from merge_jax.preflight.memory import per_device
+
+EFFICIENCY = 0.4
+"""Share of the matrix-product rate that evaluation is taken to reach; of bandwidths, all of it is."""
+USABLE = 0.9
+"""Share of device memory that a program may use (`XLA_PYTHON_CLIENT_MEM_FRACTION=.9`; JAX has .75)."""
+
+
+class Memory(NamedTuple):
+  """Bytes of the fullest device.
+
+  Attributes:
+    parameters: of the resident pool, a base included.
+    data: tokens and targets.
+    merged: of the merges that are evaluated at once.
+    activations: of one forward pass, a layer's gathered parameters among them, by formula.
+  """
+
+  parameters: int
+  data: int
+  merged: int
+  activations: int
+
+  @property
+  def total(self) -> int:
+    """All of it."""
+    return self.parameters + self.data + self.merged + self.activations
+
+
+class Work(NamedTuple):
+  """What one candidate takes, of all devices together.
+
+  Attributes:
+    merge_flops, merge_bytes: of the merge; every model is read once and the merge is written and read.
+    evaluation_flops: of all rows, padding included.
+    evaluation_bytes: parameters that every device reads in every pass.
+    passes: forward passes.
+  """
+
+  merge_flops: float
+  merge_bytes: float
+  evaluation_flops: float
+  evaluation_bytes: float
+  passes: int
+
+
+class Seconds(NamedTuple):
+  """Of one candidate.
+
+  Attributes:
+    merge, evaluation: bounds of the roofline.
+    collectives: bytes over links; not overlapped with computation.
+  """
+
+  merge: float
+  evaluation: float
+  collectives: float
+
+  @property
+  def total(self) -> float:
+    """All of it."""
+    return self.merge + self.evaluation + self.collectives
+
+
+def memory(job: Job, built: Built) -> Memory:
+  """What the fullest device holds; activations by formula."""
+  mesh = built.layout.mesh
+  model = max(per_device(built.leaves, built.layout.shardings).values())
+  side = max(job.batch // mesh.shape["candidate"], 1)
+  parts = sharding.row_count(mesh)
+  data = (
+    sum(array.nbytes // parts for bucket in built.batches.buckets for array in bucket)
+    + built.batches.order.nbytes
+  )
+  activations = max(_activations(job, bucket, mesh.shape) for bucket in built.batches.buckets)
+  at_once = 1 if job.in_turn else side
+  return Memory(job.resident * model, data, side * model, at_once * activations + _gathered(job, mesh.shape))
+
+
+def _activations(job: Job, bucket: Bucket, mesh: Mapping[str, int]) -> int:
+  """Of one pass: the residual stream twice, and the largest of attention, feed-forward and logits."""
+  c, wide = job.model.config, np.dtype(job.evals.dtype).itemsize if job.evals.dtype == "float32" else 2
+  _, height, length = bucket.tokens.shape
+  rows, tensor, asked = height // sharding_rows(mesh), mesh["tensor"], bucket.positions.shape[-1]
+  stream = rows * length * c.hidden_size * wide
+  heads = rows * length * (c.num_heads + 2 * c.num_kv_heads) * c.head_dim * wide
+  scores = 2 * rows * c.num_heads * length * length * 4  # float32, where attention is not fused
+  forward = 3 * rows * length * c.intermediate_size * wide
+  logits = 3 * rows * asked * c.vocab_size * 4
+  return 3 * stream + max(heads + scores, forward, logits) // tensor
+
+
+def _gathered(job: Job, mesh: Mapping[str, int]) -> int:
+  """A layer's parameters, whole but for `tensor`, twice: one in use, the next on its way."""
+  if mesh["fsdp"] == 1:
+    return 0
+  layers = [n for n in job.specs if n.startswith("model.layers.0.")]
+  layer = sum(_nbytes(job.specs[name]) for name in layers)
+  return 2 * layer // mesh["tensor"]
+
+
+def sharding_rows(mesh: Mapping[str, int]) -> int:
+  """Parts that rows are divided into."""
+  return math.prod(mesh[axis] for axis in sharding.ROWS)
+
+
+def work(job: Job, built: Built) -> Work:
+  """Operations and bytes of one candidate: 2 FLOPs a parameter and token, attention beside them."""
+  c = job.model.config
+  size = sum(math.prod(spec.shape) for spec in job.specs.values())
+  model = sum(map(_nbytes, job.specs.values()))
+  flops, passes = 0.0, 0
+  for bucket in built.batches.buckets:
+    chunks, height, length = bucket.tokens.shape
+    asked = bucket.positions.shape[-1]
+    rows = chunks * height
+    inner = rows * length * (c.num_layers - 1) + rows * asked  # the last layer serves asked positions alone
+    flops += 2.0 * _active(job) / c.num_layers * inner
+    flops += 4.0 * c.num_heads * c.head_dim * length * inner
+    flops += 2.0 * c.hidden_size * c.vocab_size * rows * asked
+    passes += chunks
+  return Work(2.0 * job.resident * size, (job.resident + 2.0) * model, flops, float(model * passes), passes)
+
+
+def _active(job: Job) -> float:
+  """Parameters of all layers' matrices that one token is multiplied by; of experts, those it is routed to."""
+  config: Any = job.model.config
+  experts, chosen = getattr(config, "num_experts", 0), getattr(config, "experts_per_token", 0)
+  total = 0.0
+  for name, spec in job.specs.items():
+    if name.startswith("model.layers.") and len(spec.shape) == 2:
+      share = chosen / experts if experts and ".experts." in name else 1.0
+      total += math.prod(spec.shape) * share
+  return total
+
+
+def seconds(job: Job, built: Built, done: Work, moved: float, device: Device) -> Seconds:
+  """Seconds of one candidate.
+
+  Args:
+    job, built, done: see `work`.
+    moved: bytes that collectives leave on one device in one program call, compiled for CPUs.
+    device: of the mesh.
+  """
+  mesh = built.layout.mesh
+  devices = mesh.size // mesh.shape["candidate"]  # that work on one candidate
+  merge = max(done.merge_bytes / devices / device.bandwidth, done.merge_flops / devices / device.flops)
+  # Rows are divided over data and fsdp, so that each of these devices reads the parameters whole.
+  read = done.evaluation_bytes / mesh.shape["tensor"] / device.bandwidth
+  evaluation = max(done.evaluation_flops / devices / (EFFICIENCY * device.flops), read)
+  link = device.link if devices <= device.per_host else device.network
+  if job.evals.dtype != "float32":
+    moved /= 2  # XLA's CPU compiler computes in float32, and gathers what it computes with
+  collectives = moved / link / built.objective.batch
+  return Seconds(merge, evaluation, collectives)
+
+
+def _nbytes(spec: Any) -> int:
+  return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
