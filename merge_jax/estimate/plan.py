@@ -117,6 +117,12 @@ def advice(job: Job, held: Memory, mesh: Mapping[str, int], device: Device, mode
       f"candidate:{side} holds the pool {side} times, {gib(held.parameters)} a device ({one} with "
       f"candidate:1); --batch={side} --in_turn merges {side} candidates in one pass over one pool instead."
     )
+  hosts, heads = math.ceil(size / device.per_host), job.model.config.num_heads
+  if hosts > 1 and mesh["tensor"] == 1 and heads % device.per_host == 0 and mesh["fsdp"] % hosts == 0:
+    found.append(
+      f"--mesh=fsdp:{mesh['fsdp'] // device.per_host},tensor:{device.per_host} keeps heads and feed-forwards within "
+      f"a host, so that a device gathers 1/{device.per_host} of the parameters from others."
+    )
   if held.total <= room:
     return found
   cut = held.parameters + held.merged
@@ -129,7 +135,7 @@ def advice(job: Job, held: Memory, mesh: Mapping[str, int], device: Device, mode
   fewer = int((room - rest - held.merged) // (held.parameters // job.resident)) - base
   if fewer >= 2:
     found.append(f"{fewer} checkpoints would fit in device memory.")
-  need = job.resident * model * mesh["candidate"] * mesh["data"] / math.ceil(size / device.per_host)
+  need = job.resident * model * mesh["candidate"] * mesh["data"] / hosts
   usual, fits = gib(int(device.host_memory)), need <= costs.USABLE * device.host_memory
   found.append(
     f"--pool_memory=host: {gib(int(need))} a host ({'fits' if fits else 'does not fit'} the usual {usual}); "

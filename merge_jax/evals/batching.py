@@ -98,7 +98,7 @@ def encode(
 
 
 LOGITS = 1 << 28
-"""Most logits of one forward pass: 1 GiB in float32."""
+"""Most logits of one forward pass in each part that its rows are divided into: 1 GiB in float32."""
 
 
 def pack(
@@ -132,7 +132,8 @@ def pack(
     chosen = order[start:end]
     length = int(lengths[chosen].max())
     asked = int(max(len(rows.ids[i]) - rows.starts[i] for i in chosen))
-    chunks = max(-(-len(chosen) * length // batch_tokens), -(-len(chosen) * asked * vocabulary // LOGITS))
+    logits = len(chosen) * asked * vocabulary
+    chunks = max(-(-len(chosen) * length // batch_tokens), -(-logits // (LOGITS * multiple)))
     height = -(-len(chosen) // (chunks * multiple)) * multiple
     places[chosen] = base + np.arange(len(chosen))
     base += chunks * height

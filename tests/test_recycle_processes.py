@@ -1,0 +1,128 @@
+"""Recycle, evaluate and train by several processes: the lead's journal, every process's devices."""
+
+import json
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from merge_jax import checkpoints, storage
+from tests import pools, processes
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("world")
+  pools.make_pool(folder / "pool", 3)
+  pools.make_tasks(folder / "tasks", 24)
+  return folder
+
+
+def start(world, output, count, *more, devices=2, budget=9):
+  given = ",".join(str(world / "pool" / f"m{i}") for i in range(3))
+  argv = [
+    "-m", "merge_jax", "recycle", f"--checkpoints={given}", f"--base={world / 'pool' / 'base'}",
+    f"--tasks={world / 'tasks' / 'copy.jsonl'}:loss,{world / 'tasks' / 'choose.jsonl'}",
+    f"--output_dir={output}", f"--budget={budget}", "--config.evals.max_shapes=1", "--config.bootstrap=20",
+    *more,
+  ]  # fmt: skip
+  together = [*processes.FLAGS, "--heartbeat=3"] if count > 1 else []
+  return processes.start(count, [*argv, *together], devices=devices, folder=world)
+
+
+def run(*arguments, **options):
+  results = processes.finish(start(*arguments, **options), timeout=240)
+  for result in results:
+    assert result.status == 0, result
+  return results
+
+
+def wait_for(output, count):
+  end = time.monotonic() + 200
+  while len(storage.read_lines(output / "journal.jsonl")) < count:
+    assert time.monotonic() < end
+    time.sleep(0.02)
+
+
+def records(output):
+  return storage.read_lines(output / "journal.jsonl")
+
+
+def assert_same(output, other, exact=False):
+  mine, theirs = records(output), records(other)
+  assert [r["kind"] for r in mine] == [r["kind"] for r in theirs]
+  for a, b in zip(mine, theirs, strict=True):
+    for task, value in a["losses"].items():
+      np.testing.assert_allclose(value, b["losses"][task], rtol=0 if exact else 1e-5)
+  names = checkpoints.open(output / "merged").specs
+  for name in names:
+    ours, expected = (checkpoints.open(folder / "merged").read(name) for folder in (output, other))
+    np.testing.assert_allclose(ours, expected, atol=0 if exact else 1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(world):
+  run(world, world / "alone", 1, devices=4)
+  return world / "alone"
+
+
+@pytest.mark.parametrize(("count", "devices"), [(2, 2), (4, 1)])
+def test_processes_search_as_one_does(world, alone, tmp_path, count, devices):
+  """The same mesh of four devices, the same bits."""
+  lead, *others = run(world, tmp_path / "x", count, devices=devices)
+  assert "report:" in lead.output
+  assert not any(line for other in others for line in other.output.splitlines() if "Gloo" not in line)
+  assert_same(tmp_path / "x", alone, exact=True)
+  manifest = json.loads((tmp_path / "x" / "manifest.json").read_text())
+  assert manifest["topologies"][0]["processes"] == count
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["lead", "follower"])
+def test_a_killed_process_ends_the_job_and_another_number_goes_on(world, alone, tmp_path, victim):
+  output = tmp_path / "x"
+  both = start(world, output, 2)
+  wait_for(output, 4)
+  both[victim].send_signal(signal.SIGKILL)
+  killed = time.monotonic()
+  results = processes.finish(both)
+  assert time.monotonic() - killed < 3 + 12 and results[1 - victim].status != 0
+  if victim:
+    assert "process 1 did not answer" in results[0].errors
+  refused = processes.finish(start(world, output, 1, devices=4))[0]
+  assert refused.status == 1 and "topology: 2 processes" in refused.errors
+  run(world, output, 1, "--allow_topology_change", devices=4)
+  assert_same(output, alone)
+
+
+def test_a_follower_that_is_asked_to_stop_stops_all(world, alone, tmp_path):
+  output = tmp_path / "x"
+  both = start(world, output, 2)
+  wait_for(output, 3)
+  both[1].send_signal(signal.SIGTERM)
+  results = processes.finish(both)
+  assert [result.status for result in results] == [75, 75], results
+  assert "the same command continues" in results[0].errors
+  run(world, output, 2)
+  assert_same(output, alone, exact=True)
+
+
+def test_bad_input_is_one_sentence_of_the_lead_and_leaves_no_trace(world, tmp_path):
+  results = processes.finish(start(world, tmp_path / "x", 2, "--config.search.method=linea"))
+  for result in results:
+    assert result.status == 1 and "did you mean 'linear'" in result.errors
+    assert len(result.errors.strip().splitlines()) == 1, result
+  assert not (tmp_path / "x").exists()
+
+
+def test_orbax_pools_are_read_and_written_by_all(world, tmp_path):
+  for name in ("base", "m0", "m1", "m2"):
+    source = checkpoints.open(world / "pool" / name)
+    folder = tmp_path / "pool" / name
+    checkpoints.write(folder, source.load(), like=source, format="orbax")
+  (tmp_path / "tasks").symlink_to(world / "tasks")
+  run(tmp_path, tmp_path / "one", 1, devices=4)
+  run(tmp_path, tmp_path / "two", 2)
+  assert_same(tmp_path / "two", tmp_path / "one")
+  shutil.rmtree(tmp_path / "two")
