@@ -15,7 +15,8 @@ LAYERS = 9
 
 def deep(name, **change):
   model = models.build(cases.config_of(name) | {"num_hidden_layers": LAYERS} | change)
-  return model, cases.parameters({n: s.shape for n, s in model.specs.items()})
+  params = cases.parameters({n: s.shape for n, s in model.specs.items()})
+  return model, {n: 0.3 * x for n, x in params.items()}  # rounding errors must not grow with the depth
 
 
 @pytest.mark.parametrize("name", cases.CASES)

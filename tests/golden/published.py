@@ -42,4 +42,18 @@ CONFIGS = {
     "attention_dropout": 0.0, "bos_token_id": 5, "eos_token_id": 255001, "pad_token_id": 0,
     "architectures": ["CohereForCausalLM"], "torch_dtype": "float16", "use_cache": True,
   },
+  "gemma-2-9b": {
+    "model_type": "gemma2", "hidden_size": 3584, "intermediate_size": 14336, "num_hidden_layers": 42,
+    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256, "vocab_size": 256000,
+    "rope_theta": 10000.0, "sliding_window": 4096, "sliding_window_size": 4096, "query_pre_attn_scalar": 256,
+    "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "cache_implementation": "hybrid",
+    "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "rms_norm_eps": 1e-06,
+    "max_position_embeddings": 8192, "attention_bias": False, "bos_token_id": 2, "torch_dtype": "float32",
+  },
+  "gemma-3-27b-it (text)": {
+    "model_type": "gemma3_text", "hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 62,
+    "num_attention_heads": 32, "num_key_value_heads": 16, "head_dim": 128, "vocab_size": 262208,
+    "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    "query_pre_attn_scalar": 168,
+  },
 }  # fmt: skip
