@@ -24,6 +24,13 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c.output_dir = ""
   c.bootstrap = 1000
   c.allow_version_change = False
+  c.allow_topology_change = False
+
+  c.placement = config_dict.ConfigDict()
+  c.placement.mesh = ""  # candidate:2,fsdp:-1; "": all devices as fsdp
+  c.placement.rules = ()  # (pattern of names, tactic), before the default ones
+  c.placement.pool_memory = "auto"  # device, host, disk
+  c.placement.verify_load = False
 
   c.splits = config_dict.ConfigDict()
   c.splits.fractions = (0.4, 0.2, 0.4)  # search, validation, test
@@ -48,7 +55,8 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c.search.space = "free"  # simplex, softmax
   c.search.budget = 200  # may grow: the same command goes on
   c.search.seconds = 0.0
-  c.search.batch = 1  # candidates that are evaluated side by side
+  c.search.batch = 1  # candidates of one program call
+  c.search.in_turn = False  # merged in one pass over the pool, scored one after the other
   c.search.seed = 0
   c.search.sigma = 0.0  # 0: the space's
   c.search.population = 0  # 0: 4 + 3 ln(checkpoints)

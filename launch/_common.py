@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +17,21 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from tqdm import tqdm
 
+from merge_jax import errors, host
+
 if TYPE_CHECKING:
   from merge_jax.recycle import Settings
   from merge_jax.search import Record
 
-STOPPED = 75  # exit status after SIGTERM or Ctrl-C: temporary, the same command continues
+STOPPED = errors.Stopped.status  # exit status after SIGTERM or Ctrl-C: the same command continues
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def run(main: Callable[[], int | None]) -> None:
-  """Runs a job's `main` under absl; errors that a user can mend are one sentence and status 1."""
+  """Runs a job's `main` under absl; errors that a user can mend are one sentence and status 1.
+
+  Of several processes (`define_distributed`) the lead alone prints what is no error, and all end together.
+  """
 
   def guarded(argv: list[str]) -> None:
     if len(argv) > 1:
@@ -32,25 +39,55 @@ def run(main: Callable[[], int | None]) -> None:
     gc.freeze()
     logging.set_verbosity(logging.WARNING)  # JAX tells at INFO which back ends it did not find
     try:
-      status = main()
-    except (ValueError, OSError, RuntimeError) as error:
-      if flags.FLAGS.traceback:
+      _start()
+      with host.reporting():
+        status = main()
+        host.end()
+    except (Exception, KeyboardInterrupt) as error:
+      mendable = isinstance(error, ValueError | OSError | RuntimeError | KeyboardInterrupt)
+      if mendable and not flags.FLAGS.traceback:
+        status = _say(host.cause(error))
+      elif host.count() == 1:
         raise
-      print(f"error: {_sentence(error)}", file=sys.stderr)
-      status = STOPPED if type(error).__name__ == "Stopped" else 1
-    except KeyboardInterrupt:
-      print("error: interrupted; the same command continues.", file=sys.stderr)
-      status = STOPPED
+      else:
+        traceback.print_exc()
+        status = 1
+      host.leave(status)
     sys.exit(status or 0)
 
   app.run(guarded, flags_parser=_parse)
 
 
-def _sentence(error: Exception) -> str:
-  """One line; of what the system says the file and the reason, without its number."""
-  if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-    return f"{error.filename}: {error.strerror}."
-  return " ".join(str(error).split("\n"))
+def _say(error: BaseException) -> int:
+  """Prints the error; the status to exit with."""
+  interrupted = isinstance(error, KeyboardInterrupt)
+  text = "interrupted; the same command continues." if interrupted else errors.sentence(error)
+  who = "" if host.is_lead() else f"process {host.index()}: "
+  print(f"{who}error: {text}", file=sys.stderr)
+  return STOPPED if interrupted or isinstance(error, errors.Stopped) else 1
+
+
+def define_distributed() -> None:
+  """The flags of a job that several processes can do together; `run` starts them."""
+  flags.DEFINE_bool("distributed", False, "This is one of several processes that do the job together.")
+  flags.DEFINE_string("coordinator", None, "host:port of process 0; by default as the cluster says.")
+  flags.DEFINE_integer("num_processes", None, "How many there are; by default as the cluster says.")
+  flags.DEFINE_integer("process_id", None, "Which one this is, from 0; by default as the cluster says.")
+  flags.DEFINE_float("heartbeat", host.HEARTBEAT, "Seconds after which a silent process is given up.", 1.0)
+  flags.DEFINE_float("start_timeout", 300.0, "Seconds for all processes to come together.", 1.0)
+
+
+def _start() -> None:
+  """Joins the other processes, if there are any; all but the lead are silent then."""
+  values = flags.FLAGS.flag_values_dict()
+  where = {name: values.get(name) for name in ("coordinator", "num_processes", "process_id")}
+  if not values.get("distributed"):
+    if given := [name for name, value in where.items() if value is not None]:
+      raise ValueError(f"--{given[0]} is for several processes; give --distributed as well, or leave it out.")
+    return
+  host.start(**where, heartbeat=values["heartbeat"], timeout=values["start_timeout"])
+  if not host.is_lead():
+    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (until the end of the process)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -80,6 +117,15 @@ def config_values(holder: Any) -> dict[str, Any]:
     raise ValueError(f"--config: {' '.join(str(error).split())}") from None
 
 
+def define_mesh() -> None:
+  """The flag `--mesh`, of jobs that place parameters on devices."""
+  flags.DEFINE_string(
+    "mesh",
+    "",
+    "Sizes of candidate, data, fsdp, tensor, as candidate:2,fsdp:-1; -1 fills. Default: all as fsdp.",
+  )
+
+
 @contextlib.contextmanager
 def _one_sentence() -> Iterator[None]:
   """A wrong key or file of a config is one sentence and status 1, not a traceback."""
@@ -98,7 +144,7 @@ flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
 class StopFlag:
   """True once SIGTERM or Ctrl-C has come; the job then finishes its record and exits with status 75.
 
-  A second Ctrl-C does not wait for the record.
+  A second Ctrl-C does not wait for the record. Of several processes any may get the signal; all hear of it.
   """
 
   def __init__(self) -> None:
@@ -110,16 +156,18 @@ class StopFlag:
     if self._stop:
       raise KeyboardInterrupt
     self._stop = True
+    host.ask_to_stop()
 
   def __call__(self) -> bool:
-    return self._stop
+    return self._stop or host.stopping()
 
 
 class Progress:
   """A bar on a terminal, elsewhere a plain line every few seconds; without a total, a count."""
 
   def __init__(self, total: int | None, unit: str, every: float = 10.0):
-    self._bar = tqdm(total=total, unit=f" {unit}", dynamic_ncols=True, disable=not sys.stderr.isatty())
+    silent = not (sys.stderr.isatty() and host.is_lead())
+    self._bar = tqdm(total=total, unit=f" {unit}", dynamic_ncols=True, disable=silent)
     self._total, self._unit, self._every = total, unit, every
     self._start = self._said = 0.0  # of the first call
     self._done = 0
@@ -143,7 +191,7 @@ class Progress:
     self._bar.close()
 
 
-def recycle_and_show(job: Settings, overwrite: bool) -> dict[str, Any]:
+def recycle_and_show(job: Settings, overwrite: bool, profile: bool = False) -> dict[str, Any]:
   """Runs a recycle job with a progress bar, then prints the table, the sentence and the paths."""
   from merge_jax import recycle, reports
   from merge_jax.search.loop import MEAN, SPLIT
@@ -162,7 +210,9 @@ def recycle_and_show(job: Settings, overwrite: bool) -> dict[str, Any]:
     print(line, flush=True)
 
   try:
-    result = recycle.recycle(job, overwrite=overwrite, progress=progress, stop=StopFlag(), say=say)
+    result = recycle.recycle(
+      job, overwrite=overwrite, progress=progress, stop=StopFlag(), say=say, profile=profile
+    )
   finally:
     for bar in bars.values():
       bar.close()

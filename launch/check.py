@@ -4,9 +4,12 @@ python -m launch.check --checkpoints=a,b,c --base=base
 python -m launch.check --recipe=ties.yml
 """
 
+from collections.abc import Iterator
+
 from absl import flags
 
-from merge_jax import preflight
+from merge_jax import preflight, sharding
+from merge_jax.preflight.memory import verdict
 
 from . import _common
 
@@ -14,13 +17,22 @@ _CHECKPOINTS = flags.DEFINE_list("checkpoints", [], "Folders, separated by comma
 _BASE = flags.DEFINE_string("base", "", "Folder of their common ancestor.")
 _RECIPE = flags.DEFINE_string("recipe", "", "In place of checkpoints: a recipe, as of launch.merge.")
 
+_common.define_mesh()
+
 
 def main() -> int:
   """0 if nothing is wrong, 1 if they will not merge."""
   if _RECIPE.value:
     return _recipe()
   pool, base = preflight.open_pool(_CHECKPOINTS.value, _BASE.value)
-  findings = list(preflight.check(pool, base))
+  models = [*pool, base or pool[0]]
+
+  def memory() -> Iterator[preflight.Finding]:
+    """Of a search of the pool on the mesh."""
+    made = sharding.shardings(pool[0].specs, sharding.make_mesh(flags.FLAGS.mesh))
+    return verdict(preflight.Needs([one.specs for one in models], pool[0].specs, 1, made))
+
+  findings = list(preflight.check(pool, base, memory=memory))
   print(preflight.table(findings))
   return 1 if any(finding.level == "error" for finding in findings) else 0
 

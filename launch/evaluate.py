@@ -8,11 +8,12 @@ from typing import Any
 
 from absl import flags
 
-from merge_jax import checkpoints, decoding, evals, storage
+from merge_jax import checkpoints, decoding, evals, sharding, storage
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.evals import tasks as task_files
-from merge_jax.recycle import suites
-from merge_jax.recycle.settings import Evals
+from merge_jax.evals.objective import JittedObjective
+from merge_jax.recycle import placing, suites
+from merge_jax.recycle.settings import Evals, Placement
 from merge_jax.search.point import Candidate, Point
 from merge_jax.search.scores import nullables
 
@@ -25,6 +26,8 @@ _EOS = flags.DEFINE_bool("append_eos", Evals().append_eos, "End targets with the
 _DTYPE = flags.DEFINE_enum("dtype", Evals().dtype, ("float32", "bfloat16"), "Of the computation.")
 _TOKENS = flags.DEFINE_integer("batch_tokens", Evals().batch_tokens, "Padded tokens in one forward pass.", 1)
 _SHAPES = flags.DEFINE_integer("max_shapes", Evals().max_shapes, "Padded shapes, each compiled once.", 1)
+_VERIFY = flags.DEFINE_bool("verify_load", False, "Compare what lies on the devices with the files.")
+_common.define_mesh()
 
 ALONE = Candidate("single", "alone", Point((1.0,)))
 
@@ -45,16 +48,22 @@ def main() -> None:
   groups: dict[Any, list[int]] = {}
   for i, checkpoint in enumerate(pool):
     groups.setdefault(_kind(checkpoint), []).append(i)
+  mesh = sharding.make_mesh(flags.FLAGS.mesh)
   chosen = {
-    kind: suites.task_suite({"all": tasks}, pool[group[0]], options) for kind, group in groups.items()
+    kind: suites.task_suite({"all": tasks}, [pool[i] for i in group], options, mesh=mesh)
+    for kind, group in groups.items()
   }
   scores: dict[str, dict[str, float | None]] = {path: {} for path in _CHECKPOINTS.value}
   for kind, group in groups.items():
-    objective = None
+    suite = chosen[kind]
+    layout = placing.layout(pool[group[0]].specs, mesh, Placement(), suite.stacks, suite.axes)
+    objective: JittedObjective | None = None
     for i in group:
-      source = {ALONE.method: pool[i].load()}
-      merge = evals.Merge(_itself, source[ALONE.method])
-      objective = objective.on(source) if objective else chosen[kind].objective({ALONE.method: merge})
+      params = checkpoints.place(pool[i], layout.shardings, suite.stacks, verify=_VERIFY.value)
+      objective = (
+        objective.on({ALONE.method: params}) if objective
+        else JittedObjective({ALONE.method: evals.Merge(_itself, params)}, suite.scorers(), 1, layout)
+      )  # fmt: skip
       (evaluation,) = objective.evaluate([ALONE], "all")
       scores[_CHECKPOINTS.value[i]] = nullables(evaluation.scores)
       shown = (f"{task} {value:.4f}" for task, value in evaluation.scores.items())

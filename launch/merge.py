@@ -3,6 +3,10 @@
 python -m launch.merge --recipe=ties.yml --output_dir=merged
 python -m launch.merge --recipe=ties.yml --dry_run
 python -m launch.check --recipe=ties.yml
+
+Several processes, of one machine or of many that share a file system, divide the work:
+python -m launch.merge --recipe=ties.yml --output_dir=merged --distributed --coordinator=node0:8476 \
+  --num_processes=2 --process_id=0  # and 1; on SLURM, Open MPI, GKE and TPUs --distributed is enough
 """
 
 import contextlib
@@ -39,6 +43,7 @@ _CACHE = flags.DEFINE_string(
   "Folder of compiled programs, kept for the next merge; empty: keep none. By default "
   "$JAX_COMPILATION_CACHE_DIR, or merge_jax/xla in the user's cache ($XDG_CACHE_HOME, ~/.cache).",
 )  # fmt: skip
+_common.define_distributed()
 
 
 def main() -> None:

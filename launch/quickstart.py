@@ -23,6 +23,7 @@ from . import _common
 
 _CONFIG = _common.define_config("quickstart")
 _OUTPUT = flags.DEFINE_string("output_dir", "runs/quickstart", "Folder to write into.")
+_common.define_mesh()
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove what an earlier quickstart wrote there.")
 
 # reasoning-gym's item i depends on seed + i: runs, tasks and splits are spaced wider than they draw.
@@ -62,6 +63,7 @@ def main() -> None:
       "base": str(folder / "pool" / "base"),
       "tasks": tuple(map(str, task_paths)),
       "output_dir": str(folder),
+      "placement": dict(values["recycle"].get("placement", {})) | {"mesh": flags.FLAGS.mesh},
     }
   )
   _common.recycle_and_show(job, overwrite=_OVERWRITE.value)

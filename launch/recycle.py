@@ -19,6 +19,15 @@ _OUTPUT = flags.DEFINE_string("output_dir", "", "Folder to write into, and to re
 _SCORER = flags.DEFINE_string("scorer_command", "", "External scorer with {model_dir} {scores_json}.")
 _BUDGET = flags.DEFINE_integer("budget", 0, "Evaluations in all; 0: the config's.")
 _DRY = flags.DEFINE_bool("dry_run", False, "Print what would be done, with sizes and an estimate.")
+_MEMORY = flags.DEFINE_enum(
+  "pool_memory", None, ["auto", "device", "host", "disk"], "Where the pool is held; default: the config's."
+)
+_VERIFY = flags.DEFINE_bool("verify_load", False, "Compare what lies on the devices with the files.")
+_TOPOLOGY = flags.DEFINE_bool(
+  "allow_topology_change", False, "Resume with another mesh or number of processes; it is recorded."
+)
+_common.define_mesh()
+_PROFILE = flags.DEFINE_bool("profile", False, "Also write a trace of a few evaluations into profile/.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove an earlier run in the folder first.")
 
 
@@ -32,11 +41,15 @@ def main() -> None:
     values["scorer"] = dict(values.get("scorer", {})) | {"command": _SCORER.value}
   if _BUDGET.value:
     values["search"] = dict(values.get("search", {})) | {"budget": _BUDGET.value}
+  placement = {"mesh": flags.FLAGS.mesh, "pool_memory": _MEMORY.value, "verify_load": _VERIFY.value}
+  chosen = {name: value for name, value in placement.items() if value}
+  values["placement"] = dict(values.get("placement", {})) | chosen
+  values |= {"allow_topology_change": True} if _TOPOLOGY.value else {}
   job = settings.from_mapping(values)
   if _DRY.value:
     print(recycle.describe(recycle.build(job)))
     return
-  _common.recycle_and_show(job, _OVERWRITE.value)
+  _common.recycle_and_show(job, _OVERWRITE.value, _PROFILE.value)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import msgspec
 from absl import flags
 from jax import Array
+from jax.sharding import Mesh
 
-from merge_jax import checkpoints, decoding, evals, models, storage
+from merge_jax import checkpoints, decoding, evals, models, sharding, storage
 from merge_jax.evals import tasks as task_files
 from merge_jax.training import State, continued, corpus, pool, puzzles, read_recipe, refuse_written, states
 
@@ -26,6 +27,8 @@ _TASKS = flags.DEFINE_list("tasks", [], "Training examples, as task files.")
 _INIT = flags.DEFINE_string("init", "", "Checkpoint to start from; none: random parameters.")
 _OUTPUT = flags.DEFINE_string("output_dir", None, "Folder to write; must not exist.", required=True)
 
+_common.define_mesh()
+
 
 class Saving(msgspec.Struct, frozen=True):
   """When states are written; see `configs/train.py`."""
@@ -34,8 +37,9 @@ class Saving(msgspec.Struct, frozen=True):
 
 
 class Start(NamedTuple):
-  """What training starts from, and how its result is written: `write(folder, params, about=…)`."""
+  """What training starts from, on which mesh, and how it is written: `write(folder, params, about=…)`."""
 
+  mesh: Mesh
   model: models.Model
   tokens: evals.Tokens
   params: dict[str, Array]
@@ -55,29 +59,35 @@ def main() -> None:
   model_config, shares = config.pop("model"), task_files.shares(config["mixture"], "config: mixture")
   config["mixture"] = shares or {task.name: 1.0 for task in tasks}
   recipe = read_recipe(config, "config")
-  start = trained_on(Path(_INIT.value).expanduser()) if _INIT.value else fresh(model_config, recipe.seed)
+  mesh = sharding.make_mesh(flags.FLAGS.mesh)
+  start = (
+    trained_on(Path(_INIT.value).expanduser(), mesh)
+    if _INIT.value
+    else fresh(model_config, recipe.seed, mesh)
+  )
   shape = start.model.config
   data = corpus(tasks, start.tokens, max_length=shape.max_positions, vocabulary=shape.vocab_size)
   bar = _common.Progress(recipe.steps, "steps")
   with states(target) as folder:
     trained = continued(
       start.model.apply, start.params, data, recipe, folder,
-      save_every=saving.save_every, stop=_common.StopFlag(), progress=shown_on(bar),
+      save_every=saving.save_every, mesh=start.mesh, stop=_common.StopFlag(), progress=shown_on(bar),
     )  # fmt: skip
     bar.close()
     start.write(target, trained.params, about=pool.describe(recipe, trained))
   print(f"loss {trained.final_loss:.4f} after {trained.step} steps, {trained.tokens:,} tokens: {target}")
 
 
-def fresh(config: Mapping[str, Any], seed: int) -> Start:
+def fresh(config: Mapping[str, Any], seed: int, mesh: Mesh) -> Start:
   """A random model with a character tokenizer."""
   tokenizer, model = puzzles.tokenizer(), models.build(config, "config.model")
   write = functools.partial(pool.save, config=config, tokenizer=tokenizer.to_str())
   tokens = evals.Tokens(tokenizer, config.get("eos_token_id"))
-  return Start(model, tokens, model.init(jax.random.key(seed)), write)
+  params = jax.jit(model.init, out_shardings=sharding.shardings(model.specs, mesh))(jax.random.key(seed))
+  return Start(mesh, model, tokens, params, write)
 
 
-def trained_on(folder: Path) -> Start:
+def trained_on(folder: Path, mesh: Mesh) -> Start:
   """A checkpoint, with its own tokenizer and end-of-text token."""
   first, tokens = checkpoints.open(folder), evals.Tokens.from_folder(folder)
   if first.config is None:
@@ -86,8 +96,9 @@ def trained_on(folder: Path) -> Start:
   models.check(first.config, first.specs, where)
   model = models.build(first.config, where)
   # A step of Adam is smaller than bfloat16 can hold.
-  params = {name: value.astype(jnp.float32) for name, value in first.load().items() if name in model.specs}
-  return Start(model, tokens, params, functools.partial(pool.save_like, like=first))
+  placed = checkpoints.place(first, sharding.shardings(first.specs, mesh))
+  params = {name: value.astype(jnp.float32) for name, value in placed.items() if name in model.specs}
+  return Start(mesh, model, tokens, params, functools.partial(pool.save_like, like=first))
 
 
 def shown_on(bar: _common.Progress) -> Callable[[State], None]:

@@ -1,9 +1,19 @@
-"""The one way to say that a name is not known, to show a value in a sentence, and to make one of a panic."""
+"""The one way to say that a name is not known, to show a value in a sentence, and to make one of an error."""
 
 import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+
+class Stopped(RuntimeError):
+  """A job ended early because it was asked to, or had to; the same command continues.
+
+  Attributes:
+    status: that a job exits with, "temporary failure" in sysexits.h.
+  """
+
+  status = 75
 
 
 def unknown(kind: str, got: str, known: Iterable[str], where: str = "") -> str:
@@ -27,6 +37,17 @@ def shown(value: Any, limit: int = 80) -> str:
   """
   text = " ".join(repr(value).split())
   return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def sentence(error: BaseException) -> str:
+  """One line; of what the system says the file and the reason, without its number.
+
+  >>> sentence(FileNotFoundError(2, "No such file or directory", "a.yml"))
+  'a.yml: No such file or directory.'
+  """
+  if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+    return f"{error.filename}: {error.strerror}."
+  return " ".join(str(error).split("\n"))
 
 
 @contextlib.contextmanager

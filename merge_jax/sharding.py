@@ -10,8 +10,10 @@ One mesh serves a job, with four named axes (those that are not named have size 
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -146,6 +148,35 @@ def shardings(
   ('fsdp', None)
   """
   return {name: _one(name, tuple(spec.shape), mesh, rules, axes) for name, spec in specs.items()}
+
+
+class Layout(NamedTuple):
+  """Where the parameters of a model lie.
+
+  Attributes:
+    mesh: of the job.
+    shardings: of every leaf, by name.
+  """
+
+  mesh: Mesh
+  shardings: Mapping[str, NamedSharding]
+
+  @property
+  def replicated(self) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(self.mesh, P())
+
+  def constrain(self, params: Any) -> Any:
+    """The leaves of a flat dict under `jit`, where they belong; anything else as it is."""
+    if not isinstance(params, dict):
+      return params
+    own = jax.lax.with_sharding_constraint
+    return {n: own(x, self.shardings[n]) if n in self.shardings else x for n, x in params.items()}
+
+
+def put(value: np.ndarray, mesh: Mesh, spec: P) -> Array:
+  """An array that every process has whole, as a global one."""
+  return jax.make_array_from_callback(value.shape, NamedSharding(mesh, spec), lambda index: value[index])
 
 
 def rows(x: Array) -> Array:

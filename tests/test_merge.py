@@ -313,7 +313,7 @@ def test_a_failed_merge_leaves_nothing(world, monkeypatch):
   shutil.copytree("a", "damaged")
   with monkeypatch.context() as patch, pytest.raises(ValueError, match="reads back other"):
     patch.setattr(
-      "merge_jax.recipes.job._content", lambda value, state=[0]: state.append(0) or bytes(len(state))
+      "merge_jax.recipes.writing._content", lambda value, state=[0]: state.append(0) or bytes(len(state))
     )
     merge(kit("linear", ("damaged", {"weight": 1})), verify=True)
   assert sorted(p.name for p in here(".").iterdir()) == ["a", "b", "base", "damaged", "recipe.yml"]

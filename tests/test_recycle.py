@@ -40,6 +40,7 @@ def job(world, output, **options):
     "output_dir": str(output),
     "search": {"budget": 14, "fitness_source": "auto"},
     "evals": {"max_shapes": 1},  # one program to compile
+    "placement": {"mesh": "fsdp:1"},
     "bootstrap": 50,
   }
   return settings.from_mapping(values | options)
@@ -60,7 +61,7 @@ def journal_of(folder):
 
 def without_times(value):
   if isinstance(value, dict):
-    return {k: without_times(v) for k, v in value.items() if k not in ("seconds", "final_seconds")}
+    return {k: without_times(v) for k, v in value.items() if not k.endswith("seconds")}
   return [without_times(v) for v in value] if isinstance(value, list) else value
 
 
@@ -260,6 +261,7 @@ def killer(world, output, at, seconds=None):
     "checkpoints": [str(p) for p in world[1]], "base": str(world[0] / "pool" / "base"),
     "tasks": [f"{world[2][0]}:loss", str(world[2][1])], "output_dir": str(output),
     "search": {"budget": 14, "fitness_source": "auto"}, "evals": {"max_shapes": 1}, "bootstrap": 50,
+    "placement": {"mesh": "fsdp:1"},
   }  # fmt: skip
   path.write_text(json.dumps(plain))
   environment = os.environ | {"MPLBACKEND": "agg", "JAX_NUM_CPU_DEVICES": "8"}

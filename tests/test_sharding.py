@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import merge_jax as mj
-from merge_jax import sharding
+from merge_jax import checkpoints, sharding
 
 STACKED = ((r"(layers)\..*", mj.Axes(stack=0, out=(1,))),)
 
@@ -110,3 +110,49 @@ def test_rows_are_divided_where_a_mesh_is_in_use():
   with jax.set_mesh(sharding.make_mesh("data:2,fsdp:2,tensor:2")):
     assert jax.jit(sharding.rows)(x).sharding.spec[0] == ("data", "fsdp")
     assert jax.jit(sharding.rows)(x[:3]).sharding.is_fully_replicated  # four do not divide three rows
+
+
+SHAPES = {"w": (3, 16, 8), "b": (3, 8)}
+STACKS = {f"layers.{leaf}": tuple(f"layers.{i}.{leaf}" for i in range(3)) for leaf in SHAPES}
+
+
+@pytest.fixture(scope="module", params=checkpoints.FORMATS)
+def written(request, tmp_path_factory):
+  folder = tmp_path_factory.mktemp(request.param)
+  generator = np.random.default_rng(0)
+  whole = {
+    f"layers.{leaf}": generator.normal(size=shape).astype(np.float32) for leaf, shape in SHAPES.items()
+  }
+  slices = {part: whole[name][i] for name, parts in STACKS.items() for i, part in enumerate(parts)}
+  own = {"embed": generator.normal(size=(24, 8)).astype(np.float32), "long": np.array([2**40])}
+  checkpoints.write(folder, slices | own, format=request.param)
+  return checkpoints.open(folder), whole | own
+
+
+@pytest.mark.parametrize("mesh", ["fsdp:1", "fsdp:8", "data:2,fsdp:2,tensor:2"])
+@pytest.mark.parametrize("memory", ["device", "pinned_host"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Orbax, of a sharding beside it
+def test_layers_are_stacked_where_they_are_placed(written, mesh, memory):
+  checkpoint, whole = written
+  specs = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in whole.items()}
+  made = sharding.shardings(specs, sharding.make_mesh(mesh), axes=STACKED)
+  made = {name: one.with_memory_kind(memory) for name, one in made.items()}
+  placed = checkpoints.place(checkpoint, made, STACKS, verify=True)
+  assert placed.keys() == whole.keys() and isinstance(placed["long"], np.ndarray)
+  for name, value in whole.items():
+    np.testing.assert_array_equal(placed[name], value)
+    assert name == "long" or placed[name].sharding == made[name]
+
+
+def test_a_device_that_holds_other_bytes_is_found(written, monkeypatch):
+  checkpoint, whole = written
+  specs = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in whole.items()}
+  made = sharding.shardings(specs, sharding.make_mesh("fsdp:2"), axes=STACKED)
+
+  def wrong(names, to):
+    return jax.device_put(whole["layers.w"] + np.eye(16, 8, dtype=np.float32), to)
+
+  monkeypatch.setattr(type(checkpoint), "load_stack", lambda self, names, to: wrong(names, to) if
+                      names == STACKS["layers.w"] else jax.device_put(whole["layers.b"], to))  # fmt: skip
+  with pytest.raises(ValueError, match=r"tensor 'layers.0.w' lies on .* with other bytes than its file has"):
+    checkpoints.place(checkpoint, made, STACKS, verify=True)

@@ -4,7 +4,7 @@ import abc
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -96,17 +96,31 @@ class Checkpoint(abc.ABC):
     """All tensors on the devices: sharded by name, or whole on the default one.
 
     Each device's part is read from the file alone. What JAX would narrow (64 bits without
-    `jax_enable_x64`) stays on the host, a numpy array in its stored dtype.
+    `jax_enable_x64`) stays on the host, a numpy array in its stored dtype. See also `place`.
     """
-    return {name: self._load(name, shardings) for name in self.specs}
+    return self.load_some({name: None if shardings is None else shardings[name] for name in self.specs})
 
-  def _load(self, name: str, shardings: Mapping[str, jax.sharding.Sharding] | None) -> Any:
+  def load_some(self, shardings: Mapping[str, jax.sharding.Sharding | None]) -> dict[str, Any]:
+    """The tensors that are named, as `load` has them; None is the default device."""
+    return {name: self._load(name, sharding) for name, sharding in shardings.items()}
+
+  def load_stack(self, names: Sequence[str], sharding: jax.sharding.Sharding) -> jax.Array:
+    """Equal tensors as one array, stacked along a first axis that the sharding does not cut."""
+    spec = self.specs[names[0]]
+
+    def part(index: Index | None) -> np.ndarray:
+      layers, *own = index or (slice(None),)
+      return np.stack([self.read(name, tuple(own)) for name in names[layers]])
+
+    return jax.make_array_from_callback((len(names), *spec.shape), sharding, part)
+
+  def _load(self, name: str, sharding: jax.sharding.Sharding | None) -> Any:
     spec = self.specs[name]
     if narrowed(spec.dtype):
       return self.read(name)
-    if shardings is None:
+    if sharding is None:
       return jax.device_put(self.read(name))
-    return jax.make_array_from_callback(spec.shape, shardings[name], lambda index: self.read(name, index))
+    return jax.make_array_from_callback(spec.shape, sharding, lambda index: self.read(name, index))
 
   @abc.abstractmethod
   def files(self) -> tuple[Path, ...]:
@@ -206,6 +220,10 @@ class Writer(abc.ABC):
         f"{self.folder}: tensor {next(iter(self._left))!r} and {len(self._left) - 1} more were never written."
       )
     self._complete()
+    self._accompany()
+
+  def _accompany(self) -> None:
+    """Adds the side files, and sees to it that all is on the disk."""
     if self._like is not None:
       self._like.copy_sidecars(self.folder)
       sidecars.update_dtype(self.folder, (spec.dtype for spec in self._specs.values()))
@@ -234,9 +252,13 @@ class Writer(abc.ABC):
   def __exit__(
     self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
   ) -> None:
-    if error is None:
-      self.finish()
-    else:
+    try:
+      if error is None:
+        self.finish()
+    except BaseException:
+      self.abandon()
+      raise
+    if error is not None:
       self.abandon()
 
   def abandon(self) -> None:  # noqa: B027 (there may be nothing to let go of)

@@ -1,18 +1,22 @@
-"""Writing Hugging Face folders: safetensors, one file or shards with an index, resumable by the shard."""
+"""Writing Hugging Face folders: safetensors, one file or shards with an index, resumable by the shard.
+
+Several processes of a job can fill one folder: each writes its share of the tensors into their places, and
+completes the files that it has for itself; the lead does all else.
+"""
 
 import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from merge_jax import storage
-from merge_jax.checkpoints import safetensors_file
+from merge_jax import host, storage
+from merge_jax.checkpoints import safetensors_file, sharing
 from merge_jax.checkpoints.base import Checkpoint, Writer
 from merge_jax.checkpoints.safetensors_file import nbytes
 
@@ -21,13 +25,14 @@ INDEX = "model.safetensors.index.json"
 
 @dataclasses.dataclass
 class _Shard:
-  """A file of the result, open from its first tensor to its last."""
+  """A file of the result, open from its first tensor to its last; `ours`: other processes write some."""
 
   file: Path
   header: bytes
   size: int
   left: set[str]
   descriptor: int | None = None
+  ours: bool = False
 
 
 class FolderWriter(Writer):
@@ -42,6 +47,10 @@ class FolderWriter(Writer):
     max_shard_bytes: of one file; a larger tensor gets a file of its own.
     resume: keep the shards that an interrupted writer of the same tensors completed in this folder; see
       `done`, and `storage.new_folder` for a folder that outlives an interruption.
+    together: all processes of the job write this folder, with the same arguments; `finish` waits for all.
+
+  Attributes:
+    others: tensors that this process does not answer for: another one writes or found them.
 
   Raises:
     ValueError: a dtype or name that the format does not have.
@@ -56,10 +65,11 @@ class FolderWriter(Writer):
     *,
     max_shard_bytes: int = 5_000_000_000,
     resume: bool = False,
+    together: bool = False,
   ):
+    self._together, self._lead = together, not together or host.is_lead()
     with storage.writing(folder):
       super().__init__(folder, specs, like)
-      (folder / INDEX).unlink(missing_ok=True)  # that of older shards would hide the new file
     self._shards: list[_Shard] = []
     self._places: dict[str, tuple[_Shard, int]] = {}
     groups = _groups(self._specs, max_shard_bytes)
@@ -72,11 +82,29 @@ class FolderWriter(Writer):
         self._places[name] = (shard, shard.size)
         shard.size += nbytes(self._specs[name])
       self._shards.append(shard)
-    with storage.writing(folder):
-      self._done = frozenset(self._kept(resume))
+    kept: list[str] = []
+    if self._lead:
+      with storage.writing(folder):
+        (folder / INDEX).unlink(missing_ok=True)  # that of older shards would hide the new file
+        kept = self._kept(resume)
+      lacking = {shard.file: shard.size for shard in self._shards if not shard.left <= set(kept)}
+      storage.require_space(folder, sum(lacking.values()))
+    self._divide(groups, frozenset(host.broadcast(kept) if together else kept))
     for name in self._done:
       del self._left[name]
-    storage.require_space(folder, sum(shard.size for shard in self._shards if shard.left))
+
+  def _divide(self, groups: Sequence[Sequence[str]], kept: frozenset[str]) -> None:
+    """Leaves each shard what this process writes."""
+    sizes = [{name: nbytes(self._specs[name]) for name in names if name not in kept} for names in groups]
+    count, index = (host.count(), host.index()) if self._together else (1, 0)
+    owners = sharing.owners([shard for shard in sizes if shard], count)
+    for shard, names in zip(self._shards, sizes, strict=True):
+      shard.ours = len({owners[name] for name in names}) > 1
+      shard.left = {name for name in names if owners[name] == index}
+    self.others = frozenset(name for name, owner in owners.items() if owner != index)
+    self._done = kept | self.others
+    if not self._lead:
+      self.others |= kept
 
   def _kept(self, resume: bool) -> list[str]:
     """Tensors of complete shards; removes what is in the way of the others."""
@@ -84,7 +112,6 @@ class FolderWriter(Writer):
     for shard in self._shards:
       if resume and _is_complete(shard):
         kept.extend(shard.left)
-        shard.left = set()
       else:
         shard.file.unlink(missing_ok=True)  # who has mapped an older file of this name keeps its bytes
     ours = {shard.file for shard in self._shards}
@@ -94,7 +121,7 @@ class FolderWriter(Writer):
     return kept
 
   def done(self) -> Set[str]:
-    """Names of the tensors in shards that an interrupted writer completed."""
+    """Names of the tensors in shards that an interrupted writer completed, and those of other processes."""
     return self._done
 
   def _put(self, name: str, value: Any) -> None:
@@ -112,14 +139,15 @@ class FolderWriter(Writer):
     with storage.writing(shard.file):
       with self._lock:
         shard.left.remove(name)
-        last = not shard.left
+        last = not shard.left and not shard.ours
       if last:
         self._close(shard)
 
   def _descriptor(self, shard: _Shard) -> int:
     with self._lock:
       if shard.descriptor is None:
-        shard.descriptor = os.open(shard.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        new = os.O_NOFOLLOW if shard.ours else os.O_EXCL
+        shard.descriptor = os.open(shard.file, os.O_WRONLY | os.O_CREAT | new, 0o666)
         os.truncate(shard.descriptor, shard.size)
       return shard.descriptor
 
@@ -133,22 +161,41 @@ class FolderWriter(Writer):
     shard.descriptor = None
 
   def _complete(self) -> None:
+    if self._together:
+      for shard in self._shards:
+        if shard.descriptor is not None:
+          with storage.writing(shard.file):
+            os.fsync(shard.descriptor)
+      host.barrier("all tensors")
+    if not self._lead:
+      self._let_go()
+      return
     with storage.writing(self.folder):
-      for shard in self._shards if not self._specs else ():
-        self._close(shard)
+      for shard in self._shards:
+        if shard.ours or not self._specs:
+          self._close(shard)
       if len(self._shards) > 1:
         total = sum(map(nbytes, self._specs.values()))
         where = {name: shard.file.name for name, (shard, _) in self._places.items()}
         index = {"metadata": {"total_size": total}, "weight_map": where}
         (self.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
+  def _accompany(self) -> None:
+    if self._lead:
+      super()._accompany()
+
   def abandon(self) -> None:
     """Removes the files that are not complete."""
-    for shard in self._shards:
-      if shard.descriptor is not None:
-        os.close(shard.descriptor)
-        shard.descriptor = None
-        shard.file.unlink(missing_ok=True)
+    for shard in self._let_go():
+      shard.file.unlink(missing_ok=True)
+
+  def _let_go(self) -> list[_Shard]:
+    """Closes the files that are open."""
+    found = [shard for shard in self._shards if shard.descriptor is not None]
+    for shard in found:
+      os.close(self._descriptor(shard))
+      shard.descriptor = None
+    return found
 
 
 def _groups(specs: Mapping[str, jax.ShapeDtypeStruct], limit: int) -> list[list[str]]:

@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from merge_jax import storage
@@ -47,16 +49,28 @@ class Tree(Checkpoint):
     spec = self.stored[name]
     return np.asarray(self._restore({name: np.empty(spec.shape, spec.dtype)})[name])[index or ()]
 
-  def load(self, shardings: Mapping[str, jax.sharding.Sharding] | None = None) -> dict[str, Any]:
-    """All tensors in one restore; see `Checkpoint.load`."""
+  def load_some(self, shardings: Mapping[str, jax.sharding.Sharding | None]) -> dict[str, Any]:
+    """The tensors that are named, in one restore; see `Checkpoint.load_some`."""
     targets: dict[str, Any] = {}
-    for name, spec in self.specs.items():
-      if shardings is None or narrowed(spec.dtype):
+    for name, sharding in shardings.items():
+      spec = self.specs[name]
+      if sharding is None or narrowed(spec.dtype):
         targets[name] = np.empty(spec.shape, spec.dtype)
       else:
-        targets[name] = jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=shardings[name])
-    values = self._restore(targets)
-    return {n: v if narrowed(self.specs[n].dtype) else jax.device_put(v) for n, v in values.items()}
+        targets[name] = jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=sharding)
+    values = self._restore(targets) if targets else {}
+    return {
+      n: jax.device_put(v) if shardings[n] is None and not narrowed(self.specs[n].dtype) else v
+      for n, v in values.items()
+    }
+
+  def load_stack(self, names: Sequence[str], sharding: jax.sharding.Sharding) -> jax.Array:
+    """Restores the slices, each device's part alone, and joins them there; see `Checkpoint.load_stack`."""
+    if not isinstance(sharding, NamedSharding):
+      return super().load_stack(names, sharding)
+    own = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]), memory_kind=sharding.memory_kind)
+    values = self.load_some(dict.fromkeys(names, own))
+    return jax.jit(lambda *parts: jnp.stack(parts), out_shardings=sharding)(*values.values())
 
   def _restore(self, targets: Mapping[str, Any]) -> dict[str, Any]:
     tree = jax.tree.unflatten(self.treedef, [targets.get(name, ocp.PLACEHOLDER) for name in self.stored])

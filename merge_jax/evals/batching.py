@@ -101,7 +101,9 @@ LOGITS = 1 << 28
 """Most logits of one forward pass: 1 GiB in float32."""
 
 
-def pack(rows: Rows, *, max_shapes: int = 4, batch_tokens: int = 16_384, vocabulary: int = 1) -> Batches:
+def pack(
+  rows: Rows, *, max_shapes: int = 4, batch_tokens: int = 16_384, vocabulary: int = 1, multiple: int = 1
+) -> Batches:
   """Sorts rows by length into at most `max_shapes` shapes with the least padding.
 
   Args:
@@ -109,11 +111,15 @@ def pack(rows: Rows, *, max_shapes: int = 4, batch_tokens: int = 16_384, vocabul
     max_shapes: each is compiled once.
     batch_tokens: padded tokens in one forward pass.
     vocabulary: its size bounds the positions that one pass asks for, so that logits fit in memory.
+    multiple: of which the rows of each pass are; the parts that a mesh divides them into.
 
   Raises:
     ValueError: no rows, or a number that is not positive.
   """
-  for name, value in (("max_shapes", max_shapes), ("batch_tokens", batch_tokens), ("vocabulary", vocabulary)):
+  for name, value in (
+    ("max_shapes", max_shapes), ("batch_tokens", batch_tokens), ("vocabulary", vocabulary),
+    ("multiple", multiple),
+  ):  # fmt: skip
     if value < 1:
       raise ValueError(f"{name} is {value}; expected 1 or more.")
   if not rows.ids:
@@ -127,7 +133,7 @@ def pack(rows: Rows, *, max_shapes: int = 4, batch_tokens: int = 16_384, vocabul
     length = int(lengths[chosen].max())
     asked = int(max(len(rows.ids[i]) - rows.starts[i] for i in chosen))
     chunks = max(-(-len(chosen) * length // batch_tokens), -(-len(chosen) * asked * vocabulary // LOGITS))
-    height = -(-len(chosen) // chunks)
+    height = -(-len(chosen) // (chunks * multiple)) * multiple
     places[chosen] = base + np.arange(len(chosen))
     base += chunks * height
     buckets.append(bucket(rows, chosen, chunks, height, length, asked))

@@ -1,16 +1,21 @@
 """Scores merges of one pool: combine and all tasks in one jitted program, nothing written."""
 
+import contextlib
 import copy
+import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
 from merge_jax.evals.examples import Examples
 from merge_jax.evals.scoring import Scorer
+from merge_jax.sharding import Layout
 
 PyTree = Any
 
@@ -71,19 +76,34 @@ class JittedObjective:
   Args:
     merges: by method.
     scorers: by split.
-    batch: candidates in one call, side by side (`vmap`); fewer are padded, so that nothing retraces.
+    batch: candidates in one call; fewer are padded, so that nothing retraces.
+    layout: the mesh, and where parameters lie; its axis `candidate` divides a batch. None: as they lie.
+    in_turn: all merges of a batch are made in one pass over the pool, then scored one after the other, each
+      by the whole mesh; without it all is side by side (`vmap`).
 
   A change of weights never compiles again; if it does, that is a RuntimeError, since it would
   silently cost seconds a candidate.
+
+  Raises:
+    ValueError: a batch that the mesh does not divide.
   """
 
-  def __init__(self, merges: Mapping[str, Merge], scorers: Mapping[str, Scorer], batch: int = 1):
-    self.batch = batch
-    self._merges, self._scorers = merges, scorers
+  def __init__(
+    self,
+    merges: Mapping[str, Merge],
+    scorers: Mapping[str, Scorer],
+    batch: int = 1,
+    layout: Layout | None = None,
+    *,
+    in_turn: bool = False,
+  ):
+    self._side = 1 if layout is None else layout.mesh.shape["candidate"]
+    self.batch = batch if layout is None else batch_of(batch, layout.mesh)
+    self._merges, self._scorers, self._layout, self._in_turn = merges, scorers, layout, in_turn
     self._programs = {(m, s): self._program(m, s) for m in merges for s in scorers}
 
   def _program(self, method: str, split: str) -> Callable[..., Array]:
-    merge, score, traces = self._merges[method].function, self._scorers[split].function, [0]
+    score, merge, traces = self._scorers[split].function, self._merge(method), [0]
 
     def run(source: PyTree, weights: Array, numbers: Mapping[str, Array], data: Any) -> Array:
       traces[0] += 1
@@ -93,14 +113,32 @@ class JittedObjective:
           "must not differ in shape, dtype or sharding."
         )
 
+      def scored(params: PyTree) -> Array:
+        with jax.named_scope("evaluate"):
+          return score(params, data)
+
       def one(weights: Array, numbers: Mapping[str, Array]) -> Array:
-        return score(merge(source, weights, numbers), data)
+        return scored(merge(source, weights, numbers))
 
       if self.batch == 1:
         return one(weights[0], {name: value[0] for name, value in numbers.items()})[None]
-      return jax.vmap(one)(weights, numbers)
+      if self._in_turn:
+        return jax.lax.map(scored, jax.vmap(functools.partial(merge, source))(weights, numbers))
+      return jax.vmap(one, spmd_axis_name="candidate" if self._side > 1 else None)(weights, numbers)
 
-    return jax.jit(run)
+    whole = None if self._layout is None else self._layout.replicated
+    return jax.jit(run, out_shardings=whole)
+
+  def _merge(self, method: str) -> Callable[..., PyTree]:
+    """The method's merge, laid out; "merge" in profiles."""
+    function, layout = self._merges[method].function, self._layout
+
+    def merge(source: PyTree, weights: Array, numbers: Mapping[str, Array]) -> PyTree:
+      with jax.named_scope("merge"):
+        params = function(source, weights, numbers)
+        return params if layout is None else layout.constrain(params)
+
+    return merge
 
   def on(self, sources: Mapping[str, PyTree]) -> "JittedObjective":
     """The same compiled programs for other sources of the same shapes, by method."""
@@ -116,19 +154,77 @@ class JittedObjective:
       for start in range(0, len(places), self.batch):
         part = places[start : start + self.batch]
         examples = self._call(method, split, [candidates[i].point for i in part])
-        results |= dict(zip(part, map(_evaluation, examples), strict=True))
+        results |= dict(zip(part, map(evaluation, examples), strict=True))
     return [results[i] for i in range(len(candidates))]
 
-  def _call(self, method: str, split: str, points: Sequence[Point]) -> list[Examples]:
+  def arguments(self, method: str, split: str, points: Sequence[Point]) -> tuple[Any, ...]:
+    """What the program of a method and split is called with."""
     padded = [*points, *[points[-1]] * (self.batch - len(points))]
     weights = np.stack([point.array for point in padded]).astype(np.float32)
     numbers = {name: np.array([p.numbers[name] for p in padded], np.float32) for name in points[0].numbers}
-    scorer = self._scorers[split]
-    values = self._programs[method, split](self._merges[method].source, weights, numbers, scorer.batches)
-    return [scorer.read(one) for one in np.asarray(values)[: len(points)]]
+    return self._merges[method].source, weights, numbers, self._scorers[split].batches
+
+  def _call(self, method: str, split: str, points: Sequence[Point]) -> list[Examples]:
+    with using(self._layout):
+      values = self._programs[method, split](*self.arguments(method, split, points))
+    return [self._scorers[split].read(one) for one in np.asarray(values)[: len(points)]]
+
+  def lower(self, method: str, split: str, points: Sequence[Point]) -> Any:
+    """The program of `evaluate` lowered, not run: sources and data may be abstract."""
+    with using(self._layout):
+      return self._programs[method, split].lower(*self.arguments(method, split, points))  # type: ignore[attr-defined]
+
+  def merge_seconds(self, candidate: Candidate) -> float:
+    """Seconds that the merge of one candidate of a batch takes alone, the best of three."""
+    merge = self._merge(candidate.method)
+    source, weights, numbers, _ = self.arguments(
+      candidate.method, next(iter(self._scorers)), [candidate.point]
+    )
+
+    def run(source: PyTree, weights: Array, numbers: Mapping[str, Array]) -> PyTree:
+      if self.batch == 1:
+        return merge(source, weights[0], {name: value[0] for name, value in numbers.items()})
+      axis = "candidate" if self._side > 1 and not self._in_turn else None
+      return jax.vmap(functools.partial(merge, source), spmd_axis_name=axis)(weights, numbers)
+
+    program = jax.jit(run)
+    with using(self._layout):
+      return quickest(lambda: program(source, weights, numbers)) / self.batch
 
 
-def _evaluation(examples: Examples) -> Evaluation:
+def batch_of(batch: int, mesh: Mesh) -> int:
+  """Candidates of one program call: 1 is as many as the mesh evaluates side by side.
+
+  Raises:
+    ValueError: a number that the mesh does not divide.
+  """
+  side = mesh.shape["candidate"]
+  if batch > 1 and batch % side:
+    raise ValueError(
+      f"A batch of {batch} candidates is not a multiple of the {side} that the mesh evaluates side by side; "
+      "change config.search.batch or the axis candidate of the mesh."
+    )
+  return side if batch == 1 else batch
+
+
+def quickest(call: Callable[[], PyTree], times: int = 3) -> float:
+  """Seconds of the quickest call, after one that may compile."""
+  jax.block_until_ready(call())
+  taken = []
+  for _ in range(times):
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    taken.append(time.perf_counter() - start)
+  return min(taken)
+
+
+def using(layout: Layout | None) -> Any:
+  """The context of a layout's mesh."""
+  return contextlib.nullcontext() if layout is None else jax.set_mesh(layout.mesh)
+
+
+def evaluation(examples: Examples) -> Evaluation:
+  """Of every example's score."""
   return Evaluation(examples.scores(), examples.scores(loss=True), examples)
 
 
@@ -150,3 +246,7 @@ class FunctionObjective:
     """Scores of each candidate, in order."""
     merged = (self._merges[candidate.method].at(candidate.point) for candidate in candidates)
     return [Evaluation(dict(self._score(params, split))) for params in merged]
+
+  def merge_seconds(self, candidate: Candidate) -> float:
+    """Seconds that a merge takes alone, the best of three."""
+    return quickest(lambda: self._merges[candidate.method].at(candidate.point))

@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
+from merge_jax import sharding
 from merge_jax.evals import metrics
 from merge_jax.evals.batching import Batches, Bucket
 from merge_jax.evals.examples import Examples
@@ -49,6 +52,7 @@ def make_scorer(
   *,
   dtype: Any = None,
   selects: bool = True,
+  mesh: Mesh | None = None,
 ) -> Scorer:
   """Scores tasks with a model's `apply`.
 
@@ -59,6 +63,8 @@ def make_scorer(
     batches: from `pack(encode(tasks, …))`.
     dtype: computation dtype handed to `apply(…, dtype=)`, or None.
     selects: whether `apply` takes the positions that are asked for.
+    mesh: whose axes `sharding.ROWS` divide the rows of each pass (`pack` them in multiples of
+      `sharding.row_count`); None: the default device.
 
   Returns:
     A `Scorer`; jit `scorer.function` alone or together with a merge.
@@ -102,7 +108,11 @@ def make_scorer(
       start += int(exists.sum())
     return jnp.concatenate(results, axis=1)
 
-  data = jax.device_put((batches.buckets, batches.order))
+  data = (batches.buckets, batches.order)
+  if mesh is None:
+    data = jax.device_put(data)
+  else:
+    data = jax.tree.map(lambda x: sharding.put(x, mesh, P(None, sharding.ROWS) if x.ndim > 1 else P()), data)
   return Scorer(function, data, tuple(tasks))
 
 

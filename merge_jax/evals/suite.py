@@ -7,14 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jax.sharding import Mesh
+
+from merge_jax import sharding
+from merge_jax.checkpoints.placement import NONE
 from merge_jax.evals.batching import Batches, encode, pack
 from merge_jax.evals.external import Command
 from merge_jax.evals.metrics import METRICS
 from merge_jax.evals.objective import FunctionObjective, JittedObjective, Merge
-from merge_jax.evals.scoring import make_scorer
+from merge_jax.evals.scoring import Scorer, make_scorer
 from merge_jax.evals.splits import SPLITS
+from merge_jax.evals.streamed import StreamedObjective
 from merge_jax.evals.tasks import Task
 from merge_jax.evals.tokens import Tokens
+from merge_jax.operators.naming import AxesRules
+from merge_jax.sharding import Layout
 
 PyTree = Any
 
@@ -42,12 +49,15 @@ class Suite(abc.ABC):
     splits: names that `evaluate` of its objective takes.
     losses: whether evaluations have losses beside scores.
     notes: what the user should know.
+    stacks, axes: leaves of the scored model that are stacks of a checkpoint's tensors; none: its own names.
   """
 
   tasks: tuple[TaskInfo, ...]
   splits: tuple[str, ...] = SPLITS
   losses: bool = False
   notes: tuple[str, ...] = ()
+  stacks: Mapping[str, tuple[str, ...]] = NONE
+  axes: AxesRules = ()
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -76,8 +86,15 @@ class Suite(abc.ABC):
     """Lines for people: a word and a text each."""
 
   @abc.abstractmethod
-  def objective(self, merges: Mapping[str, Merge], batch: int = 1) -> JittedObjective | FunctionObjective:
-    """What scores the merges of a pool."""
+  def objective(
+    self, merges: Mapping[str, Any], batch: int = 1, layout: Layout | None = None, *, in_turn: bool = False
+  ) -> JittedObjective | StreamedObjective | FunctionObjective:
+    """What scores the merges of a pool: `Merge`s, or what makes parameters of a point (`at`).
+
+    Args:
+      merges: by method.
+      batch, layout, in_turn: see `JittedObjective`.
+    """
 
 
 class TaskSuite(Suite):
@@ -91,6 +108,8 @@ class TaskSuite(Suite):
     max_length: most tokens of an example, or None.
     append_eos, max_shapes, batch_tokens: see `encode` and `pack`.
     dtype: of the computation.
+    mesh: divides the rows of each pass; None: the default device.
+    stacks, axes: leaves of the model that are stacks of layers, see `merge_jax.models.Model`.
     files: the task files.
     notes: what the user should know.
 
@@ -112,6 +131,9 @@ class TaskSuite(Suite):
     max_shapes: int = 4,
     batch_tokens: int = 65_536,
     dtype: Any = None,
+    mesh: Mesh | None = None,
+    stacks: Mapping[str, tuple[str, ...]] = NONE,
+    axes: AxesRules = (),
     files: Sequence[Path] = (),
     notes: Sequence[str] = (),
   ):
@@ -122,11 +144,13 @@ class TaskSuite(Suite):
       TaskInfo(task.name, task.metric, METRICS[task.metric].sign, METRICS[task.metric].format)
       for task in first
     )
-    self._apply, self._dtype, self._files = apply, dtype, files
+    self._apply, self._dtype, self._files, self._mesh = apply, dtype, files, mesh
+    self.stacks, self.axes = stacks, axes
+    multiple = 1 if mesh is None else sharding.row_count(mesh)
     self._batches: dict[str, Batches] = {
       split: pack(
         encode(chosen, tokens, append_eos=append_eos, max_length=max_length, vocabulary=vocabulary),
-        max_shapes=max_shapes, batch_tokens=batch_tokens, vocabulary=vocabulary,
+        max_shapes=max_shapes, batch_tokens=batch_tokens, vocabulary=vocabulary, multiple=multiple,
       )
       for split, chosen in self._tasks.items()
     }  # fmt: skip
@@ -151,13 +175,20 @@ class TaskSuite(Suite):
       for split, tasks in self._tasks.items()
     ]  # fmt: skip
 
-  def objective(self, merges: Mapping[str, Merge], batch: int = 1) -> JittedObjective:
-    """Merge and evaluation as one program a method and split."""
-    scorers = {
-      split: make_scorer(self._apply, self._tasks[split], batches, dtype=self._dtype)
+  def objective(
+    self, merges: Mapping[str, Any], batch: int = 1, layout: Layout | None = None, *, in_turn: bool = False
+  ) -> JittedObjective | StreamedObjective:
+    """Merge and evaluation as one program a method and split; of a pool that is held elsewhere, two."""
+    if all(isinstance(merge, Merge) for merge in merges.values()):
+      return JittedObjective(merges, self.scorers(), batch, layout, in_turn=in_turn)
+    return StreamedObjective(merges, self.scorers(), layout)
+
+  def scorers(self) -> dict[str, Scorer]:
+    """What scores parameters, by split."""
+    return {
+      split: make_scorer(self._apply, self._tasks[split], batches, dtype=self._dtype, mesh=self._mesh)
       for split, batches in self._batches.items()
     }
-    return JittedObjective(merges, scorers, batch)
 
 
 class FunctionSuite(Suite):
@@ -191,7 +222,9 @@ class FunctionSuite(Suite):
     """The names of the scores."""
     return [("scores", ", ".join(self.names))]
 
-  def objective(self, merges: Mapping[str, Merge], batch: int = 1) -> FunctionObjective:
+  def objective(
+    self, merges: Mapping[str, Any], batch: int = 1, layout: Layout | None = None, *, in_turn: bool = False
+  ) -> FunctionObjective:
     """One call of the function a candidate, whatever the batch."""
     return FunctionObjective(merges, self._score)
 

@@ -1,5 +1,6 @@
 """Decoders whose parameters are named and laid out as their Hugging Face tensors are."""
 
+from merge_jax.models import stacking as stacking
 from merge_jax.models.comparison import differences as differences
 from merge_jax.models.config import DecoderConfig as DecoderConfig
 from merge_jax.models.families import parse as parse

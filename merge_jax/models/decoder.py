@@ -104,7 +104,7 @@ class Attention(nnx.Module):
     c = self.config
 
     def heads(y: Array) -> Array:
-      return y.reshape(*y.shape[:-1], -1, c.head_dim)
+      return rows(y).reshape(*y.shape[:-1], -1, c.head_dim)
 
     q, k, v = heads(self.q_proj(queries)), heads(self.k_proj(x)), heads(self.v_proj(x))
     if hasattr(self, "q_norm"):
@@ -257,4 +257,4 @@ def along_last(vector: nnx.Param, x: Array) -> Array:
 
 def take(x: Array, positions: Array | None) -> Array:
   """x `[batch, time, hidden]` at positions `[batch, queries]`, or at all."""
-  return x if positions is None else jnp.take_along_axis(x, positions[:, :, None], axis=1)
+  return x if positions is None else rows(jnp.take_along_axis(x, positions[:, :, None], axis=1))

@@ -1,13 +1,13 @@
 """The whole check of a pool."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from merge_jax import checkpoints
 from merge_jax.checkpoints import Checkpoint
-from merge_jax.preflight import memory, structure
+from merge_jax.preflight import structure
 from merge_jax.preflight import values as tensors
 from merge_jax.preflight.findings import Finding
-from merge_jax.preflight.memory import Needs
+from merge_jax.preflight.memory import Needs, verdict
 
 
 def open_pool(paths: Sequence[str], base: str | None = None) -> tuple[list[Checkpoint], Checkpoint | None]:
@@ -39,7 +39,7 @@ def check(
   pool: Sequence[Checkpoint],
   base: Checkpoint | None = None,
   *,
-  needs: Needs | None = None,
+  memory: Callable[[], Iterable[Finding]] | None = None,
   values: bool = True,
 ) -> Iterator[Finding]:
   """Checks names, shapes, dtypes, configs, vocabulary and memory, then values, ties and ancestry.
@@ -47,7 +47,8 @@ def check(
   Args:
     pool: open checkpoints.
     base: their common ancestor, if it is used.
-    needs: what is held on the devices; None: the pool, its base or the mean of it, and one candidate.
+    memory: what is said of memory, asked if the tensors are alike; None: whether the default device has room
+      for the pool, its base or the mean of it, and one candidate.
     values: also read the tensors.
   """
   models = [*zip(labels(pool), pool, strict=True), *([("base", base)] if base else [])]
@@ -55,9 +56,12 @@ def check(
   yield from found
   yield from structure.configs(models)
   yield from structure.vocabulary(models)
-  held = [*[c.specs for c in pool], (base or pool[0]).specs]
-  yield from memory.verdict(needs or Needs(held, pool[0].specs))
-  if values and not any(finding.level == "error" for finding in found):
+  alike = not any(finding.level == "error" for finding in found)
+  if memory is not None:
+    yield from memory() if alike else ()
+  else:
+    yield from verdict(Needs([*[c.specs for c in pool], (base or pool[0]).specs], pool[0].specs))
+  if values and alike:
     yield from read(pool, base)
 
 

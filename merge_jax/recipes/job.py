@@ -1,22 +1,23 @@
-"""Runs recipes: from a file to merged folders that appear whole or not at all."""
+"""Runs recipes: from a file to merged folders that appear whole or not at all.
 
-import hashlib
+Of several processes (`host`) each reads and plans the same, and merges its share of the tensors; statistics
+of whole models are measured by every one. The lead makes the folder, what is in it once, and its name.
+"""
+
+import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import msgspec
 import numpy as np
 
-import merge_jax
-from merge_jax import checkpoints, preflight, storage, streaming
-from merge_jax.checkpoints import Checkpoint, sidecars
-from merge_jax.checkpoints.folder_writer import FolderWriter
+from merge_jax import checkpoints, host, preflight, storage
+from merge_jax.checkpoints import Checkpoint
 from merge_jax.errors import unknown
-from merge_jax.recipes import build, card, manifest, measured, models, reading, vocabulary
+from merge_jax.recipes import build, manifest, measured, models, reading, vocabulary, writing
 from merge_jax.recipes.built import Built, Planned, planned_of
 from merge_jax.recipes.schema import Recipe
 
@@ -71,7 +72,7 @@ def run(
   allow_nonfinite: bool = False,
   overwrite: bool = False,
   progress: Callable[[int, int], None] = lambda done, total: None,
-  stop: Callable[[], bool] = lambda: False,
+  stop: Callable[[], bool] = host.stopping,
 ) -> Built:
   """Merges what a recipe file says into a folder, which appears whole or not at all.
 
@@ -80,11 +81,12 @@ def run(
     output_dir: a Hugging Face folder to make: safetensors, config, tokenizer, model card, manifest.
     semantics: whose definitions; "auto": mergekit's for recipes in its format, else the papers'.
     seed: of random methods; None: the recipe's, or 0.
-    memory_gib, threads, allow_nonfinite, stop: see `streaming.stream`.
+    memory_gib, threads, allow_nonfinite, stop: see `streaming.stream`; of each process, with `stop` as
+      `host.stopping` if there are several.
     max_shard_gb: size of one file of the result, in 10^9 bytes.
     verify: read the result back and compare digests of all tensors.
     overwrite: replace a folder that an earlier merge made.
-    progress: called with the number of tensors that are done, and of all.
+    progress: called with the number of tensors that are done, and of all; the lead's share stands for all.
 
   Returns:
     The merge of the last recipe.
@@ -96,10 +98,12 @@ def run(
   recipes, planned = reading.read(path), check(path, semantics)
   sources = [c.path for built in planned for c in built.inputs.values() if not isinstance(c, Planned)]
   storage.refuse_inside(target, sources, "--output_dir")
-  replaced = manifest.owned(target) if overwrite else None
-  if replaced is None:
-    storage.refuse_filled(target)
-  preflight.require_disk(target, sum(built.nbytes for built in planned))
+  replaced = None
+  if host.is_lead():
+    replaced = manifest.owned(target) if overwrite else None
+    if replaced is None:
+      storage.refuse_filled(target)
+    preflight.require_disk(target, sum(built.nbytes for built in planned))
   total, before = sum(len(built.jobs) for built in planned), 0
   stages = target.with_name(f".{target.name}.stages")
   made: dict[str, Checkpoint] = {}
@@ -112,89 +116,53 @@ def run(
     def said(done: int, start: int = before) -> None:
       progress(start + done, total)
 
-    if place == target or not manifest.matches(place, record):
-      owned = replaced if place == target else None
-      if place != target:  # of another merge, or what a kill left of it while it was removed
-        shutil.rmtree(place, ignore_errors=True)
-      job = json.dumps([msgspec.to_builtins(record), max_shard_gb])
-      with storage.new_folder(place, owned=owned, resume=job) as partial:
-        _write(
+    owned = replaced if place == target else None
+    with _folder(place, place != target, owned, record, max_shard_gb, verify) as partial:
+      if partial is not None:
+        writing.write(
           built, partial, target.name, record, max_shard_gb, verify,
           memory_gib=memory_gib, threads=threads, allow_nonfinite=allow_nonfinite, progress=said, stop=stop,
         )  # fmt: skip
     before += len(built.jobs)
     if place != target:
       made[str(recipe.name)] = checkpoints.open(place)
-  for recipe in recipes[:-1]:
-    shutil.rmtree(stages / str(recipe.name))
-  if len(recipes) > 1:
+  if host.is_lead() and len(recipes) > 1:
+    for recipe in recipes[:-1]:
+      shutil.rmtree(stages / str(recipe.name))
     stages.rmdir()
   return built
 
 
-def _write(
-  built: Built,
-  folder: Path,
-  name: str,
+@contextlib.contextmanager
+def _folder(
+  place: Path,
+  stage: bool,
+  owned: Collection[str] | None,
   record: manifest.Manifest,
   max_shard_gb: float,
   verify: bool,
-  **options: Any,
-) -> None:
-  """Fills a folder with the result of a merge, from where an interrupted one was."""
-  limit = int(max_shard_gb * 1e9)
-  writer = FolderWriter(folder, built.specs, built.like, max_shard_bytes=limit, resume=True)
-  digests: dict[str, str] = {}
-  with writer as out:
-    sink: Any = _Digesting(out, digests) if verify else out
-    streaming.stream(built.jobs, sink, key=jax.random.key(record.seed), **options)
-  if built.config is not None:
-    dtypes = [spec.dtype for spec in built.specs.values()]
-    storage.write_json(folder / "config.json", built.config)
-    sidecars.update_dtype(folder, dtypes)
-  vocabulary.write(folder, built.vocabulary)
-  text = card.text(built, name, record.seed, merge_jax.__version__)
-  (folder / "README.md").write_text(text, encoding="utf-8")
-  if verify:
-    try:
-      verify_folder(folder, built, digests)
-    except ValueError:
-      for file in folder.iterdir():  # a resumed merge must not take them for good
-        file.unlink()
-      raise
-  manifest.write(folder, record)
-
-
-class _Digesting:
-  """A writer that keeps a digest of each tensor that it passes on."""
-
-  def __init__(self, writer: checkpoints.Writer, digests: dict[str, str]):
-    self._writer, self._digests = writer, digests
-
-  def write_parts(self, name: str, parts: Iterable[np.ndarray]) -> None:
-    self._writer.write_parts(name, self._digested(name, parts))
-
-  def _digested(self, name: str, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    digest = hashlib.sha256()
-    for part in parts:
-      digest.update(_content(part))
-      yield part
-    self._digests[name] = digest.hexdigest()
-
-  def __getattr__(self, name: str) -> Any:
-    return getattr(self._writer, name)
-
-
-def _content(value: np.ndarray) -> memoryview:
-  return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
-
-
-def verify_folder(folder: Path, built: Built, digests: Mapping[str, str]) -> None:
-  """Reads a result back; ValueError if it is not what was written."""
-  written = checkpoints.open(folder)
-  for name, spec in built.specs.items():
-    found = written.read(name)
-    if (found.shape, found.dtype) != (spec.shape, np.dtype(spec.dtype)):
-      raise ValueError(f"{folder}: tensor {name!r} reads back as {found.dtype}{list(found.shape)}.")
-    if name in digests and hashlib.sha256(_content(found)).hexdigest() != digests[name]:
-      raise ValueError(f"{folder}: tensor {name!r} reads back other than it was written; is the disk sound?")
+) -> Iterator[Path | None]:
+  """The hidden folder to fill, which the lead makes; then it is `place`. None: a stage that is there."""
+  job = json.dumps([msgspec.to_builtins(record), max_shard_gb])
+  if not host.is_lead():
+    path, *told = host.broadcast()
+    if told != [job, verify]:
+      raise ValueError("This process has another merge than the lead: other inputs, versions or flags.")
+    if path is not None and not Path(path).is_dir():
+      raise FileNotFoundError(
+        f"{path} is not seen here; all processes must share the file system of the output."
+      )
+    host.barrier("the plan")
+    yield None if path is None else Path(path)
+  elif stage and manifest.matches(place, record):
+    host.broadcast([None, job, verify])
+    host.barrier("the plan")
+    yield None
+  else:
+    if stage:  # of another merge, or what a kill left of it while it was removed
+      shutil.rmtree(place, ignore_errors=True)
+    with storage.new_folder(place, owned=owned, resume=job) as partial:
+      host.broadcast([str(partial), job, verify])
+      host.barrier("the plan")
+      yield partial
+  host.barrier("the folder's name")

@@ -18,6 +18,7 @@ from merge_jax.recycle.manifest import Manifest
 
 MARKER, SCRATCH = ".merge_jax.json", ".merge_jax_candidates"
 JOURNAL, RESULT, REPORT, FIGURES, MERGED = "journal.jsonl", "result.json", "report.html", "figures", "merged"
+PROFILE = "profile"
 OUTPUTS = (manifests.NAME, JOURNAL, RESULT, REPORT, FIGURES, MERGED)
 
 
@@ -80,7 +81,7 @@ class RunFolder:
           f"{self.path} is not empty (holds {entry.name!r}) and not of this job; choose another --output_dir."
         )
 
-  def refuse_changed(self, new: Manifest, *, versions: bool) -> None:
+  def refuse_changed(self, new: Manifest, *, versions: bool, topology: bool) -> None:
     """Raises Refused if the run that is here was started otherwise, or lost what it cannot go on without."""
     if not self.known:
       return
@@ -94,12 +95,13 @@ class RunFolder:
         raise Refused(
           f"{self.path / name} of the run is missing; restore it, or begin anew with --overwrite."
         )
-    changed = [] if old is None else manifests.changes(old, new, versions=versions)
+    changed = [] if old is None else manifests.changes(old, new, versions=versions, topology=topology)
     if changed:
       raise Refused(
         f"{self.path} holds a run that was started otherwise:\n  " + "\n  ".join(changed) + "\nStart it the "
         "same way to resume, use --overwrite to begin anew, or choose another --output_dir. A change of "
-        "versions or devices alone is allowed by --config.allow_version_change."
+        "versions or kinds of devices alone is allowed by --config.allow_version_change, of the mesh or the "
+        "number of processes by --allow_topology_change."
       )
 
   @property
@@ -111,12 +113,17 @@ class RunFolder:
     marker = self._marker
     if marker is None or not marker.result or not all((self.path / name).is_file() for name in marker.wrote):
       return False
-    old = manifests.read(self.path)
-    return old == _continued(old, new) and _digest((self.path / RESULT).read_bytes()) == marker.result
+    if (old := manifests.read(self.path)) is None:
+      return False
+    now = manifests.continued(old, new)
+    return (
+      old == msgspec.structs.replace(now, topologies=old.topologies)
+      and _digest((self.path / RESULT).read_bytes()) == marker.result
+    )
 
   def claim(self, manifest: Manifest) -> None:
     """Marks the folder as a run's and writes its manifest, or that of a larger budget; needs the lock."""
-    text = manifests.text(_continued(manifests.read(self.path), manifest))
+    text = manifests.text(manifests.continued(manifests.read(self.path), manifest))
     marker = self._marker or Marker(_digest(text.encode())[:16])
     self._mark(msgspec.structs.replace(marker, result=""))
     self.add([JOURNAL])
@@ -132,7 +139,7 @@ class RunFolder:
       file = self.path / name
       if file.parent.resolve().is_relative_to(self.path.resolve()):  # never through a user's link
         file.unlink(missing_ok=True)
-    for name in (FIGURES, MERGED):
+    for name in (FIGURES, MERGED, PROFILE):
       folder = self.path / name
       if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
@@ -170,11 +177,6 @@ class RunFolder:
   def _mark(self, marker: Marker) -> None:
     storage.write_json(self.path / MARKER, msgspec.to_builtins(marker))
     self._marker = marker
-
-
-def _continued(old: Manifest | None, new: Manifest) -> Manifest:
-  """The manifest of a resumed run: it keeps where it started."""
-  return new if old is None else msgspec.structs.replace(new, versions=old.versions, devices=old.devices)
 
 
 def _digest(content: bytes) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from merge_jax import preflight, storage
+import jax
+
+from merge_jax import errors, preflight, storage
 from merge_jax.recycle import folder as folders
 from merge_jax.recycle import merged, methods
 from merge_jax.recycle import pool as pools
@@ -15,12 +17,13 @@ from merge_jax.recycle.folder import RunFolder
 from merge_jax.recycle.problem import Problem, build
 from merge_jax.recycle.settings import Settings
 from merge_jax.search.journal import Journal, Record
-from merge_jax.search.loop import search
+from merge_jax.search.loop import SPLIT, search
+from merge_jax.search.point import Candidate
 
 Say = Callable[[str], None]
 
 
-class Stopped(RuntimeError):
+class Stopped(errors.Stopped):
   """The job was asked to stop; the journal holds all that was evaluated."""
 
 
@@ -31,6 +34,7 @@ def recycle(
   say: Say = print,
   progress: Callable[[Record], None] = lambda record: None,
   stop: Callable[[], bool] = lambda: False,
+  profile: bool = False,
 ) -> dict[str, Any]:
   """Runs, resumes or recognises a recycle job.
 
@@ -42,6 +46,7 @@ def recycle(
     say: called with one line a step.
     progress: called after every evaluation.
     stop: asked after every evaluation; true ends the job with `Stopped`.
+    profile: write a trace of a few evaluations for TensorBoard or Perfetto into `profile/`.
 
   Returns:
     The content of `result.json`.
@@ -71,7 +76,7 @@ def recycle(
       run.clear()
     shutil.rmtree(path / folders.SCRATCH, ignore_errors=True)
     run.claim(problem.manifest)
-    return _run(run, problem, say, progress, stop)
+    return _run(run, problem, say, progress, stop, profile)
 
 
 def _claimable(path: Path, problem: Problem, overwrite: bool) -> RunFolder:
@@ -79,13 +84,21 @@ def _claimable(path: Path, problem: Problem, overwrite: bool) -> RunFolder:
   run = RunFolder(path)
   run.refuse_foreign(problem.inputs)
   if not overwrite:
-    run.refuse_changed(problem.manifest, versions=not problem.settings.allow_version_change)
+    own = problem.settings
+    run.refuse_changed(
+      problem.manifest, versions=not own.allow_version_change, topology=not own.allow_topology_change
+    )
     Journal.check(path / folders.JOURNAL)
   return run
 
 
 def _run(
-  run: RunFolder, problem: Problem, say: Say, progress: Callable[[Record], None], stop: Callable[[], bool]
+  run: RunFolder,
+  problem: Problem,
+  say: Say,
+  progress: Callable[[Record], None],
+  stop: Callable[[], bool],
+  profile: bool,
 ) -> dict[str, Any]:
   journal = Journal(run.path / folders.JOURNAL)
   known = len(journal.records)
@@ -101,7 +114,11 @@ def _run(
 
   found = search(problem.propose, pool.objective, journal, problem.fitness, problem.budget, progress=after)
   say("search done; scoring finalists on validation and test examples")
-  result, chosen = results.conclude(problem, pool.objective, journal, found, after)
+  result, chosen = results.conclude(
+    problem, pool.objective, journal, found, after, pool.objective.merge_seconds
+  )
+  if profile:
+    _profile(run, pool, chosen, say)
   with run.new_folder(folders.MERGED) as partial:
     merged.write(problem, chosen, partial)
     pool.objective.watch.check()
@@ -109,6 +126,14 @@ def _run(
   run.conclude(json.dumps(result, indent=2, allow_nan=False) + "\n")
   shutil.rmtree(run.path / folders.SCRATCH, ignore_errors=True)
   return result
+
+
+def _profile(run: RunFolder, pool: pools.Pool, candidate: Candidate, say: Say) -> None:
+  """A trace of three evaluations; scopes "merge" and "evaluate" tell their operations apart."""
+  with run.new_folder(folders.PROFILE) as partial, jax.profiler.trace(str(partial)):
+    for _ in range(3):
+      pool.objective.evaluate([candidate], SPLIT)
+  say(f"trace for TensorBoard or Perfetto: {run.path / folders.PROFILE}")
 
 
 def write_report(run: RunFolder, result: dict[str, Any]) -> None:

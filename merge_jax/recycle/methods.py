@@ -1,13 +1,18 @@
 """The merge rules that a job can search, one row each."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Sharding
 
 from merge_jax import operators as mj
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.errors import unknown
 from merge_jax.evals import Merge
 from merge_jax.operators.contrib import trajectory as along
+from merge_jax.operators.naming import AxesRules
 from merge_jax.preflight import Needs
 from merge_jax.search.point import Point
 from merge_jax.search.space import SPACES
@@ -60,22 +65,47 @@ def trajectory(steps: Sequence[float], count: int) -> tuple[Point, ...]:
   return tuple(Point(tuple(map(float, weights))) for weights in along.candidates(steps))
 
 
-def merges(names: tuple[str, ...], experts: list[PyTree], base: PyTree | None) -> dict[str, Merge]:
+def merges(
+  names: tuple[str, ...], experts: list[PyTree], base: PyTree | None, axes: AxesRules = ()
+) -> dict[str, Merge]:
   """The pool prepared for each method, by name.
 
   Args:
     names: keys of `METHODS`.
     experts: the pool's parameters.
     base: the common ancestor's; None takes the mean of the pool where a method needs one.
+    axes: leaves that are stacks of layers.
   """
   result = {}
   for name in dict.fromkeys(names):
     operator = METHODS[name].operator()
     if METHODS[name].needs_base and base is None:
       base = mj.merge(mj.uniform(), experts)
-    prepared = mj.prepare(operator, experts, base=base if METHODS[name].needs_base else None)
+    prepared = mj.prepare(operator, experts, base=base if METHODS[name].needs_base else None, axes=axes)
     result[name] = Merge(_combine, prepared)
   return result
+
+
+def abstract(
+  names: tuple[str, ...],
+  experts: list[PyTree],
+  base: PyTree,
+  shardings: Mapping[str, Sharding],
+  axes: AxesRules = (),
+) -> dict[str, Merge]:
+  """What `merges` makes of shapes alone (`jax.ShapeDtypeStruct`): for programs that are compiled, not run."""
+
+  def sources(experts: list[PyTree], base: PyTree) -> dict[str, mj.Prepared]:
+    return {name: merge.source for name, merge in merges(names, experts, base, axes).items()}
+
+  def placed(name: str, leaf: mj.Leaf) -> mj.Leaf:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name]), leaf)
+
+  found = {}
+  for method, prepared in jax.eval_shape(sources, experts, base).items():
+    leaves = {name: placed(name, leaf) for name, leaf in prepared.leaves.items()}
+    found[method] = Merge(_combine, dataclasses.replace(prepared, leaves=leaves))
+  return found
 
 
 def _combine(prepared: mj.Prepared, weights: Any, numbers: Mapping[str, Any]) -> PyTree:

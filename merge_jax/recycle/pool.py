@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merge_jax import storage
+from merge_jax import checkpoints, storage
+from merge_jax.checkpoints import Checkpoint
 from merge_jax.evals import Merge
 from merge_jax.evals.objective import FunctionObjective, JittedObjective
+from merge_jax.evals.streamed import StreamedObjective
 from merge_jax.recycle import methods
 from merge_jax.recycle.problem import Problem
+from merge_jax.recycle.window import Mean, OnDisk, OnHost, Window, slice_of
 from merge_jax.search.baselines import METHOD
 
 
@@ -40,7 +43,7 @@ class Watch:
 class Watched(NamedTuple):
   """An objective whose evaluations do not count if an input changed under them."""
 
-  objective: JittedObjective | FunctionObjective
+  objective: JittedObjective | StreamedObjective | FunctionObjective
   watch: Watch
 
   @property
@@ -55,19 +58,51 @@ class Watched(NamedTuple):
     self.watch.check()
     return evaluations
 
+  def merge_seconds(self, candidate: Any) -> float:
+    """See the objective's."""
+    return self.objective.merge_seconds(candidate)
+
 
 class Pool(NamedTuple):
   """The merges of a pool by method, and what scores them."""
 
-  merges: Mapping[str, Merge]
+  merges: Mapping[str, Merge | Window]
   objective: Watched
 
 
 def place(problem: Problem) -> Pool:
-  """Reads the tensors, prepares the merges and makes the objective."""
-  watch = Watch(problem.files)
-  experts = [checkpoint.load() for checkpoint in problem.pool]
-  base = None if problem.base is None else problem.base.load()
-  merges = methods.merges((METHOD, problem.method), experts, base)
-  objective = problem.suite.objective(merges, problem.settings.search.batch)
+  """Reads the tensors to where they are held, prepares the merges and makes the objective."""
+  watch, search = Watch(problem.files), problem.settings.search
+  merges = _on_devices(problem) if problem.memory == "device" else _windows(problem)
+  objective = problem.suite.objective(merges, search.batch, problem.layout, in_turn=search.in_turn)
   return Pool(merges, Watched(objective, watch))
+
+
+def _on_devices(problem: Problem) -> dict[str, Merge]:
+  suite, verify = problem.suite, problem.settings.placement.verify_load
+
+  def placed(checkpoint: Checkpoint) -> dict[str, Any]:
+    return checkpoints.place(checkpoint, problem.layout.shardings, suite.stacks, verify=verify)
+
+  experts = [placed(checkpoint) for checkpoint in problem.pool]
+  base = None if problem.base is None else placed(problem.base)
+  return methods.merges((METHOD, problem.method), experts, base, suite.axes)
+
+
+def _windows(problem: Problem) -> dict[str, Window]:
+  first, stacks, layout = problem.pool[0], problem.suite.stacks, problem.layout
+  slices = {part: slice_of(layout.shardings[name]) for name, parts in stacks.items() for part in parts}
+  shardings = {name: slices.get(name) or layout.shardings[name] for name in first.specs}
+
+  def held(checkpoint: Checkpoint) -> OnDisk | OnHost:
+    verify = problem.settings.placement.verify_load
+    return OnDisk(checkpoint) if problem.memory == "disk" else OnHost(checkpoint, shardings, verify)
+
+  experts = [held(checkpoint) for checkpoint in problem.pool]
+  found = {}
+  for name in dict.fromkeys((METHOD, problem.method)):
+    method, base = methods.METHODS[name], None
+    if method.needs_base:
+      base = Mean(experts) if problem.base is None else held(problem.base)
+    found[name] = Window(method.operator(), experts, base, first.specs, layout, stacks)
+  return found

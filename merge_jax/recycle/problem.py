@@ -4,20 +4,22 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from merge_jax import preflight, storage
+from merge_jax import preflight, sharding, storage
 from merge_jax.checkpoints import Checkpoint
+from merge_jax.evals import objective as objectives
 from merge_jax.evals import tasks as task_files
 from merge_jax.evals.suite import Suite
 from merge_jax.preflight import Finding
 from merge_jax.recycle import folder as folders
 from merge_jax.recycle import manifest as manifests
-from merge_jax.recycle import methods, suites
+from merge_jax.recycle import methods, placing, suites
 from merge_jax.recycle.manifest import Manifest
 from merge_jax.recycle.settings import Settings
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.loop import Budget, Proposer
 from merge_jax.search.proposers import Options, proposer
 from merge_jax.search.space import space
+from merge_jax.sharding import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Problem:
     fitness: one number of them.
     propose: the search's proposer, known points first.
     budget: when it stops.
+    layout: the mesh, and where the leaves of a merge lie.
+    memory: where the pool is held: "device", "host" or "disk".
     findings: of the checks that read no tensors; none is an error.
     manifest: what the run is made from.
   """
@@ -44,6 +48,8 @@ class Problem:
   fitness: Fitness
   propose: Proposer
   budget: Budget
+  layout: Layout
+  memory: str
   findings: tuple[Finding, ...]
   manifest: Manifest
 
@@ -87,10 +93,21 @@ def build(settings: Settings) -> Problem:
     raise ValueError(
       f"config: search.budget is {s.budget}; expected at least {len(pool)}, one for each checkpoint."
     )
-  needs = methods.memory(s.method, pool, base, s.batch)
-  findings = tuple(preflight.check(pool, base, needs=needs, values=False))
+  mesh = sharding.make_mesh(settings.placement.mesh)
+  own_batch = objectives.batch_of(s.batch, mesh) // mesh.shape["candidate"]
+  placed: list[str] = []
+
+  def memory() -> Iterator[Finding]:
+    own = sharding.shardings(pool[0].specs, mesh, placing.rules(settings.placement))
+    needs = methods.memory(s.method, pool, base, own_batch)._replace(shardings=own)
+    where, found = placing.choose(settings.placement.pool_memory, needs)
+    placed.append(where)
+    yield from found
+
+  findings = tuple(preflight.check(pool, base, memory=memory, values=False))
   preflight.require(findings)
-  suite = suites.build(settings, pool[0])
+  suite = suites.build(settings, [*pool, *([base] if base else [])], mesh)
+  layout = placing.layout(pool[0].specs, mesh, settings.placement, suite.stacks, suite.axes)
   weights = tuple(sorted(task_files.shares(s.task_weights, "config: search.task_weights").items()))
   fitness = Fitness(suite.names, suite.signs, s.fitness, s.fitness_source, weights)
   if s.fitness_source == "loss" and not suite.losses:
@@ -103,8 +120,8 @@ def build(settings: Settings) -> Problem:
   checkpoints = [*pool, *([base] if base else [])]
   return Problem(
     settings, tuple(pool), base, tuple(preflight.labels(pool)), suite, fitness,
-    proposer(s.proposer, options), Budget(s.budget, s.seconds or None), findings,
-    manifests.make(settings, checkpoints, suite.digests()),
+    proposer(s.proposer, options), Budget(s.budget, s.seconds or None), layout,
+    placed[0], findings, manifests.make(settings, checkpoints, suite.digests(), mesh),
   )  # fmt: skip
 
 
@@ -132,7 +149,7 @@ def _check_outputs(settings: Settings) -> None:
   """Outputs never lie on or in an input; inputs may lie in the output folder, but not under its names."""
   folder, inputs = settings.folder, list(_inputs(settings))
   storage.refuse_inside(folder, inputs, "--output_dir")
-  for name in (*folders.OUTPUTS, folders.MARKER, folders.SCRATCH):
+  for name in (*folders.OUTPUTS, folders.PROFILE, folders.MARKER, folders.SCRATCH):
     storage.refuse_inside(folder / name, inputs, "--output_dir")
     for path in inputs:
       if path.resolve().is_relative_to((folder / name).resolve()):

@@ -1,7 +1,8 @@
 """From a finished search to `result.json`: rows, differences, front, analyses, cost."""
 
 import json
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,19 @@ from merge_jax.search.scores import nullable, nullables, signed
 
 
 def conclude(
-  problem: Problem, objective: Objective, journal: Journal, found: Result, progress: Progress
+  problem: Problem,
+  objective: Objective,
+  journal: Journal,
+  found: Result,
+  progress: Progress,
+  merge_seconds: Callable[[Candidate], float],
 ) -> tuple[dict[str, Any], Candidate]:
   """Scores the finalists, selects, measures on test examples.
+
+  Args:
+    problem, objective, journal, progress: of the job.
+    found: what the search found.
+    merge_seconds: how long the merge of a candidate takes alone.
 
   Returns:
     The content of `result.json`, and the selected candidate.
@@ -81,7 +92,7 @@ def conclude(
       "hypervolume_singles": pareto.hypervolume(singles, reference),
     },
     "analysis": analysis.analyse(records, fitness),
-    "cost": _cost(problem, records, journal.records),
+    "cost": _cost(problem, records, journal.records, merge_seconds(rows[selected])),
     "notes": suite.notes,
   }  # fmt: skip
   return json.loads(json.dumps(result, allow_nan=False)), rows[selected]
@@ -110,8 +121,13 @@ def _signs(problem: Problem) -> dict[str, float]:
   return dict(zip(problem.suite.names, problem.suite.signs, strict=True))
 
 
-def _cost(problem: Problem, searched: Sequence[Record], everything: Sequence[Record]) -> dict[str, Any]:
-  """Evaluations, seconds and FLOPs: 2 per parameter and token to evaluate, 6 to train."""
+def _cost(
+  problem: Problem, searched: Sequence[Record], everything: Sequence[Record], merge_seconds: float
+) -> dict[str, Any]:
+  """Evaluations, seconds and FLOPs: 2 per parameter and token to evaluate, 6 to train.
+
+  A candidate's seconds are the median, which the first one, compiled, does not move.
+  """
   parameters, tokens = problem.pool[0].parameters, problem.suite.tokens("search")
   one = 2 * parameters * (len(problem.pool) + tokens)
   flops = one * len(searched) if tokens else None
@@ -122,6 +138,8 @@ def _cost(problem: Problem, searched: Sequence[Record], everything: Sequence[Rec
     "evaluations": len(searched),
     "budget": problem.settings.search.budget,
     "seconds": round(seconds, 3),
+    "merge_seconds": round(merge_seconds, 6),
+    "evaluation_seconds": round(max(statistics.median(r.seconds for r in searched) - merge_seconds, 0.0), 6),
     "final_seconds": round(sum(record.seconds for record in everything) - seconds, 3),
     "tokens_per_evaluation": tokens or None,
     "search_flops": flops,

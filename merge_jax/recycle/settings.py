@@ -67,7 +67,8 @@ class Search(Part, frozen=True):
     space: of the weights, a name in `SPACES`.
     budget: evaluations in all, the known points included.
     seconds: stop after this much evaluation time; 0 for no limit.
-    batch: candidates that are evaluated side by side.
+    batch: candidates of one program call; 1: as many as the mesh's axis `candidate` has.
+    in_turn: all merges of a batch in one pass over the pool, scored one after the other; else side by side.
     seed: of the proposer.
     sigma, population: of the proposer; 0 for its defaults.
     start: "best" known point, or "uniform".
@@ -83,6 +84,7 @@ class Search(Part, frozen=True):
   budget: Positive = 200
   seconds: NonNegative = 0.0
   batch: Annotated[int, Meta(ge=1, le=4096)] = 1
+  in_turn: bool = False
   seed: Count = 0
   sigma: Annotated[float, Meta(ge=0.0, le=100.0)] = 0.0
   population: Annotated[int, Meta(ge=0, le=10_000)] = 0
@@ -91,6 +93,23 @@ class Search(Part, frozen=True):
   fitness_source: str = "metric"
   task_weights: str = ""
   steps: tuple[float, ...] = ()
+
+
+class Placement(Part, frozen=True):
+  """Where a job's tensors lie; scores do not depend on it, but for the last digits.
+
+  Attributes:
+    mesh: sizes by axis, see `merge_jax.sharding`; "" takes all devices as `fsdp`.
+    rules: pairs of a pattern of tensor names and a tactic (`sharding.TACTICS`), before the default ones.
+    pool_memory: where the pool is held: "device", "host" (pinned), "disk" (read for every candidate), or
+      "auto", the first of them that has room.
+    verify_load: compare what was placed with the files.
+  """
+
+  mesh: str = ""
+  rules: tuple[tuple[str, str], ...] = ()
+  pool_memory: Literal["auto", "device", "host", "disk"] = "auto"
+  verify_load: bool = False
 
 
 class Settings(Part, frozen=True):
@@ -103,7 +122,9 @@ class Settings(Part, frozen=True):
     base: folder of the common ancestor, or "": the mean of the pool, where the method needs one.
     heldout_tasks: scored for the finalists, never part of the fitness.
     bootstrap: resamplings behind each error.
-    allow_version_change: resume although versions of libraries or devices changed.
+    placement: of tensors on devices.
+    allow_version_change: resume although versions of libraries or kinds of devices changed.
+    allow_topology_change: resume although the number of devices or processes, or the mesh, changed.
   """
 
   checkpoints: tuple[str, ...]
@@ -116,7 +137,9 @@ class Settings(Part, frozen=True):
   scorer: Scorer = Scorer()
   search: Search = Search()
   bootstrap: Annotated[int, Meta(ge=2, le=100_000)] = 1000
+  placement: Placement = Placement()
   allow_version_change: bool = False
+  allow_topology_change: bool = False
 
   @property
   def folder(self) -> Path:

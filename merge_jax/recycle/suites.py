@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from merge_jax import checkpoints, evals, models
 from merge_jax.checkpoints import Checkpoint
@@ -15,13 +16,18 @@ from merge_jax.recycle.folder import SCRATCH
 from merge_jax.recycle.settings import Evals, Settings
 
 
-def build(settings: Settings, first: Checkpoint) -> Suite:
-  """The suite of a job, from its settings and the files of its first checkpoint.
+def build(settings: Settings, pool: Sequence[Checkpoint], mesh: Mesh) -> Suite:
+  """The suite of a job, from its settings, the files of its first checkpoint, and its mesh.
+
+  Args:
+    settings: of the job.
+    pool: its checkpoints, and its base.
+    mesh: see `TaskSuite`.
 
   Raises:
     ValueError, OSError: tasks, tokenizers, configs or commands that cannot work.
   """
-  return _external(settings, first) if settings.scorer.command else _builtin(settings, first)
+  return _external(settings, pool[0]) if settings.scorer.command else _builtin(settings, pool, mesh)
 
 
 def files(settings: Settings) -> list[Path]:
@@ -42,7 +48,7 @@ def _external(settings: Settings, first: Checkpoint) -> Suite:
   return CommandSuite(command, write, settings.folder / SCRATCH)
 
 
-def _builtin(settings: Settings, first: Checkpoint) -> Suite:
+def _builtin(settings: Settings, pool: Sequence[Checkpoint], mesh: Mesh) -> Suite:
   tasks, options, notes = task_files.load_all(settings.tasks), settings.splits, []
   limits = tuple(limit or None for limit in options.limits)
   made = evals.split(tasks, options.fractions, seed=options.seed, limits=limits)
@@ -53,21 +59,25 @@ def _builtin(settings: Settings, first: Checkpoint) -> Suite:
     notes.append(f"{made.shared} prompts stand in several tasks; each is in one split in all of them.")
   if settings.heldout_tasks:
     splits["heldout"] = _heldout(settings.heldout_tasks, tasks, [*splits["search"], *splits["validation"]])
-  return task_suite(splits, first, settings.evals, files(settings), notes)
+  return task_suite(splits, pool, settings.evals, files(settings), notes, mesh)
 
 
 def task_suite(
   splits: dict[str, list[evals.Task]],
-  checkpoint: Checkpoint,
+  pool: Sequence[Checkpoint],
   options: Evals,
   files: Sequence[Path] = (),
   notes: Sequence[str] = (),
+  mesh: Mesh | None = None,
 ) -> TaskSuite:
-  """Built-in tasks for models with the config and tokenizer of a checkpoint.
+  """Built-in tasks for models with the config and tokenizer of the first of some checkpoints.
+
+  Layers are stacked where all of the checkpoints can be stacked alike.
 
   Raises:
     ValueError: no config, one that is not supported, or that its tensors do not fit.
   """
+  checkpoint = pool[0]
   where = str(checkpoint.path / "config.json")
   if checkpoint.config is None:
     raise ValueError(
@@ -76,11 +86,14 @@ def task_suite(
     )
   models.check(checkpoint.config, checkpoint.specs, where)
   model = models.build(checkpoint.config, where)
+  stacks = models.stacking.find(checkpoint.specs) if model.stacks else {}
+  if any(models.stacking.find(other.specs) != stacks for other in pool):
+    stacks = {}
   return TaskSuite(
     splits, model.apply, evals.Tokens.from_folder(checkpoint.path),
     vocabulary=model.config.vocab_size, max_length=model.config.max_positions, append_eos=options.append_eos,
     max_shapes=options.max_shapes, batch_tokens=options.batch_tokens, dtype=jnp.dtype(options.dtype),
-    files=files, notes=notes,
+    files=files, notes=notes, mesh=mesh, stacks=stacks, axes=model.axes if stacks else (),
   )  # fmt: skip
 
 

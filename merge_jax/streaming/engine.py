@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from merge_jax import storage
+from merge_jax import errors, storage
 from merge_jax.checkpoints import Writer, nonfinite
 from merge_jax.operators import leafwise
 from merge_jax.operators.core import Surveyed
@@ -27,7 +27,7 @@ T = TypeVar("T")
 SMALL = 1 << 20  # bytes of jobs that go together, as one task
 
 
-class Stopped(RuntimeError):
+class Stopped(errors.Stopped):
   """The merge was asked to stop; the same command continues after the last complete shard."""
 
 

@@ -1,5 +1,6 @@
 """A training loop on mixtures of tasks."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,7 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from merge_jax import sharding
 from merge_jax.evals.batching import Bucket
 from merge_jax.training.corpus import WINDOW, Corpus, batches
 from merge_jax.training.recipe import Recipe
@@ -50,10 +54,16 @@ class State(NamedTuple):
     return float(np.mean(self.losses[-WINDOW:]))
 
 
-def begin(params: Mapping[str, Array], recipe: Recipe) -> State:
-  """The state before the first step; the parameters are copied."""
+def begin(params: Mapping[str, Array], recipe: Recipe, mesh: Mesh | None = None) -> State:
+  """The state before the first step; the parameters are copied, and their moments lie as they do."""
   own = {name: jnp.array(value) for name, value in params.items()}
-  return State(own, optimizer_of(recipe).init(own), [], 0)
+  optimizer = optimizer_of(recipe).init(own)
+  if mesh is not None:  # counts, rates, and moments of what is not cut
+    whole = functools.partial(sharding.put, mesh=mesh, spec=P())
+    optimizer = jax.tree.map(
+      lambda x: x if len(x.sharding.device_set) == mesh.size else whole(np.asarray(x)), optimizer
+    )
+  return State(own, optimizer, [], 0)
 
 
 def train(
@@ -63,6 +73,7 @@ def train(
   recipe: Recipe,
   *,
   progress: Callable[[State], None] | None = None,
+  mesh: Mesh | None = None,
 ) -> State:
   """Trains on a mixture of tasks; the loss of a step is the mean over the target tokens of its batch.
 
@@ -78,12 +89,13 @@ def train(
     recipe: see `Recipe`.
     progress: called with the state after each call of steps (see `SMALL`; one where the corpus has several
       shapes); it may read it, the next call takes its arrays.
+    mesh: over which the state's arrays are cut and the rows of a batch divided, where their number allows.
 
   Raises:
     ValueError: a mixture that names unknown tasks or has no positive share.
     Diverged: see there.
   """
-  call = _compiled(apply, optimizer_of(recipe))
+  call = _compiled(apply, optimizer_of(recipe), state, mesh)
   most = WINDOW if sum(value.size for value in state.params.values()) <= SMALL else 1
   for batch, tokens in batches(data, recipe, state.step, most):
     if _settled(state.losses, recipe.until_loss):
@@ -121,7 +133,9 @@ def _words(what: str, recipe: Recipe) -> str:
   )
 
 
-def _compiled(apply: Callable[..., Array], optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+def _compiled(
+  apply: Callable[..., Array], optimizer: optax.GradientTransformation, like: State, mesh: Mesh | None
+) -> Callable[..., Any]:
   def loss_of(params: Params, batch: Bucket) -> Array:
     logits = apply(params, batch.tokens, batch.positions)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
@@ -137,4 +151,15 @@ def _compiled(apply: Callable[..., Array], optimizer: optax.GradientTransformati
     (params, state), losses = jax.lax.scan(one, (params, state), batches)
     return params, state, losses
 
-  return jax.jit(steps, donate_argnums=(0, 1))
+  if mesh is None:
+    return jax.jit(steps, donate_argnums=(0, 1))
+  kept = jax.tree.map(lambda x: x.sharding, (like.params, like.optimizer))
+  program = jax.jit(steps, donate_argnums=(0, 1), out_shardings=(*kept, NamedSharding(mesh, P())))
+
+  def call(params: Params, state: Any, batches: Bucket) -> Any:
+    fits = batches.tokens.shape[1] % sharding.row_count(mesh) == 0
+    spec = P(None, sharding.ROWS) if fits else P()
+    with jax.set_mesh(mesh):
+      return program(params, state, jax.tree.map(lambda x: sharding.put(x, mesh, spec), batches))
+
+  return call

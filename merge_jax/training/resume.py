@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import msgspec
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
-from merge_jax import checkpoints, decoding, storage
+from merge_jax import checkpoints, decoding, errors, storage
 from merge_jax.training.corpus import Corpus
 from merge_jax.training.loop import Diverged, State, begin, train
 from merge_jax.training.recipe import Recipe
 
 
-class Stopped(RuntimeError):
+class Stopped(errors.Stopped):
   """The training was asked to stop; its state is on disk."""
 
 
@@ -43,11 +43,12 @@ def continued(
   save_every: int = 0,
   stop: Callable[[], bool] = lambda: False,
   progress: Callable[[State], None] | None = None,
+  mesh: Mesh | None = None,
 ) -> State:
   """Trains as `train` does, from the newest state in a folder; the result is the same bit for bit.
 
   Args:
-    apply, params, data, recipe: of `train` and `begin`.
+    apply, params, data, recipe, mesh: of `train` and `begin`.
     folder: of the states `step-N`; see `states`.
     save_every: least steps from state to state; 0 saves when it is asked to stop alone.
     stop: asked after each call of steps but the last; true saves the state and ends with `Stopped`.
@@ -59,7 +60,7 @@ def continued(
     Stopped: see `stop`.
   """
   about = _Record(recipe, data.digest(), _digest(params), [], 0)
-  state = begin(params, recipe)
+  state = begin(params, recipe, mesh)
   if saved := _saved(folder):
     state = _restore(saved[-1], state, about)
 
@@ -79,7 +80,7 @@ def continued(
   if progress is not None:
     progress(state)
   try:
-    return train(apply, state, data, recipe, progress=after)
+    return train(apply, state, data, recipe, progress=after, mesh=mesh)
   except Diverged:
     for path in _saved(folder):
       shutil.rmtree(path)
@@ -139,11 +140,17 @@ def _restore(path: Path, like: State, about: _Record) -> State:
         f"{path.parent} holds a training that began with other values of {what}; repeat its command to "
         "continue, or remove the folder to begin anew."
       )
-  # A copy: what is given to the computation must not lie in a mapped file.
-  read = {name: jnp.array(np.array(value)) for name, value in checkpoints.open(path).load().items()}
-  names = list(_named(like))
+  stored = checkpoints.open(path)
+
+  def read(
+    name: str, leaf: Array
+  ) -> Array:  # a copy: what a computation is given must not lie in a mapped file
+    return jax.make_array_from_callback(
+      leaf.shape, leaf.sharding, lambda index: np.array(stored.read(name, index))
+    )
+
   tree = jax.tree.structure((like.params, like.optimizer))
-  params, optimizer = jax.tree.unflatten(tree, [read[name] for name in names])
+  params, optimizer = jax.tree.unflatten(tree, [read(*item) for item in _named(like).items()])
   return State(params, optimizer, record.losses, record.tokens)
 
 

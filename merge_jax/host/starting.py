@@ -1,0 +1,140 @@
+"""Joining the other processes, and leaving in order."""
+
+import contextlib
+import inspect
+import os
+import socket
+import sys
+import threading
+from typing import Any
+
+from merge_jax.errors import sentence
+from merge_jax.host import job, talking
+
+HEARTBEAT = 60.0
+
+
+def start(
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  *,
+  heartbeat: float = HEARTBEAT,
+  timeout: float = 300.0,
+) -> None:
+  """Joins the other processes of a job; call it before JAX touches a device.
+
+  Args:
+    coordinator: `host:port` of process 0; None, with the other two: as SLURM, Open MPI, GKE or a TPU say.
+    num_processes, process_id: how many there are, and which one this is, from 0.
+    heartbeat: seconds after which a process that does not answer is given up, and the job with it.
+    timeout: seconds for all to come together; after them the process ends with a sentence and status 1,
+      because JAX's client would end it with a stack trace.
+
+  Raises:
+    ValueError: some of the three alone, a number or port out of range, or no cluster is found.
+    OSError: the port is taken.
+    RuntimeError: JAX cannot start: devices are in use already, or a process has started before.
+
+  >>> start("node0", 2, 0)
+  Traceback (most recent call last):
+  ValueError: --coordinator is 'node0'; expected host:port, with a port from 1 to 65535.
+  """
+  _check(coordinator, num_processes, process_id)
+  import jax
+
+  with contextlib.suppress(AttributeError):  # it would take SIGTERM for itself
+    jax.config.update("jax_enable_preemption_service", False)
+  options: dict[str, Any] = {
+    "initialization_timeout": int(timeout) + 60,  # ours come first
+    "heartbeat_timeout_seconds": int(2 * heartbeat) + 10,
+    "shutdown_timeout_seconds": int(job.GRACE) + 5,
+    "cluster_detection_method": None if coordinator is None else "deactivate",
+  }
+  known = inspect.signature(jax.distributed.initialize).parameters
+  me = "" if process_id is None else f"process {process_id} of {num_processes}: "
+  late = threading.Timer(timeout, _late, (f"{me}not all came to {coordinator or 'the lead'}", timeout))
+  late.daemon = True
+  late.start()
+  try:
+    jax.distributed.initialize(
+      coordinator, num_processes, process_id, **{name: options[name] for name in options if name in known}
+    )
+  except ValueError as error:
+    raise ValueError(
+      f"No cluster says where the processes are ({sentence(error)}); give --coordinator=host:port, "
+      "--num_processes and --process_id."
+    ) from None
+  except RuntimeError as error:
+    where = coordinator or "the cluster"
+    raise RuntimeError(f"{me}cannot start at {where}: {sentence(error)}") from None
+  finally:
+    late.cancel()
+  job.current = job.Job(heartbeat)
+
+
+def _check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+  given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+  if all(value is None for value in given.values()):
+    return
+  if coordinator is None or num_processes is None or process_id is None:
+    missing = next(name for name, value in given.items() if value is None)
+    raise ValueError(
+      f"--{missing} is missing; give all of --coordinator, --num_processes and --process_id, or none of "
+      "them on a cluster that says."
+    )
+  host, _, port = coordinator.rpartition(":")
+  if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+    raise ValueError(f"--coordinator is {coordinator!r}; expected host:port, with a port from 1 to 65535.")
+  if num_processes < 1:
+    raise ValueError(f"--num_processes is {num_processes}; expected at least 1.")
+  if not 0 <= process_id < num_processes:
+    raise ValueError(f"--process_id is {process_id}; expected 0 to {num_processes - 1}.")
+  if process_id == 0:
+    _require_port(int(port))
+
+
+def _require_port(port: int) -> None:
+  """A port that is taken may end JAX's service with a segmentation fault."""
+  both = socket.has_dualstack_ipv6()
+  family = socket.AF_INET6 if both else socket.AF_INET
+  try:
+    socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+  except OSError as error:
+    reason = os.strerror(error.errno or 0)
+    raise OSError(
+      f"--coordinator: port {port} is not free at process 0 ({reason}); choose another."
+    ) from None
+
+
+def _late(what: str, seconds: float) -> None:
+  how = "start all of them with the same coordinator, and let its port through"
+  print(f"error: {what} within {seconds:g} s; {how}.", file=sys.stderr, flush=True)
+  os._exit(1)
+
+
+def index() -> int:
+  """Which process this is; 0 leads."""
+  return 0 if job.current is None else job.current.index
+
+
+def count() -> int:
+  """How many processes the job has."""
+  return 1 if job.current is None else job.current.count
+
+
+def is_lead() -> bool:
+  """Whether this process decides, writes what is written once, and prints."""
+  return index() == 0
+
+
+def end() -> None:
+  """Leaves the job in order, when all have come here; errors as of `barrier`."""
+  if job.current is None:
+    return
+  import jax
+
+  talking.barrier("the end")
+  job.current.close()
+  jax.distributed.shutdown()
+  job.current = None

@@ -1,0 +1,85 @@
+"""Where a pool lies: on which mesh, and in the memory of the devices, of the hosts, or on disk."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from merge_jax import models, sharding
+from merge_jax.checkpoints.placement import Stacks
+from merge_jax.operators.naming import AxesRules
+from merge_jax.preflight import Finding, Needs
+from merge_jax.preflight.memory import per_device, verdict
+from merge_jax.recycle.settings import Placement
+from merge_jax.storage import available_memory, gib
+
+Specs = Mapping[str, jax.ShapeDtypeStruct]
+
+
+def rules(placement: Placement) -> sharding.Rules:
+  """The sharding rules of a job; ValueError for a tactic that there is not."""
+  return (*placement.rules, *sharding.DECODER)
+
+
+def layout(
+  specs: Specs, mesh: Mesh, placement: Placement, stacks: Stacks, axes: AxesRules
+) -> sharding.Layout:
+  """Where the leaves of a merge lie.
+
+  Raises:
+    ValueError: a rule that does not fit a tensor.
+  """
+  leaves = models.stack_specs(specs, stacks)
+  return sharding.Layout(mesh, sharding.shardings(leaves, mesh, rules(placement), axes))
+
+
+def choose(asked: str, needs: Needs) -> tuple[str, list[Finding]]:
+  """Where the pool is held, and whether there is room.
+
+  Args:
+    asked: "device", "host", "disk", or "auto".
+    needs: what a search holds if its pool is on the devices, with shardings.
+
+  Returns:
+    "device", "host" or "disk", and findings, of which one is an error if it has no room.
+  """
+  options = ("device", "host", "disk") if asked == "auto" else (asked,)
+  found: list[Finding] = []
+  for where in options:
+    found = [*_verdict(where, needs)]
+    if all(one.level != "error" for one in found):
+      break
+  else:
+    found = [*_verdict(options[0], needs)]
+    where = options[0]
+  if where != "device":
+    what = {"host": "in pinned host memory", "disk": "on disk, and read again for every candidate"}[where]
+    why = " (it does not fit device memory)" if asked == "auto" else ""
+    found.append(Finding("ok", "memory", f"the pool stays {what}{why}"))
+  return where, found
+
+
+def _verdict(where: str, needs: Needs) -> Sequence[Finding]:
+  if where == "device":
+    return list(verdict(needs))
+  if needs.batch > 1:
+    return [Finding("error", "memory", f"a batch of {needs.batch} candidates needs its pool on the devices")]
+  largest = max(needs.merged, key=lambda name: _nbytes(needs.merged[name]))
+  found = list(verdict(needs._replace(models=[{largest: model[largest]} for model in needs.models])))
+  if where == "host":
+    need = sum(
+      nbytes
+      for model in needs.models
+      for device, nbytes in per_device(model, needs.shardings).items()
+      if device.process_index == jax.process_index()
+    )
+    room = available_memory()
+    detail = f"{gib(need)} of pinned host memory for the pool, {gib(room)} free"
+    found.append(Finding("ok" if need <= room else "error", "memory", detail))
+  return found
+
+
+def _nbytes(spec: jax.ShapeDtypeStruct) -> int:
+  return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
