@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
 from msgspec import Meta
@@ -24,6 +24,7 @@ WITHOUT_EFFECT = frozenset((
   "sliding_window", "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript",
   "transformers_version", "transformers.js_config", "unk_token_id", "use_cache", "use_sliding_window",
   "model_type", "license", "cache_implementation", "model_max_length", "sliding_window_size",
+  "output_router_logits", "router_aux_loss_coef", "router_jitter_noise",
 ))  # fmt: skip
 # Fields that are understood at these values alone, null apart, unless a family has others.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -76,6 +77,14 @@ class DecoderConfig:
   max_positions: int = dataclasses.field(default=2048, compare=False)
   initializer_range: float = dataclasses.field(default=0.02, compare=False)
   attention: str = dataclasses.field(default="auto", compare=False)
+
+  def kinds(self) -> tuple[Any, ...]:
+    """For each layer what its tensors depend on that differs between layers."""
+    return (None,) * self.num_layers
+
+  def only(self, layers: Sequence[int]) -> Self:
+    """The same model with these layers alone."""
+    return dataclasses.replace(self, num_layers=len(layers), windows=tuple(self.windows[i] for i in layers))
 
 
 class Fields(msgspec.Struct, frozen=True, kw_only=True):

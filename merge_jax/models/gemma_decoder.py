@@ -41,7 +41,7 @@ class Gemma2Layer(GemmaLayer):
     normed = self.input_layernorm(x)
     queries, x = take(normed, positions), take(x, positions)
     x = x + self.post_attention_layernorm(self.self_attn(normed, queries, positions, place))
-    return x + self.post_feedforward_layernorm(self.mlp(self.pre_feedforward_layernorm(x)))
+    return x + self.post_feedforward_layernorm(self.fed(self.pre_feedforward_layernorm(x)))
 
 
 class GemmaDecoder(Decoder):

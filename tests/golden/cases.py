@@ -41,6 +41,15 @@ CASES = {
   "command_r7b": {
     "model_type": "cohere2", "logit_scale": 0.9, "sliding_window": 7, "sliding_window_pattern": 2,
   },
+  "mixtral": {"model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 7},
+  "qwen3_moe": {
+    "model_type": "qwen3_moe", "head_dim": 16, "num_experts": 6, "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24, "mlp_only_layers": [0],
+  },
+  "qwen3_moe_normed": {
+    "model_type": "qwen3_moe", "head_dim": 16, "num_experts": 6, "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24, "norm_topk_prob": True, "tie_word_embeddings": True,
+  },
   "gemma": {"model_type": "gemma", "head_dim": 16},
   "gemma2": {
     "model_type": "gemma2", "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 7,

@@ -56,4 +56,26 @@ CONFIGS = {
     "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
     "query_pre_attn_scalar": 168,
   },
+  "Mixtral-8x7B-v0.1": {
+    "model_type": "mixtral", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "rope_theta": 1000000.0,
+    "sliding_window": None, "max_position_embeddings": 32768, "num_experts_per_tok": 2,
+    "num_local_experts": 8, "output_router_logits": False, "router_aux_loss_coef": 0.02,
+    "rms_norm_eps": 1e-05, "hidden_act": "silu", "torch_dtype": "bfloat16", "tie_word_embeddings": False,
+  },
+  "Qwen3-30B-A3B": {
+    "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48,
+    "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "vocab_size": 151936,
+    "rope_theta": 1000000.0, "rope_scaling": None, "max_position_embeddings": 40960, "max_window_layers": 48,
+    "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True,
+    "decoder_sparse_step": 1, "mlp_only_layers": [], "output_router_logits": False, "sliding_window": None,
+    "router_aux_loss_coef": 0.001, "use_sliding_window": False, "rms_norm_eps": 1e-06, "hidden_act": "silu",
+    "attention_bias": False, "tie_word_embeddings": False,
+  },
+  "Meta-Llama-3-8B": {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "rope_theta": 500000.0,
+    "rope_scaling": None, "max_position_embeddings": 8192, "rms_norm_eps": 1e-05, "pretraining_tp": 1,
+    "attention_bias": False, "bos_token_id": 128000, "eos_token_id": 128001, "torch_dtype": "bfloat16",
+  },
 }  # fmt: skip
