@@ -9,7 +9,7 @@ One mesh serves a job, with four named axes (those that are not named have size 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +44,7 @@ DECODER: Rules = (
   (r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj|w1|w3)\.(weight|bias)", "column"),
   (r".*\.(o_proj|down_proj|w2)\.weight", "row"),
   (r"(.*\.embed_tokens|lm_head)\.weight", "column"),
+  (r".*\.(block_sparse_moe|mlp)\.gate\.weight", "replicate"),  # of experts: small
   (r".*", "fsdp"),
 )
 """For decoders with the names of their Hugging Face tensors, and anything else."""
@@ -185,9 +186,25 @@ def rows(x: Array) -> Array:
   A layer's activations stay where their rows are, so that its parameters are gathered and not they.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.axis_names != AXES or x.shape[0] % (count := row_count(mesh)) or count == 1:
+  if not _divides(mesh, x.shape[0]):
     return x
   return jax.lax.with_sharding_constraint(x, P(ROWS, *[P.UNCONSTRAINED] * (x.ndim - 1)))
+
+
+def by_rows(f: Callable[..., Array], rowwise: Sequence[Array], whole: Sequence[Array]) -> Array:
+  """`f(*rowwise, *whole)` for the rows of each device by itself, where `rows` divides them.
+
+  For what would mix rows of several devices, such as sorting them, although no row depends on another.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not _divides(mesh, rowwise[0].shape[0]):
+    return f(*rowwise, *whole)
+  specs = (P(ROWS),) * len(rowwise) + (P(),) * len(whole)
+  return jax.shard_map(f, in_specs=specs, out_specs=P(ROWS), axis_names=set(ROWS))(*rowwise, *whole)
+
+
+def _divides(mesh: jax.sharding.AbstractMesh, count: int) -> bool:
+  return not mesh.empty and mesh.axis_names == AXES and row_count(mesh) > 1 and count % row_count(mesh) == 0
 
 
 def row_count(mesh: Mesh | jax.sharding.AbstractMesh) -> int:

@@ -19,6 +19,7 @@ LLAMA3, YARN, DYNAMIC = (
   cases.CASES[name]["rope_parameters"] for name in ("llama3", "llama_yarn", "llama_dynamic")
 )
 HEADS = ["num_heads", "num_kv_heads", "head_dim"]
+GEMMA2, GEMMA3 = ({"model_type": kind, "hidden_act": None} for kind in ("gemma2", "gemma3_text"))
 SLIDING = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 4}
 
 
@@ -93,6 +94,21 @@ def is_one_sentence(error):
     ({"model_type": "cohere", "mlp_bias": True}, "'mlp_bias' .* is not supported for cohere"),
     ({"model_type": "cohere2", "sliding_window_pattern": 0}, "sliding_window_pattern is 0"),
     ({"model_type": "cohere2", "sliding_window": None}, "sliding_window is not in use"),
+    ({"model_type": "mixtral", "num_experts_per_tok": 9}, "tok is 9; .* num_local_experts = 8"),
+    ({"model_type": "mixtral", "num_local_experts": 0}, "num_local_experts is 0"),
+    ({"model_type": "qwen3_moe", "num_experts": 4}, "num_experts_per_tok is 8; .* num_experts = 4"),
+    ({"model_type": "qwen3_moe", "use_sliding_window": True}, "use_sliding_window is True; only False"),
+    ({"model_type": "qwen3_moe", "mlp_only_layers": [-1]}, r"mlp_only_layers\[0\] is -1"),
+    ({"model_type": "qwen3_moe", "shared_expert_intermediate_size": 5}, "'shared_expert_intermediate_size'"),
+    ({"model_type": "gemma2"}, "hidden_act is 'silu'; only 'gelu_pytorch_tanh' or 'gelu' is"),
+    (GEMMA2 | {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'; only 'gelu_pytorch_tanh'"),
+    (GEMMA2 | {"use_bidirectional_attention": True}, "use_bidirectional_attention is True; only False"),
+    (GEMMA2 | {"attn_logit_softcapping": 0}, "attn_logit_softcapping is 0"),
+    (GEMMA2 | {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
+    (GEMMA3 | {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0; only null"),
+    (GEMMA3 | {"rope_parameters": {"rope_type": "default"}}, "unknown layer type 'rope_type'"),
+    (GEMMA3 | {"rope_parameters": {"sliding_attention": 3}}, "sliding_attention is 3; expected an object"),
+    (GEMMA3 | {"rope_parameters": {"full_attention": {"factor": 8.0}}}, "'factor'"),
   ],
 )  # fmt: skip
 def test_what_is_damaged_or_not_supported_is_one_sentence(change, message):
@@ -110,12 +126,17 @@ def test_what_is_damaged_or_not_supported_is_one_sentence(change, message):
     ("Qwen2.5-7B-Instruct", "yarn", 128, None),
     ("Qwen3-0.6B", "default", 128, None),
     ("c4ai-command-r-plus", "default", 128, None),
+    ("gemma-2-9b", "default", 256, 4096),
+    ("Mixtral-8x7B-v0.1", "default", 128, None),
+    ("Qwen3-30B-A3B", "default", 128, None),
+    ("Meta-Llama-3-8B", "default", 128, None),
+    ("gemma-3-27b-it (text)", "linear", 128, 1024),
   ],
 )
 def test_published_configs_are_read(name, rope_type, head_dim, window):
   parsed = models.parse(published.CONFIGS[name])
   assert parsed.rope == rope.KINDS[rope_type](**msgspec.structs.asdict(parsed.rope))
-  assert (parsed.head_dim, set(parsed.windows)) == (head_dim, {window})
+  assert (parsed.head_dim, set(parsed.windows) - {None}) == (head_dim, {window} - {None})
   assert parsed.rope.rope_theta == published.CONFIGS[name].get("rope_theta", 1_000_000.0)
 
 
@@ -159,6 +180,12 @@ def test_defaults_are_those_of_the_family(model_type, expected):
     ("mistral", {"sliding_window": None}, ["sliding_window", "sliding_layers"]),
     ("qwen2_windows", {"max_window_layers": 0}, ["sliding_layers"]),
     ("command_r", {"logit_scale": 0.5}, ["logit_scale"]),
+    ("gemma2", {"attn_logit_softcapping": 2.0}, ["attention_cap"]),
+    ("gemma2", {"final_logit_softcapping": None}, ["logit_cap"]),
+    ("gemma2", {"query_pre_attn_scalar": 4}, ["attention_scale"]),
+    ("gemma3", {"rope_local_base_freq": 1e4}, ["local_rope_theta"]),
+    ("mixtral", {"num_experts_per_tok": 3}, ["experts_per_token"]),
+    ("qwen3_moe", {"norm_topk_prob": True}, ["normalized"]),
     ("command_r7b", {"rope_theta": 5e4}, ["local_rope_theta"]),
     ("command_r7b", {"layer_types": ["full_attention"] * 2}, ["sliding_window", "sliding_layers"]),
   ],
@@ -184,6 +211,11 @@ def test_what_changes_the_forward_pass_is_a_difference(name, change, fields):
     ("llama3", {"max_position_embeddings": 32}),
     ("llama_yarn", {"rope_parameters": YARN | {"beta_fast": 32, "beta_slow": None, "truncate": True}}),
     ("qwen2", {"sliding_window": 7, "attention_bias": False, "layer_types": ["full_attention"] * 2}),
+    ("gemma3", {"rope_scaling": None, "rope_theta": None, "rope_local_base_freq": 1e4, "rope_parameters": {
+      "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5},
+      "sliding_attention": {"rope_type": "default", "rope_theta": 1e3}}}),
+    ("gemma2", {"layer_types": ["sliding_attention", "full_attention"], "cache_implementation": "hybrid"}),
+    ("gemma", {"hidden_act": "gelu", "hidden_activation": None}),
   ],
 )  # fmt: skip
 def test_what_changes_nothing_is_no_difference(name, change):
@@ -217,6 +249,10 @@ def test_differences_show_both_values():
     ("llama2", {"mlp_bias": True}, r"_proj.bias' is missing \(see mlp_bias\)"),
     ("smollm", {"tie_word_embeddings": False}, r"'lm_head.weight' is missing \(see tie_word_embeddings\)"),
     ("qwen3", {"model_type": "llama"}, r"_norm.weight' has no place .* \(see model_type or use_qk_norm\)"),
+    ("mixtral", {"num_local_experts": 4}, r"gate.weight' .* \(see num_local_experts\)"),
+    ("mixtral", {"intermediate_size": 64}, r"experts.0.w1.weight' .* \(see intermediate_size\)"),
+    ("qwen3_moe", {"moe_intermediate_size": 40}, r"\(see moe_intermediate_size\)"),
+    ("qwen3_moe", {"mlp_only_layers": []}, r"is missing \(see num_experts, .* mlp_only_layers\)"),
     ("command_r_plus", {"use_qk_norm": False}, r"_norm.weight' has no place .* or use_qk_norm\)"),
     ("command_r_plus", {"num_key_value_heads": 4}, r"\(2, 8\).* \(4, 8\) \(see head_dim or the number"),
   ],
@@ -281,7 +317,10 @@ HOSTILE = [
 FIELDS = sorted({*cases.SHAPE, "model_type", "head_dim", "rope_theta", "rope_scaling", "rope_parameters",
                  "tie_word_embeddings", "attention_bias", "mlp_bias", "sliding_window", "use_sliding_window",
                  "max_window_layers", "layer_types", "initializer_range", "layer_norm_eps", "logit_scale",
-                 "use_qk_norm", "sliding_window_pattern", "unheard_of"})  # fmt: skip
+                 "use_qk_norm", "sliding_window_pattern", "attn_logit_softcapping", "query_pre_attn_scalar",
+                 "rope_local_base_freq", "hidden_act", "num_local_experts", "num_experts",
+                 "num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step", "mlp_only_layers",
+                 "unheard_of"})  # fmt: skip
 ROPE = sorted({*LLAMA3, *YARN, "type", "beta_fast", "beta_slow", "attention_factor", "mscale", "truncate"})
 
 

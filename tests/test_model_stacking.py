@@ -10,20 +10,23 @@ from merge_jax import models, sharding
 from merge_jax.operators import naming
 from tests.golden import cases
 
-LAYERS = 9
+LAYERS = 8
+EQUAL = [name for name, case in cases.CASES.items() if not case.get("mlp_only_layers")]
 
 
 def deep(name, **change):
   model = models.build(cases.config_of(name) | {"num_hidden_layers": LAYERS} | change)
-  return model, cases.parameters({n: s.shape for n, s in model.specs.items()})
+  params = cases.parameters({n: s.shape for n, s in model.specs.items()})
+  return model, {n: 0.3 * x for n, x in params.items()}  # rounding errors must not grow with the depth
 
 
-@pytest.mark.parametrize("name", cases.CASES)
+@pytest.mark.parametrize("name", EQUAL)
 def test_stacked_layers_compute_the_same(name):
   model, params = deep(name)
   tokens, positions = jnp.asarray(cases.TOKENS), jnp.array([[3, 71, 0], [7, 8, 9]])
   apply = jax.jit(model.apply)
   stacked = models.stack(params, model.stacks)
+  assert len(stacked) < len(params) / 4
   assert {n: x.shape for n, x in stacked.items()} == {
     n: s.shape for n, s in models.stack_specs(model.specs, model.stacks).items()
   }
@@ -32,7 +35,7 @@ def test_stacked_layers_compute_the_same(name):
 
 
 def test_gradients_of_stacks_are_stacks_of_gradients():
-  model, params = deep("qwen2_windows", num_hidden_layers=8)
+  model, params = deep("qwen2_windows")
   tokens = jnp.asarray(cases.TOKENS[:, :12])
 
   def gradient(params, remat):
@@ -105,7 +108,7 @@ def test_names_and_shapes_of_stacks_are_checked():
   model, params = deep("llama2")
   stacked = models.stack(params, model.stacks)
   tokens, name = jnp.zeros((1, 2), jnp.int32), "model.layers.mlp.up_proj.weight"
-  with pytest.raises(ValueError, match=rf"{name}' has shape \(8, .*; its config says \(9, "):
-    model.apply(stacked | {name: stacked[name][:8]}, tokens)
+  with pytest.raises(ValueError, match=rf"{name}' has shape \(7, .*; its config says \(8, "):
+    model.apply(stacked | {name: stacked[name][:7]}, tokens)
   with pytest.raises(ValueError, match=r"layers.0.mlp.up_proj.weight' has no place"):
     model.apply(stacked | {model.stacks[name][0]: params[model.stacks[name][0]]}, tokens)

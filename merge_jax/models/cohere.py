@@ -26,12 +26,12 @@ class Cohere(Fields, frozen=True, kw_only=True):
   """Queries and keys may be normed, with weights for each head."""
 
   theta: ClassVar[float] = 500_000.0
-  fixed: ClassVar[dict[str, Any]] = {
-    "position_embedding_type": "rope_gptj",
-    "rotary_pct": 1.0,
-    "use_embedding_sharing": True,
-    "use_gated_activation": True,
-    "use_parallel_block": True,
+  fixed: ClassVar[dict[str, tuple[Any, ...]]] = {
+    "position_embedding_type": ("rope_gptj",),
+    "rotary_pct": (1.0,),
+    "use_embedding_sharing": (True,),
+    "use_gated_activation": (True,),
+    "use_parallel_block": (True,),
   }
 
   layer_norm_eps: Annotated[float, Meta(gt=0, le=1)] = 1e-5
@@ -56,8 +56,8 @@ class Cohere2(Cohere, frozen=True, kw_only=True):
   """Layers with windows alternate with some that see everything and rotate nothing."""
 
   theta: ClassVar[float] = Fields.theta
-  fixed: ClassVar[dict[str, Any]] = {
-    **Cohere.fixed, "use_qk_norm": False, "order_of_interleaved_layers": "local_attn_first",
+  fixed: ClassVar[dict[str, tuple[Any, ...]]] = {
+    **Cohere.fixed, "use_qk_norm": (False,), "order_of_interleaved_layers": ("local_attn_first",),
   }  # fmt: skip
 
   sliding_window: Size | None = 4096

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import msgspec
 from msgspec import Meta
@@ -23,17 +23,18 @@ WITHOUT_EFFECT = frozenset((
   "embd_pdrop", "return_dict", "sep_token_id", "cls_token_id", "decoder_start_token_id",
   "sliding_window", "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript",
   "transformers_version", "transformers.js_config", "unk_token_id", "use_cache", "use_sliding_window",
-  "model_type", "license", "cache_implementation", "model_max_length",
+  "model_type", "license", "cache_implementation", "model_max_length", "sliding_window_size",
+  "output_router_logits", "router_aux_loss_coef", "router_jitter_noise",
 ))  # fmt: skip
-# Fields that are understood at one value alone, in all families.
-_FIXED: dict[str, Any] = {
-  "hidden_act": "silu",
-  "pretraining_tp": 1,
-  "rope_interleaved": False,
-  "partial_rotary_factor": 1.0,
-  "use_mrope": False,
-  "add_cross_attention": False,
-  "tie_encoder_decoder": False,
+# Fields that are understood at these values alone, null apart, unless a family has others.
+_FIXED: dict[str, tuple[Any, ...]] = {
+  "hidden_act": ("silu",),
+  "pretraining_tp": (1,),
+  "rope_interleaved": (False,),
+  "partial_rotary_factor": (1.0,),
+  "use_mrope": (False,),
+  "add_cross_attention": (False,),
+  "tie_encoder_decoder": (False,),
 }
 
 
@@ -77,16 +78,24 @@ class DecoderConfig:
   initializer_range: float = dataclasses.field(default=0.02, compare=False)
   attention: str = dataclasses.field(default="auto", compare=False)
 
+  def kinds(self) -> tuple[Any, ...]:
+    """For each layer what its tensors depend on that differs between layers."""
+    return (None,) * self.num_layers
+
+  def only(self, layers: Sequence[int]) -> Self:
+    """The same model with these layers alone."""
+    return dataclasses.replace(self, num_layers=len(layers), windows=tuple(self.windows[i] for i in layers))
+
 
 class Fields(msgspec.Struct, frozen=True, kw_only=True):
   """The fields of `config.json` that all families read; a subclass adds its own, and other defaults.
 
   Attributes:
-    fixed: fields that the family understands at one value alone.
+    fixed: fields that the family understands at these values alone, null apart.
     theta: the base of the rotations where a file has none.
   """
 
-  fixed: ClassVar[Mapping[str, Any]] = {}
+  fixed: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
   theta: ClassVar[float] = 10_000.0
   vocab_size: Size
   hidden_size: Size
@@ -147,8 +156,9 @@ def read(
   known, fixed = WITHOUT_EFFECT.union(kind.__struct_fields__), {**_FIXED, **kind.fixed}
   for name, value in config.items():
     if name in fixed:
-      if value is not None and value != fixed[name]:
-        raise ValueError(f"{where}: {name} is {shown(value)}; only {fixed[name]!r} is supported.")
+      if value is not None and value not in fixed[name]:
+        only = " or ".join(map(repr, fixed[name])) or "null"
+        raise ValueError(f"{where}: {name} is {shown(value)}; only {only} is supported.")
     elif name not in known and not name.startswith("_") and value:
       family = config["model_type"]
       raise ValueError(f"{where}: field {shown(name)} (= {shown(value)}) is not supported for {family}.")

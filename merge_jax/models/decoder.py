@@ -137,7 +137,10 @@ class Layer(nnx.Module):
 
   Attributes:
     norm: the class of all norms, made from size, epsilon and `Draw`.
+    feed_forward: its name in tensors.
   """
+
+  feed_forward = "mlp"
 
   norm: Callable[[int, float, Draw], nnx.Module] = RMSNorm
 
@@ -146,16 +149,23 @@ class Layer(nnx.Module):
       return type(self).norm(size, config.norm_eps, draw)
 
     self.self_attn = Attention(config, draw, lambda heads: norm(config.head_dim))
-    self.mlp = MLP(config, draw)
+    setattr(self, self.feed_forward, self.new_feed_forward(config, draw, index))
     self.input_layernorm = norm(config.hidden_size)
     self.post_attention_layernorm = norm(config.hidden_size)
+
+  def new_feed_forward(self, config: DecoderConfig, draw: Draw, index: int) -> nnx.Module:
+    return MLP(config, draw)
 
   def __call__(self, x: Array, positions: Array | None, place: Place) -> Array:
     """Outputs at the positions `[batch, queries]` alone, or at all."""
     normed = self.input_layernorm(x)
     queries, x = take(normed, positions), take(x, positions)
     x = x + self.self_attn(normed, queries, positions, place)
-    return x + self.mlp(self.post_attention_layernorm(x))
+    return x + self.fed(self.post_attention_layernorm(x))
+
+  def fed(self, x: Array) -> Array:
+    """What the feed-forward makes of it."""
+    return getattr(self, self.feed_forward)(x)
 
 
 class Stack(nnx.Module):
@@ -196,27 +206,27 @@ class Decoder(nnx.Module):
   def __call__(
     self,
     tokens: Array,
+    layer: Callable[[Any], Layer],
     positions: Array | None = None,
     dtype: Any = jnp.float32,
     remat: bool = False,
-    layer_at: Callable[[Any], Layer] | None = None,
+    scan: bool = False,
   ) -> Array:
     """Logits of the next token.
 
     Args:
       tokens: `[batch, time]`, int32, padded on the right (causal attention never looks there).
+      layer: the layers by index.
       positions: `[batch, queries]`, int32, those whose logits are wanted; None for all. The last
         layer's queries, its feed-forward and the head are computed for these alone.
       dtype: of the computation; norms, rotations and logits stay float32.
       remat: keep the inputs of layers for gradients, and compute the rest again.
-      layer_at: a layer by its (traced) index, where layers are stacked; all but the last then run in one
-        scan. None for the layers of this module, one by one.
+      scan: run all layers but the last in one scan, where `layer` takes a traced index.
 
     Returns:
       float32 `[batch, queries or time, vocabulary]`.
     """
     place, last = _places(self.config, tokens.shape[1]), self.config.num_layers - 1
-    layer = self.model.layers.__getitem__ if layer_at is None else layer_at
 
     def step(x: Array, i: Any) -> Array:
       def run(x: Array) -> Array:
@@ -225,11 +235,11 @@ class Decoder(nnx.Module):
       return jax.checkpoint(run)(x) if remat else run(x)
 
     x = rows(self.embed(tokens, dtype))
-    if layer_at is None:
+    if scan:
+      x, _ = jax.lax.scan(lambda x, i: (step(x, i), None), x, jnp.arange(last))
+    else:
       for i in range(last):
         x = step(x, i)
-    else:
-      x, _ = jax.lax.scan(lambda x, i: (step(x, i), None), x, jnp.arange(last))
     return self.head(self.model.norm(rows(layer(last)(x, positions, place(last)))))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from merge_jax.errors import shown, unknown
-from merge_jax.models import cohere
+from merge_jax.models import cohere, experts, gemma
 from merge_jax.models.config import LAYER_TYPES, DecoderConfig, Fields, Size, read, windows_of
 
 
@@ -103,6 +103,11 @@ FAMILIES = {
   "qwen3": _family(Qwen3),
   "cohere": _family(cohere.Cohere, cohere.CohereConfig, "cohere_decoder:CohereDecoder"),
   "cohere2": _family(cohere.Cohere2, cohere.CohereConfig, "cohere_decoder:CohereDecoder"),
+  "mixtral": _family(experts.Mixtral, experts.ExpertsConfig, "experts_decoder:MixtralDecoder"),
+  "qwen3_moe": _family(experts.Qwen3Moe, experts.ExpertsConfig, "experts_decoder:Qwen3MoeDecoder"),
+  "gemma": _family(gemma.Gemma, gemma.GemmaConfig, "gemma_decoder:GemmaDecoder"),
+  "gemma2": _family(gemma.Gemma2, gemma.GemmaConfig, "gemma_decoder:Gemma2Decoder"),
+  "gemma3_text": _family(gemma.Gemma3, gemma.GemmaConfig, "gemma_decoder:Gemma2Decoder"),
 }
 
 

@@ -65,17 +65,38 @@ def build(config: Mapping[str, Any], where: str = "config.json", attention: str 
   family = family_of(config, where)
   attention_choices.check(attention)
   shape = dataclasses.replace(family.parse(config, where), attention=attention)
-  module = family.module(shape, _spec)
-  whole, specs = _split(module)
+  kinds = shape.kinds()
+  distinct = list(dict.fromkeys(kinds))  # one layer of each is enough to know all: a model may have thousands
+  module = family.module(shape.only([kinds.index(kind) for kind in distinct]), _spec)
+  parts = dict(zip(distinct, map(_split, module.model.layers), strict=True))
+  module.model.layers, module.config = nnx.List([]), shape
+  frame, specs = _split(module)
+  for i, kind in enumerate(kinds):
+    specs |= {f"{stacking.LAYERS}.{i}.{name}": spec for name, spec in parts[kind][1].items()}
   stacks = stacking.find(specs)
   stacked_specs = stacking.stack_specs(specs, stacks)
-  one_layer, _ = _split(module.model.layers[0])
-  module.model.layers = nnx.List([])
-  frame, _ = _split(module)
 
-  def module_of(params: Mapping[str, Array]) -> Any:
-    tensors.compare(params, specs, "parameters")
-    return whole.merge(params)
+  def run(
+    params: Mapping[str, Array],
+    tokens: Array,
+    *options: Any,
+    seen: Callable[[Any, str], Any] = lambda module, prefix: module,
+  ) -> Array:
+    """seen: gets every module before it is used, and the prefix of its tensors' names."""
+    scan = not stacks.keys().isdisjoint(params)
+    tensors.compare(params, stacked_specs if scan else specs, "stacked parameters" if scan else "parameters")
+
+    def layer(i: Any) -> Any:
+      part = parts[kinds[0] if scan else kinds[i]][0]
+      if not scan:
+        prefix = f"{stacking.LAYERS}.{i}."
+        return seen(part.merge({name: params[prefix + name] for name in part.paths}), prefix)
+      return part.merge({  # a slice is read where it is used; the stack is never copied
+        name: jax.lax.dynamic_index_in_dim(params[f"{stacking.LAYERS}.{name}"], i, keepdims=False)
+        for name in part.paths
+      })  # fmt: skip
+
+    return seen(frame.merge(params), "")(tokens, layer, *options, scan)
 
   def apply(
     params: Mapping[str, Array],
@@ -84,25 +105,19 @@ def build(config: Mapping[str, Any], where: str = "config.json", attention: str 
     dtype: Any = jnp.float32,
     remat: bool = False,
   ) -> Array:
-    if stacks.keys().isdisjoint(params):
-      return module_of(params)(tokens, positions, dtype, remat)
-    tensors.compare(params, stacked_specs, "stacked parameters")
-
-    def layer_at(i: Any) -> Any:  # a slice is read where it is used; the stack is never copied
-      return one_layer.merge({
-        name: jax.lax.dynamic_index_in_dim(params[f"{stacking.LAYERS}.{name}"], i, keepdims=False)
-        for name in one_layer.paths
-      })  # fmt: skip
-
-    return frame.merge(params)(tokens, positions, dtype, remat, layer_at)
+    return run(params, tokens, positions, dtype, remat)
 
   def inputs(params: Mapping[str, Array], tokens: Array) -> dict[str, Array]:
-    model, seen = module_of(params), dict[str, Array]()
-    for path, module in nnx.iter_modules(model):
-      if hasattr(module, "observe"):
-        module.observe = functools.partial(seen.__setitem__, ".".join(map(str, (*path, "weight"))))
-    model(tokens)
-    return seen
+    found: dict[str, Array] = {}
+
+    def watched(module: Any, prefix: str) -> Any:
+      for path, one in nnx.iter_modules(module):
+        if hasattr(one, "observe"):
+          one.observe = functools.partial(found.__setitem__, prefix + ".".join(map(str, (*path, "weight"))))
+      return module
+
+    run(params, tokens, None, jnp.float32, False, seen=watched)
+    return found
 
   @jax.jit
   def init(key: Array) -> dict[str, Array]:
@@ -111,8 +126,8 @@ def build(config: Mapping[str, Any], where: str = "config.json", attention: str 
     def draw(shape: tuple[int, ...], std: float = 0.0, mean: float = 0.0) -> Array:
       return std * jax.random.normal(rngs.params(), shape) if std else jnp.full(shape, mean)
 
-    values = dict(nnx.to_flat_state(nnx.state(family.module(shape, draw))))
-    return {name: values[path].get_value() for name, path in whole.paths.items()}
+    values = nnx.to_flat_state(nnx.state(family.module(shape, draw)))
+    return {".".join(map(str, path)): value.get_value() for path, value in values}
 
   return Model(shape, specs, stacks, stacking.AXES, apply, init, inputs)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 # The field that decides whether a tensor is there, by a pattern of its name; the first match counts.
 _PRESENCE = (
+  (r"\.block_sparse_moe\.", "num_local_experts"),
+  (r"\.mlp\.(experts\.\d+\.\w+|gate)\.weight$", "num_experts, decoder_sparse_step or mlp_only_layers"),
   (r"\.self_attn\.\w+\.bias$", "attention_bias"),
   (r"\.mlp\.\w+\.bias$", "mlp_bias"),
   (r"\.[qk]_norm\.weight$", "model_type or use_qk_norm"),
@@ -14,6 +16,12 @@ _PRESENCE = (
 # The fields that decide the length of each axis.
 _HEADS, _KV_HEADS = "num_attention_heads or head_dim", "num_key_value_heads or head_dim"
 _AXES = (
+  (r"\.block_sparse_moe\.gate\.weight$", ("num_local_experts", "hidden_size")),
+  (r"\.mlp\.gate\.weight$", ("num_experts", "hidden_size")),
+  (r"\.w[13]\.weight$", ("intermediate_size", "hidden_size")),
+  (r"\.w2\.weight$", ("hidden_size", "intermediate_size")),
+  (r"\.experts\.\d+\.(gate|up)_proj\.weight$", ("moe_intermediate_size", "hidden_size")),
+  (r"\.experts\.\d+\.down_proj\.weight$", ("hidden_size", "moe_intermediate_size")),
   (r"(embed_tokens|lm_head)\.weight$", ("vocab_size", "hidden_size")),
   (r"\.q_proj\.\w+$", (_HEADS, "hidden_size")),
   (r"\.[kv]_proj\.\w+$", (_KV_HEADS, "hidden_size")),

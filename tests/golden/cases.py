@@ -41,6 +41,25 @@ CASES = {
   "command_r7b": {
     "model_type": "cohere2", "logit_scale": 0.9, "sliding_window": 7, "sliding_window_pattern": 2,
   },
+  "mixtral": {"model_type": "mixtral", "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 7},
+  "qwen3_moe": {
+    "model_type": "qwen3_moe", "head_dim": 16, "num_experts": 6, "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24, "mlp_only_layers": [0],
+  },
+  "qwen3_moe_normed": {
+    "model_type": "qwen3_moe", "head_dim": 16, "num_experts": 6, "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24, "norm_topk_prob": True, "tie_word_embeddings": True,
+  },
+  "gemma": {"model_type": "gemma", "head_dim": 16},
+  "gemma2": {
+    "model_type": "gemma2", "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 7,
+    "attn_logit_softcapping": 5.0, "final_logit_softcapping": 10.0,
+  },
+  "gemma3": {
+    "model_type": "gemma3_text", "head_dim": 16, "query_pre_attn_scalar": 12, "sliding_window": 7,
+    "sliding_window_pattern": 2, "rope_theta": 5e5, "rope_local_base_freq": 1e3,
+    "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+  },
 }  # fmt: skip
 
 TOKENS = np.random.default_rng(0).integers(0, SHAPE["vocab_size"], (2, 72))  # beyond max positions
@@ -51,6 +70,9 @@ def config_of(name: str) -> dict:
   config = SHAPE | CASES[name]
   if config["model_type"].startswith("cohere"):
     config["layer_norm_eps"] = config.pop("rms_norm_eps")
+  if config["model_type"].startswith("gemma"):
+    config["hidden_activation"] = "gelu_pytorch_tanh"
+    del config["hidden_act"]
   return config
 
 
