@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from merge_jax.operators import layout
+
 
 def limbs(number: int) -> Array:
   """A count as limbs `[3]`."""
@@ -75,7 +77,7 @@ def sum_counts(counts: Array, size: int, kept: int = 0) -> Array:
 
 def count(mask: Array) -> Array:
   """Number of true elements as limbs `[3]`."""
-  block = _block(mask, 64)
+  block = layout.block(mask, 64)
   if block == 1:
     return sum_counts(mask.astype(jnp.uint32), mask.size)
   blocks = mask.astype(jnp.int8).reshape(*mask.shape[:-1], -1, block)
@@ -88,17 +90,11 @@ def tally(keys: Array, thresholds: Array) -> Array:
   The thresholds share a word, a byte each, while a few keys are added: one pass over memory for all of them.
   """
   reached = [jnp.where(keys >= thresholds[i], np.uint32(1 << 8 * i), np.uint32(0)) for i in range(4)]
-  packed, block = sum(reached[1:], reached[0]), _block(keys, 8)
+  packed, block = sum(reached[1:], reached[0]), layout.block(keys, 8)
   if block > 1:
     packed = jnp.sum(packed.reshape(*keys.shape[:-1], -1, block), axis=-1, dtype=jnp.uint32)
   counts = jnp.stack([packed >> 8 * i & 255 for i in range(4)])
   return sum_counts(counts, keys.size, kept=1)
-
-
-def _block(x: Array, largest: int) -> int:
-  """Blocks of the last axis are summed in a byte first: faster on CPUs, and shards stay where they are."""
-  sizes = (64, 32, 16, 8, 4, 2)
-  return next((b for b in sizes if b <= largest and x.ndim and x.shape[-1] % b == 0), 1)
 
 
 @functools.partial(jax.jit, inline=True)

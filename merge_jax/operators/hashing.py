@@ -8,12 +8,14 @@ cryptography.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+
+from merge_jax.operators import layout
 
 _GOLDEN = np.uint32(0x9E3779B9)  # 2^32 / golden ratio: neighbours differ in many bits
 
@@ -88,19 +90,9 @@ def uniform(key: Key, like: Array) -> Array:
 def positions(like: Array, axis: int) -> Array:
   """Index along an axis (uint32); all others have length 1. Sharded as `like`."""
   shape = tuple(size if i == axis else 1 for i, size in enumerate(like.shape))
-  sharding = explicit(like)
+  sharding = layout.explicit(like)
   if sharding is not None:
     spec = (*sharding.spec, *[None] * like.ndim)[: like.ndim]
     own = jax.sharding.PartitionSpec(*(s if i == axis else None for i, s in enumerate(spec)))
     sharding = jax.sharding.NamedSharding(sharding.mesh, own)
   return jax.lax.broadcasted_iota(jnp.uint32, shape, axis, out_sharding=sharding)
-
-
-def explicit(x: Array) -> Any:
-  """The sharding of an array on a mesh whose axes are explicit, or None."""
-  sharding = getattr(jax.typeof(x), "sharding", None)
-  return (
-    sharding
-    if sharding is not None and not sharding.mesh.empty and sharding.mesh.are_all_axes_explicit
-    else None
-  )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from merge_jax.operators import counting, naming, selection
+from merge_jax.operators import counting, layout, naming, selection
 from merge_jax.operators.core import Leaf, Operator, PyTree, Ranks, Surveyed, Total
 from merge_jax.operators.naming import Axes
 from merge_jax.operators.selection import Cut
@@ -32,16 +32,22 @@ def _wide(operator: Operator, axes: Axes, leaf: Leaf) -> Leaf:
   return leaf._replace(experts=tuple(map(view, leaf.experts)), base=base)
 
 
-def _over_stack(function: Callable, operator: Operator, axes: Axes, leaf: Leaf, *rest: PyTree) -> PyTree:
-  """Applies `function(leaf, *rest)` to each slice as the operator wants it; `rest` is stacked in front."""
+def _over_stack(
+  function: Callable, shared: tuple[Any, ...], axes: Axes, leaf: Leaf, *rest: PyTree, alike: bool = False
+) -> PyTree:
+  """Applies `function(*shared, leaf, *rest)` to each slice as the operator, the first of `shared`, wants it.
 
-  def on_slice(leaf: Leaf, *rest: PyTree) -> PyTree:
-    return function(_wide(operator, axes, leaf), *rest)
+  `rest` is stacked in front, and so are the results; where they are `alike`, they are laid out as the leaf.
+  """
+
+  def on_slice(shared: tuple[Any, ...], leaf: Leaf, *rest: PyTree) -> PyTree:
+    return function(*shared, _wide(shared[0], axes, leaf), *rest)
 
   if axes.stack is None:
-    return on_slice(leaf, *rest)
+    return on_slice(shared, leaf, *rest)
   in_axes: Any = Leaf(axes.stack, None if leaf.base is None else axes.stack, 0, 0)  # type: ignore[arg-type]
-  return jax.vmap(on_slice, in_axes=(in_axes, *[0] * len(rest)))(leaf, *rest)
+  mapped = jax.vmap(on_slice, in_axes=(None, in_axes, *[0] * len(rest)))
+  return layout.over_shards(mapped, leaf.experts[0], axes.stack, alike)(shared, leaf, *rest)
 
 
 def _next(operator: Operator, surveyed: Surveyed) -> Any:
@@ -52,10 +58,10 @@ def _next(operator: Operator, surveyed: Surveyed) -> Any:
 def measure(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> PyTree:
   """What one leaf adds to the operator's next survey, a `Total`, after those in `surveyed`."""
 
-  def measured(one: Leaf, surveyed: Surveyed) -> PyTree:
+  def measured(operator: Operator, one: Leaf, surveyed: Surveyed) -> PyTree:
     return _next(operator, surveyed).measure(one, surveyed)
 
-  part = _over_stack(measured, operator, axes, leaf, surveyed)
+  part = _over_stack(measured, (operator,), axes, leaf, surveyed)
   if axes.stack is None:
     return part
   if _next(operator, surveyed).kind == "largest":
@@ -79,10 +85,10 @@ def _finish(operator: Operator, index: int, total: PyTree, size: Array) -> PyTre
 def keys(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> tuple[Array, ...]:
   """The keys of the operator's next survey, a `Ranked`; stacked in front where the leaf is."""
 
-  def of_leaf(leaf: Leaf, surveyed: Surveyed) -> tuple[Array, ...]:
+  def of_leaf(operator: Operator, leaf: Leaf, surveyed: Surveyed) -> tuple[Array, ...]:
     return _next(operator, surveyed).keys(leaf, surveyed)
 
-  return _over_stack(of_leaf, operator, axes, leaf, surveyed)
+  return _over_stack(of_leaf, (operator,), axes, leaf, surveyed)
 
 
 def _keys(operator: Operator, leaf: Leaf, surveyed: Surveyed) -> tuple[Array, ...]:
@@ -101,21 +107,21 @@ def ranks(operator: Operator, size: Array, count: int, surveyed: Surveyed) -> Se
 def sample(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes, every: int) -> tuple[Array, ...]:
   """About one in `every` of these keys, flat."""
 
-  def some(one: Leaf, surveyed: Surveyed) -> tuple[Array, ...]:
+  def some(operator: Operator, one: Leaf, surveyed: Surveyed) -> tuple[Array, ...]:
     return tuple(selection.strided(x, every) for x in _keys(operator, one, surveyed))
 
-  return tuple(x.reshape(-1) for x in _over_stack(some, operator, axes, leaf, surveyed))
+  return tuple(layout.whole(x).reshape(-1) for x in _over_stack(some, (operator,), axes, leaf, surveyed))
 
 
 @functools.partial(jax.jit, static_argnames="axes")
 def tally(operator: Operator, thresholds: Array, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> Array:
   """How many of S arrays of these keys reach each of their thresholds `[S, 4]`: limbs `[S, 4, 3]`."""
 
-  def count(one: Leaf, surveyed: Surveyed) -> Array:
+  def count(operator: Operator, thresholds: Array, one: Leaf, surveyed: Surveyed) -> Array:
     pairs = zip(_keys(operator, one, surveyed), thresholds, strict=True)
     return jnp.stack([counting.tally(*pair) for pair in pairs])
 
-  counts = _over_stack(count, operator, axes, leaf, surveyed)
+  counts = _over_stack(count, (operator, thresholds), axes, leaf, surveyed)
   return counts if axes.stack is None else jnp.sum(counts, axis=0, dtype=counts.dtype)
 
 
@@ -131,7 +137,7 @@ def ties(
 @functools.partial(jax.jit, static_argnames="axes")
 def found(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> PyTree:
   """The result of the operator's next survey, of one tensor, in one program."""
-  return _over_stack(functools.partial(_found, operator), operator, axes, leaf, surveyed)
+  return _over_stack(_found, (operator,), axes, leaf, surveyed)
 
 
 def _found(operator: Operator, leaf: Leaf, surveyed: Surveyed) -> PyTree:
@@ -157,10 +163,10 @@ def prepared(operator: Operator, leaf: Leaf) -> PyTree:
   return operator.prepare(leaf, surveyed)
 
 
-@functools.partial(jax.jit, static_argnames="axes")
+@functools.partial(jax.jit, static_argnames="axes", keep_unused=True)  # tensors say which devices
 def prepare(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> PyTree:
   """`Operator.prepare` for one leaf, stacked in front where the leaf is."""
-  return _over_stack(operator.prepare, operator, axes, leaf, surveyed)
+  return _over_stack(type(operator).prepare, (operator,), axes, leaf, surveyed)
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "dtype"))
@@ -170,13 +176,13 @@ def combine(
   """`Operator.combine` for one leaf, rounded once to `dtype`; weights `[K]`, or `[L, K]` for a stack."""
   shape = [size for axis, size in enumerate(leaf.experts[0].shape) if axis != axes.stack]
 
-  def one(leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
+  def one(operator: Operator, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
     merged = operator.combine(leaf, prepared, weights.astype(leaf.experts[0].dtype))
     if operator.by_rows:
       merged = naming.from_matrix(merged, tuple(shape), axes.unstacked())
     return merged.astype(dtype)
 
-  merged = _over_stack(one, operator, axes, leaf, prepared, weights)
+  merged = _over_stack(one, (operator,), axes, leaf, prepared, weights, alike=True)
   return merged if axes.stack is None else jnp.moveaxis(merged, 0, axes.stack)
 
 

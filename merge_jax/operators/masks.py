@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from merge_jax.operators import counting, hashing, rows, selection
+from merge_jax.operators import counting, hashing, layout, rows, selection
 from merge_jax.operators.core import Leaf, PyTree, Ranked, Survey, Surveyed
 from merge_jax.operators.pytrees import STATIC, check_choice, check_number, pytree
 from merge_jax.operators.sparsify import Mask, Rescale, random_keys
@@ -155,5 +155,5 @@ drop = Drop
 
 def _threefry(key: hashing.Key, delta: Array) -> Array:
   typed = jax.random.wrap_key_data(key.key) if key.key.dtype == jnp.uint32 else key.key
-  typed, sharding = jax.random.fold_in(typed, key.use), hashing.explicit(delta)
+  typed, sharding = jax.random.fold_in(typed, key.use), layout.explicit(delta)
   return jax.random.uniform(typed, delta.shape, jnp.float32, out_sharding=sharding)

@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import NamedSharding, PartitionSpec
 
-from merge_jax.operators import counting
-from merge_jax.operators.hashing import explicit, positions
+from merge_jax.operators import counting, layout
+from merge_jax.operators.hashing import positions
 
 TOP = np.uint32(1 << 31)  # above every magnitude, NaN included
 SAMPLE = 4096
@@ -126,9 +125,7 @@ def narrow(state: Search, thresholds: Array, counts: Array) -> Search:
 def strided(keys: Array, every: int) -> Array:
   """About one key in `every`, flat, whole on every device."""
   some = keys[tuple(slice(None, None, step) for step in counting.strides(keys.shape, every))]
-  if (sharding := explicit(some)) is not None:
-    some = jax.sharding.reshard(some, NamedSharding(sharding.mesh, PartitionSpec()))
-  return some.reshape(-1)
+  return layout.whole(some).reshape(-1)
 
 
 def search(states: Search, samples: Array, tally: Callable[[Array], Array]) -> Search:
@@ -200,7 +197,10 @@ def largest(keys: Sequence[Array], ks: Sequence[Array]) -> list[Cut]:
 
   ends = jnp.broadcast_to(jnp.array(shape, jnp.int32) - 1, (len(keys), len(shape)))
   decided = jnp.all(states.at_low == states.k, axis=-1)
-  last = jax.lax.cond(jnp.all(decided), lambda: ends, scan)
+  # Not `cond`: of a stack its batching selects between copies of the keys, and not on Explicit meshes.
+  last, _ = jax.lax.while_loop(
+    lambda at: ~at[1], lambda _: (scan(), jnp.array(True)), (ends, jnp.all(decided))
+  )
   last = jnp.where(decided[:, None], ends, last)  # where exactly k reach the threshold, all that is tied does
   return [Cut(*one) for one in zip(states.low, states.high, last, strict=True)]
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from merge_jax.operators import layout
 from merge_jax.operators.core import Leaf, Surveyed, Total
-from merge_jax.operators.hashing import explicit
 
 
 def totals(arrays: Sequence[Array]) -> list[Array]:
@@ -21,24 +21,32 @@ def totals(arrays: Sequence[Array]) -> list[Array]:
   >>> float(totals([jnp.full((300, 128), 0.5)])[0])
   19200.0
   """
-  if arrays and arrays[0].ndim == 1 and explicit(arrays[0]) is None:
+  if arrays and arrays[0].ndim == 1 and layout.explicit(arrays[0]) is None:
     return [jnp.sum(x) for x in jax.lax.optimization_barrier(tuple(arrays))]
   return [_by_parts(x) for x in arrays]
 
 
 def _by_parts(x: Array) -> Array:
-  sharding = explicit(x)
-  shape = x.shape if sharding is None else sharding.shard_shape(x.shape)
-  block = next((b for b in (64, 32, 16, 8, 4, 2) if shape and shape[-1] % b == 0), 1)
-  if block > 1:
-    x = x.reshape(*x.shape[:-1], -1, block)
-    while x.shape[-1] > 1:
-      half = x.shape[-1] // 2
-      x = x[..., :half] + x[..., half:]
-    x = x[..., 0]
+  if layout.on_mesh(x):  # parts of all axes, then what is left at once: one number for each device is sent
+    for axis in range(x.ndim):
+      x = _halved(x, axis)
+    return jnp.sum(x)
+  if x.ndim:
+    x = _halved(x, x.ndim - 1)
   for _ in range(x.ndim):
     x = jnp.sum(x, axis=-1)
   return x
+
+
+def _halved(x: Array, axis: int) -> Array:
+  """Parts of an axis added to one another, pairwise."""
+  block = layout.block(x, 64, axis)
+  x = x.reshape(*x.shape[:axis], -1, block, *x.shape[axis + 1 :])
+  while block > 1:
+    block //= 2
+    low, high = (jax.lax.slice_in_dim(x, i * block, (i + 1) * block, axis=axis + 1) for i in range(2))
+    x = low + high
+  return jnp.squeeze(x, axis + 1)
 
 
 def largest() -> Total:

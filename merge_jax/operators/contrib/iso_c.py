@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from merge_jax.operators import layout
 from merge_jax.operators.contrib import spectral
 from merge_jax.operators.core import Leaf, Operator, PyTree
 from merge_jax.operators.differences import task_vectors
@@ -23,7 +24,7 @@ class IsoC(Operator):
   Weights default to 1 for every model. Vectors, and matrices of one row or column, give the mean of
   weighted task vectors `Σ wᵢ τᵢ / K`. Directions whose singular value is rounding noise count neither in
   the mean nor in the result (LoRA): the authors raise them, too, along arbitrary vectors. One model
-  does not give itself back.
+  does not give itself back. On a mesh the summed task vectors of one tensor at a time are gathered.
 
   Raises:
     ValueError: a concrete scaling that is not finite.
@@ -50,8 +51,8 @@ class IsoC(Operator):
     if min(merged.shape) < 2:
       merged = merged / len(deltas)
     else:
-      directions, strengths = spectral.polar(spectral.whole(merged))
-      merged = spectral.as_sharded(spectral.mean_above_noise(strengths) * directions, base)
+      directions, strengths = spectral.polar(layout.whole(merged))
+      merged = layout.as_sharded(spectral.mean_above_noise(strengths) * directions, base)
     return base + jnp.asarray(self.scaling, base.dtype) * merged
 
 

@@ -7,6 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.errors import shown
+from merge_jax.operators import layout
 from merge_jax.operators.contrib import spectral
 from merge_jax.operators.core import Leaf, Operator, PyTree
 from merge_jax.operators.differences import task_vectors
@@ -29,7 +30,8 @@ class IsoCTS(Operator):
 
   Weights default to 1 for every model. Vectors, and matrices of one row or column, give the mean of
   weighted task vectors `Σ wᵢ τᵢ / K`. Directions that are rounding noise count neither in the mean nor in
-  the result, as in `iso_c`. One model does not give itself back.
+  the result, as in `iso_c`. One model does not give itself back. On a mesh the K task vectors of one
+  tensor at a time are gathered.
 
   Raises:
     ValueError: a concrete scaling that is not finite, a share outside [0, 1].
@@ -58,11 +60,11 @@ class IsoCTS(Operator):
     if min(base.shape) < 2:
       merged = weighted_sum(deltas, weights / len(deltas))
     else:
-      merged = spectral.as_sharded(self._isotropic(deltas, weights), base)
+      merged = layout.as_sharded(self._isotropic(deltas, weights), base)
     return base + jnp.asarray(self.scaling, base.dtype) * merged
 
   def _isotropic(self, deltas: tuple[Array, ...], weights: Array) -> Array:
-    tasks = tuple(w * spectral.whole(delta) for w, delta in zip(weights, deltas, strict=True))
+    tasks = tuple(w * layout.whole(delta) for w, delta in zip(weights, deltas, strict=True))
     each = _own(min(tasks[0].shape), len(tasks), self.common)
     count = min(tasks[0].shape) - each * len(tasks)
     total = sum(tasks[1:], tasks[0])

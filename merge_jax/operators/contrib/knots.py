@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from merge_jax.errors import shown
-from merge_jax.operators import leafwise
+from merge_jax.operators import layout, leafwise
 from merge_jax.operators.contrib import spectral
 from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed
 from merge_jax.operators.differences import task_vectors
@@ -32,6 +32,7 @@ class Knots(Operator):
   Trims and signs are those of one tensor; the authors' count over all layers. A component that is
   rounding noise is 0 (theirs: s ≤ 1e-5). Vectors, and matrices of one row or column, are merged by the
   rule as they are. Weights are the rule's. A linear rule gives what it gives without alignment.
+  On a mesh the K task vectors of one tensor at a time are gathered, once for the basis and for every merge.
 
   Raises:
     ValueError: a rule that is none, takes no base or needs a statistic of the whole model; a rank that
@@ -86,7 +87,7 @@ class Knots(Operator):
     base, deltas = task_vectors(leaf)
     basis = None
     if min(base.shape) > 1:
-      joint = jnp.concatenate(tuple(map(spectral.whole, deltas)), 1)
+      joint = jnp.concatenate(tuple(map(layout.whole, deltas)), 1)
       triangle = jnp.linalg.qr(joint.T, mode="r")  # the same U and S, far smaller
       u, s, _ = spectral.svd(triangle.T)
       kept = spectral.above_noise(s, joint.shape, s[0])
@@ -99,7 +100,7 @@ class Knots(Operator):
     base, _ = task_vectors(leaf)
     merged = self.rule.combine(_aligned(leaf, basis), inner, weights)
     if basis is not None:
-      merged = spectral.as_sharded(spectral.matmul(basis, merged), base)
+      merged = layout.as_sharded(spectral.matmul(basis, merged), base)
     return base + merged
 
 
@@ -110,5 +111,5 @@ def _aligned(leaf: Leaf, basis: Array | None) -> Leaf:
   """Task vectors in a basis, with 0 as their base."""
   _, deltas = task_vectors(leaf)
   if basis is not None:
-    deltas = tuple(spectral.matmul(basis.T, spectral.whole(delta)) for delta in deltas)
+    deltas = tuple(spectral.matmul(basis.T, layout.whole(delta)) for delta in deltas)
   return leaf._replace(experts=deltas, base=jnp.zeros_like(deltas[0]))

@@ -8,6 +8,7 @@ from jax import Array
 from jax.scipy.linalg import cho_solve
 from jax.typing import ArrayLike
 
+from merge_jax.operators import layout
 from merge_jax.operators.contrib import spectral
 from merge_jax.operators.core import Leaf, Operator, PyTree
 from merge_jax.operators.linear import weighted_sum
@@ -28,7 +29,8 @@ class RegMean(Operator):
   Needs `statistics=`: for each expert and tensor the Gram matrix `[in, in]` of its inputs, or None
   (`python -m launch.statistics --kind=gram`); of a stacked leaf with the stack in front. Tensors without
   one (norms, biases, embeddings) give the weighted mean `Σ cᵢ θᵢ / Σ cᵢ`. Weights c default to 1/K.
-  Directions that no input has keep that mean, too: what is solved for is the difference to it.
+  Directions that no input has keep that mean, too: what is solved for is the difference to it. On a mesh the
+  K tensors and the Gram matrices of one layer at a time are gathered.
 
   Raises:
     ValueError: a concrete `off_diagonal` outside [0, 1]; when merging, statistics that are missing, of
@@ -64,11 +66,11 @@ class RegMean(Operator):
     scale = eye + jnp.asarray(self.off_diagonal, mean.dtype) * (1.0 - eye)
     grams = tuple(w * (gram + gram.T) / 2 * scale for w, gram in zip(weights, grams, strict=True))
     missed = (
-      spectral.matmul(spectral.whole(expert - mean), gram)
+      spectral.matmul(layout.whole(expert - mean), gram)
       for expert, gram in zip(leaf.experts, grams, strict=True)
     )
     change = _solve(sum(grams[1:], grams[0]), sum(missed, jnp.zeros((), mean.dtype)))
-    return mean + spectral.as_sharded(change, mean)
+    return mean + layout.as_sharded(change, mean)
 
 
 regmean = RegMean
@@ -87,7 +89,7 @@ def _grams(leaf: Leaf) -> tuple[Array, ...] | None:
       f"RegMean: the Gram matrices of a tensor with {shape[0]} inputs are {_words(shapes)}; expected "
       f"{shape} for every expert, or none for all."
     )
-  return tuple(spectral.whole(gram.astype(leaf.experts[0].dtype)) for gram in leaf.statistics)
+  return tuple(layout.whole(gram.astype(leaf.experts[0].dtype)) for gram in leaf.statistics)
 
 
 def _words(shapes: set[tuple[int, ...] | None]) -> str:

@@ -1,4 +1,4 @@
-"""What spectral rules share: whole matrices on meshes, factors without arbitrary directions.
+"""What spectral rules share: factors without arbitrary directions.
 
 A direction whose singular value is rounding noise is arbitrary; it is left out wherever a published
 rule would raise it to the size of the others.
@@ -7,22 +7,6 @@ rule would raise it to the size of the others.
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
-
-from merge_jax.operators.hashing import explicit
-
-
-def whole(x: Array) -> Array:
-  """The tensor on every device of an Explicit mesh, since factorisations do not shard; else as it is."""
-  sharding = explicit(x)
-  return x if sharding is None else jax.sharding.reshard(x, NamedSharding(sharding.mesh, P()))
-
-
-def as_sharded(x: Array, like: Array) -> Array:
-  """Undoes `whole`: the tensor with the sharding of another one."""
-  sharding = explicit(like)
-  return x if sharding is None else jax.sharding.reshard(x, sharding)
 
 
 def matmul(a: Array, b: Array) -> Array:

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from merge_jax.operators import layout
 from merge_jax.operators.contrib import spectral
 from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed
 from merge_jax.operators.differences import task_vectors
@@ -25,7 +26,9 @@ class TSV(Operator):
   (where nothing would be left), give the mean of weighted task vectors `Σ wᵢ τᵢ / K`, as the authors'
   vectors do. Components that are rounding noise are left out, and directions that tasks share are
   split evenly; the authors' polar factor is arbitrary there. Equal models keep their leading components.
-  `prepare` keeps the factors, two more tensors whatever K, so that a candidate costs one product.
+  `prepare` keeps the factors, two more tensors whatever K, so that a candidate costs one product. On a mesh
+  it gathers the K task vectors of a tensor, one after another; on an Explicit one the factors are split as
+  the tensor's rows and columns, and candidates gather nothing.
 
   Raises:
     ValueError: a concrete scaling that is not finite.
@@ -53,13 +56,13 @@ class TSV(Operator):
       return None
     lefts, strengths, rights = [], [], []
     for delta in deltas:
-      u, s, v = spectral.svd(spectral.whole(delta))
+      u, s, v = spectral.svd(layout.whole(delta))
       kept = spectral.above_noise(s, base.shape, s[0])[:keep]
       lefts.append(jnp.where(kept[None, :], u[:, :keep], 0.0))
       rights.append(jnp.where(kept[:, None], v[:keep], 0.0))
       strengths.append(s[:keep])
     left, right = spectral.polar(jnp.concatenate(lefts, 1))[0], spectral.polar(jnp.concatenate(rights))[0]
-    return left, jnp.stack(strengths), right
+    return layout.as_sharded(left, base, (0,)), jnp.stack(strengths), layout.as_sharded(right, base, (1,))
 
   def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
     base, deltas = task_vectors(leaf)
@@ -68,7 +71,7 @@ class TSV(Operator):
     else:
       left, strengths, right = prepared
       strengths = (weights[:, None] * strengths).reshape(1, -1)
-      merged = spectral.as_sharded(spectral.matmul(left * strengths, right), base)
+      merged = spectral.matmul(left * strengths, right)
     return base + jnp.asarray(self.scaling, base.dtype) * merged
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from merge_jax.operators import rows
+from merge_jax.operators import layout
 from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed
 from merge_jax.operators.differences import task_vectors
 from merge_jax.operators.pytrees import check_number, pytree
@@ -86,5 +86,5 @@ def _changes(x: Array, base: Array) -> tuple[Array, Array]:
 
 def _ranks(values: Array) -> Array:
   """Ranks of `[1, in]` from 0 on, over their number."""
-  values = rows.whole_rows(values)
+  values = layout.whole_rows(values)
   return jnp.argsort(jnp.argsort(values, axis=1), axis=1).astype(values.dtype) / values.shape[1]
