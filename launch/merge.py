@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from merge_jax import preflight, recipes
+from merge_jax import host, preflight, recipes
 from merge_jax.recipes import card
 
 from . import _common
@@ -55,6 +55,7 @@ def main() -> None:
     return
   if not _OUTPUT.value:
     raise ValueError("--output_dir is missing: name the folder to make, or give --dry_run.")
+  host.keep_devices_apart()
   _keep_programs(_CACHE.value)
   bar: _common.Progress | None = None
 

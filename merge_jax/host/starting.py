@@ -128,13 +128,20 @@ def is_lead() -> bool:
   return index() == 0
 
 
+def keep_devices_apart() -> None:
+  """Gives each process its own devices alone, for a job that computes nothing together.
+
+  JAX's devices are those of all processes otherwise: they are made when all have come, and only process 0
+  keeps compiled programs, which do not fit the others'. Call it after `start`, before a device is used.
+  """
+  if job.current is not None:
+    job.current.store.hide()
+
+
 def end() -> None:
   """Leaves the job in order, when all have come here; errors as of `barrier`."""
-  if job.current is None:
-    return
-  import jax
-
-  talking.barrier("the end")
-  job.current.close()
-  jax.distributed.shutdown()
-  job.current = None
+  if job.current is not None:
+    talking.barrier("the end")
+    job.current.close()
+    job.current.store.shut_down()
+    job.current = None

@@ -12,9 +12,24 @@ class Store:
   def __init__(self) -> None:
     from jax._src import distributed
 
-    state = distributed.global_state
-    self._client: Any = state.client
-    self.index, self.count = state.process_id, state.num_processes
+    self._state: Any = distributed.global_state
+    self._held: dict[str, Any] = {}
+    self._client: Any = self._state.client
+    self.index, self.count = self._state.process_id, self._state.num_processes
+
+  def hide(self) -> None:
+    """Lets JAX believe from now on that this process is alone."""
+    for name, alone in {"client": None, "service": None, "process_id": 0, "num_processes": 1}.items():
+      self._held.setdefault(name, getattr(self._state, name))
+      setattr(self._state, name, alone)
+
+  def shut_down(self) -> None:
+    """Leaves JAX's runtime, when all processes do."""
+    import jax
+
+    for name, value in self._held.items():
+      setattr(self._state, name, value)
+    jax.distributed.shutdown()
 
   def put(self, key: str, value: bytes, again: bool = False) -> None:
     """Sets a key; one that is there raises RuntimeError, unless `again`."""
