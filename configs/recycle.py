@@ -42,6 +42,7 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c.evals.max_shapes = 4
   c.evals.batch_tokens = 65_536
   c.evals.dtype = "float32"  # or bfloat16
+  c.evals.attention = "auto"  # xla, cudnn
 
   c.scorer = config_dict.ConfigDict()
   c.scorer.command = ""  # python eval.py {model_dir} {scores_json} {split}

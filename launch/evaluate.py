@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from merge_jax import checkpoints, decoding, evals, sharding, storage
+from merge_jax import checkpoints, decoding, evals, host, sharding, storage
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.evals import tasks as task_files
 from merge_jax.evals.objective import JittedObjective
@@ -27,6 +27,7 @@ _TOKENS = flags.DEFINE_integer("batch_tokens", Evals().batch_tokens, "Padded tok
 _SHAPES = flags.DEFINE_integer("max_shapes", Evals().max_shapes, "Padded shapes, each compiled once.", 1)
 _VERIFY = flags.DEFINE_bool("verify_load", False, "Compare what lies on the devices with the files.")
 _common.define_mesh()
+_common.define_distributed()
 
 ALONE = Candidate("single", "alone", Point((1.0,)))
 
@@ -67,7 +68,8 @@ def main() -> None:
       scores[_CHECKPOINTS.value[i]] = nullables(evaluation.scores)
       shown = (f"{task} {value:.4f}" for task, value in evaluation.scores.items())
       print(f"{_CHECKPOINTS.value[i]}: " + ", ".join(shown), flush=True)
-  storage.write_json(output, scores)
+  if host.is_lead():
+    storage.write_json(output, scores)
   print(f"scores: {output}")
 
 

@@ -28,6 +28,7 @@ _INIT = flags.DEFINE_string("init", "", "Checkpoint to start from; none: random 
 _OUTPUT = flags.DEFINE_string("output_dir", None, "Folder to write; must not exist.", required=True)
 
 _common.define_mesh()
+_common.define_distributed()
 
 
 class Saving(msgspec.Struct, frozen=True):

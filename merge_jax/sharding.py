@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from merge_jax.errors import shown, unknown
 from merge_jax.operators import naming
@@ -178,6 +179,15 @@ class Layout(NamedTuple):
 def put(value: np.ndarray, mesh: Mesh, spec: P) -> Array:
   """An array that every process has whole, as a global one."""
   return jax.make_array_from_callback(value.shape, NamedSharding(mesh, spec), lambda index: value[index])
+
+
+def whole(value: ArrayLike) -> np.ndarray:
+  """An array on this host, whole; of several processes all must ask for it together."""
+  if not isinstance(value, Array) or value.is_fully_addressable or value.is_fully_replicated:
+    return np.asarray(value)
+  from jax.experimental import multihost_utils
+
+  return np.asarray(multihost_utils.process_allgather(value, tiled=True))
 
 
 def rows(x: Array) -> Array:

@@ -126,3 +126,26 @@ def test_orbax_pools_are_read_and_written_by_all(world, tmp_path):
   run(tmp_path, tmp_path / "two", 2)
   assert_same(tmp_path / "two", tmp_path / "one")
   shutil.rmtree(tmp_path / "two")
+
+
+def test_evaluation_and_training_by_two_processes(world, tmp_path):
+  """Scores as one process has them; parameters as one mesh of as many devices trains them."""
+  tasks = f"{world / 'tasks' / 'copy.jsonl'}:loss"
+  evaluate = ["-m", "merge_jax", "evaluate", f"--checkpoints={world / 'pool' / 'm0'}", f"--tasks={tasks}"]
+  train = [
+    "-m", "merge_jax", "train", f"--tasks={tasks}", f"--init={world / 'pool' / 'base'}", "--config.steps=6",
+    "--config.save_every=2", "--config.warmup=2", "--config.batch_size=4",
+  ]  # fmt: skip
+  for count, devices in ((1, 2), (2, 1)):
+    together = processes.FLAGS if count > 1 else ()
+    for words in (
+      [*evaluate, f"--output={tmp_path / f'{count}.json'}"],
+      [*train, f"--output_dir={tmp_path / str(count)}"],
+    ):
+      for result in processes.run(count, [*words, *together], devices=devices):
+        assert result.status == 0, result
+  one, two = (json.loads((tmp_path / f"{count}.json").read_text()) for count in (1, 2))
+  assert one == two
+  one, two = (checkpoints.open(tmp_path / str(count)).load() for count in (1, 2))
+  for name, value in one.items():
+    np.testing.assert_array_equal(value, two[name])

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from merge_jax import sharding
@@ -11,6 +12,7 @@ from merge_jax.estimate.devices import Device
 from merge_jax.estimate.program import Built, Job
 from merge_jax.evals.batching import Bucket
 from merge_jax.preflight.memory import per_device
+from merge_jax.recycle import methods
 
 EFFICIENCY = 0.4
 """Share of the matrix-product rate that evaluation is taken to reach; of bandwidths, all of it is."""
@@ -23,7 +25,7 @@ class Memory(NamedTuple):
 
   Attributes:
     parameters: of the resident pool, a base included.
-    data: tokens and targets.
+    data: tokens and targets, weights, and the operator's numbers.
     merged: of the merges that are evaluated at once.
     activations: of one forward pass, a layer's gathered parameters among them, by formula.
   """
@@ -80,10 +82,11 @@ def memory(job: Job, built: Built) -> Memory:
   model = max(per_device(built.leaves, built.layout.shardings).values())
   side = max(job.batch // mesh.shape["candidate"], 1)
   parts = sharding.row_count(mesh)
-  data = (
-    sum(array.nbytes // parts for bucket in built.batches.buckets for array in bucket)
-    + built.batches.order.nbytes
+  rows = sum(array.nbytes // parts for bucket in built.batches.buckets for array in bucket)
+  numbers = 4 * (
+    job.checkpoints * side + len(jax.tree.leaves(methods.METHODS[job.method].operator()))
   )
+  data = rows + built.batches.order.nbytes + numbers
   activations = max(_activations(job, bucket, mesh.shape) for bucket in built.batches.buckets)
   at_once = 1 if job.in_turn else side
   return Memory(job.resident * model, data, side * model, at_once * activations + _gathered(job, mesh.shape))
@@ -136,8 +139,8 @@ def work(job: Job, built: Built) -> Work:
 
 def _active(job: Job) -> float:
   """Parameters of all layers' matrices that one token is multiplied by; of experts, those it is routed to."""
-  config: Any = job.model.config
-  experts, chosen = getattr(config, "num_experts", 0), getattr(config, "experts_per_token", 0)
+  config = job.model.config
+  experts, chosen = max(getattr(config, "experts", ()), default=0), getattr(config, "experts_per_token", 0)
   total = 0.0
   for name, spec in job.specs.items():
     if name.startswith("model.layers.") and len(spec.shape) == 2:

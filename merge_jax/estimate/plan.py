@@ -119,9 +119,10 @@ def advice(job: Job, held: Memory, mesh: Mapping[str, int], device: Device, mode
     )
   hosts, heads = math.ceil(size / device.per_host), job.model.config.num_heads
   if hosts > 1 and mesh["tensor"] == 1 and heads % device.per_host == 0 and mesh["fsdp"] % hosts == 0:
+    per = device.per_host
     found.append(
-      f"--mesh=fsdp:{mesh['fsdp'] // device.per_host},tensor:{device.per_host} keeps heads and feed-forwards within "
-      f"a host, so that a device gathers 1/{device.per_host} of the parameters from others."
+      f"--mesh=fsdp:{mesh['fsdp'] // per},tensor:{per} cuts heads and feed-forwards within a host: a device "
+      f"then gathers 1/{per} of the parameters."
     )
   if held.total <= room:
     return found

@@ -41,12 +41,14 @@ class Evals(Part, frozen=True):
     max_shapes: padded shapes, each compiled once.
     batch_tokens: padded tokens in one forward pass.
     dtype: of the computation.
+    attention: "auto" takes cuDNN's fused kernel where it applies, "xla" never does.
   """
 
   append_eos: bool = True
   max_shapes: Annotated[int, Meta(ge=1, le=64)] = 4
   batch_tokens: Positive = 65_536
   dtype: Literal["float32", "bfloat16"] = "float32"
+  attention: Literal["auto", "xla", "cudnn"] = "auto"
 
 
 class Scorer(Part, frozen=True):

@@ -85,7 +85,7 @@ def task_suite(
       "search from Python with your own function."
     )
   models.check(checkpoint.config, checkpoint.specs, where)
-  model = models.build(checkpoint.config, where)
+  model = models.build(checkpoint.config, where, options.attention)
   stacks = models.stacking.find(checkpoint.specs) if model.stacks else {}
   if any(models.stacking.find(other.specs) != stacks for other in pool):
     stacks = {}

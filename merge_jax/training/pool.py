@@ -10,7 +10,8 @@ import msgspec
 import numpy as np
 from jax import Array
 
-from merge_jax import checkpoints, models, storage
+from merge_jax import checkpoints, models
+from merge_jax.training import saving
 from merge_jax.training.corpus import Corpus
 from merge_jax.training.loop import State, begin, train
 from merge_jax.training.recipe import Recipe
@@ -33,20 +34,24 @@ def save(
     about: content of `training.json`; `tokens` is what training read, padding not counted.
   """
   config = dict(config) | {"dtype": str(np.dtype(next(iter(params.values())).dtype))}
-  with storage.new_folder(folder) as partial:
-    write_object(partial / "config.json", config)
-    eos = config.get("eos_token_id")
-    write_object(
-      partial / "generation_config.json",
-      {"eos_token_id": eos, "pad_token_id": config.get("pad_token_id")},
-    )
-    (partial / "tokenizer.json").write_text(tokenizer)
-    names = {token["id"]: token["content"] for token in json.loads(tokenizer)["added_tokens"]}
-    special = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": names.get(eos),
-               "pad_token": names.get(config.get("pad_token_id"))}  # fmt: skip
-    write_object(partial / "tokenizer_config.json", {k: v for k, v in special.items() if v is not None})
-    write_object(partial / "training.json", about)
-    checkpoints.write(partial, jax.device_get(dict(params)))
+  with saving.new_folder(folder) as partial:
+    if partial is not None:
+      _write_sidecars(partial, config, tokenizer)
+      write_object(partial / "training.json", about)
+    saving.write(partial, params)
+
+
+def _write_sidecars(folder: Path, config: Mapping[str, Any], tokenizer: str) -> None:
+  write_object(folder / "config.json", config)
+  eos = config.get("eos_token_id")
+  write_object(
+    folder / "generation_config.json", {"eos_token_id": eos, "pad_token_id": config.get("pad_token_id")}
+  )
+  (folder / "tokenizer.json").write_text(tokenizer)
+  names = {token["id"]: token["content"] for token in json.loads(tokenizer)["added_tokens"]}
+  special = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": names.get(eos),
+             "pad_token": names.get(config.get("pad_token_id"))}  # fmt: skip
+  write_object(folder / "tokenizer_config.json", {k: v for k, v in special.items() if v is not None})
 
 
 def save_like(
@@ -58,9 +63,10 @@ def save_like(
     folder, params, about: as in `save`.
     like: what it was trained from.
   """
-  with storage.new_folder(folder) as partial:
-    checkpoints.write(partial, jax.device_get(dict(params)), like=like, format="safetensors")
-    write_object(partial / "training.json", about)
+  with saving.new_folder(folder) as partial:
+    saving.write(partial, params, like)
+    if partial is not None:
+      write_object(partial / "training.json", about)
 
 
 def write_object(path: Path, value: Mapping[str, Any]) -> None:

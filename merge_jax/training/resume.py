@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from merge_jax import checkpoints, decoding, errors, storage
+from merge_jax import checkpoints, decoding, errors, host, sharding, storage
+from merge_jax.training import saving
 from merge_jax.training.corpus import Corpus
 from merge_jax.training.loop import Diverged, State, begin, train
 from merge_jax.training.recipe import Recipe
@@ -70,7 +71,7 @@ def continued(
     nonlocal last
     if progress is not None:
       progress(state)
-    stopping = state.step < recipe.steps and stop()
+    stopping = state.step < recipe.steps and host.broadcast(stop())  # of several processes all stop, or none
     if stopping or (save_every and state.step - last >= save_every):
       _save(folder, state, about)
       last = state.step
@@ -82,8 +83,7 @@ def continued(
   try:
     return train(apply, state, data, recipe, progress=after, mesh=mesh)
   except Diverged:
-    for path in _saved(folder):
-      shutil.rmtree(path)
+    _remove(_saved(folder))
     raise
 
 
@@ -95,7 +95,12 @@ def states(target: Path) -> Iterator[Path]:
     storage.Locked: another process trains the same checkpoint.
   """
   folder = target.with_name(f".{target.name}.training")
+  if not host.is_lead():
+    host.barrier("the lead")
+    yield folder
+    return
   with storage.locked(folder):
+    host.barrier("the lead")
     try:
       yield folder
     finally:
@@ -108,7 +113,9 @@ def refuse_written(target: Path) -> None:
   if _written(target):
     with states(target):
       pass
-  storage.refuse_filled(target)
+  if host.is_lead():
+    storage.refuse_filled(target)
+  host.barrier("an output that is free")
 
 
 def _written(target: Path) -> bool:
@@ -123,12 +130,18 @@ def _save(folder: Path, state: State, about: _Record) -> None:
   path, before = folder / f"step-{state.step:09d}", _saved(folder)
   if path in before:
     return
-  with storage.new_folder(path) as partial:
-    record = msgspec.structs.replace(about, losses=state.losses, tokens=state.tokens)
-    (partial / "state.json").write_bytes(msgspec.json.encode(record))
-    checkpoints.write(partial, _named(state))
-  for old in before:
-    shutil.rmtree(old)
+  with saving.new_folder(path) as partial:
+    if partial is not None:
+      record = msgspec.structs.replace(about, losses=state.losses, tokens=state.tokens)
+      (partial / "state.json").write_bytes(msgspec.json.encode(record))
+    saving.write(partial, _named(state))
+  _remove(before)
+  host.barrier("the state")
+
+
+def _remove(folders: Sequence[Path]) -> None:
+  for folder in folders if host.is_lead() else ():
+    shutil.rmtree(folder)
 
 
 def _restore(path: Path, like: State, about: _Record) -> State:
@@ -163,7 +176,7 @@ def _named(state: State) -> dict[str, Array]:
 def _digest(params: Mapping[str, Any]) -> str:
   total = hashlib.sha256()
   for name in sorted(params):
-    value = np.ascontiguousarray(params[name])
+    value = np.ascontiguousarray(sharding.whole(params[name]))
     total.update(f"{name}\0{value.dtype}\0{value.shape}\0".encode())
     total.update(value.reshape(-1).view(np.uint8).data)
   return total.hexdigest()

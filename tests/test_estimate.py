@@ -1,0 +1,148 @@
+"""Plans of searches: bytes as the compiled program and real arrays have them, formulas, advice, the job."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from merge_jax import models, recycle
+from merge_jax.estimate import costs, devices, plan, program, workload
+from merge_jax.recycle import pool, settings
+from merge_jax.recycle.settings import Evals
+from tests import pools
+from tests.test_launch import launch
+
+TINY = pools.CONFIG | {"num_hidden_layers": 9, "vocab_size": 96}
+SMALL = devices.Device("small", 1e6, 1e12, 1e11, 1e10, 1e9, 4, 1e8)
+
+
+def job(mesh="", config=TINY, **options):
+  model = models.build(config)
+  specs = {name: jax.ShapeDtypeStruct(spec.shape, jnp.bfloat16) for name, spec in model.specs.items()}
+  work = workload.of_numbers(2, 8, 17, 4)
+  made = program.Job(model, specs, 4, "task_arithmetic", work, mesh, 1, False, Evals(max_shapes=1))
+  return made._replace(**options)
+
+
+def planned(mesh="", device=SMALL, compiled=True, **options):
+  return plan.plan(job(mesh, **options), plan.Search("tiny", 20, device, 1e9, compiled))
+
+
+@pytest.mark.parametrize(
+  ("mesh", "options"),
+  [
+    ("fsdp:1", {}),
+    ("fsdp:8", {}),
+    ("fsdp:4,tensor:2", {"method": "linear"}),
+    ("candidate:2,fsdp:4", {"checkpoints": 8}),
+    ("fsdp:2", {"batch": 2, "in_turn": True}),
+  ],
+)
+def test_bytes_are_those_of_the_compiled_program(mesh, options):
+  made = planned(mesh, **options)
+  expected = made["parameter_bytes_per_device"] + made["data_bytes_per_device"]
+  assert made["argument_bytes_per_device"] == expected
+  assert made["output_bytes_per_device"] == 4 * 4 * 16 * made["batch"]  # four numbers of sixteen examples
+  assert bool(made["collectives"]) == (mesh != "fsdp:1")
+
+
+def test_bytes_are_those_of_a_real_pool(tmp_path):
+  paths, tasks = pools.make_pool(tmp_path / "pool", 2), pools.make_tasks(tmp_path / "tasks", 12)
+  values = {
+    "checkpoints": tuple(map(str, paths)),
+    "tasks": tuple(map(str, tasks)),
+    "output_dir": str(tmp_path),
+  }
+  problem = recycle.build(settings.from_mapping(values | {"placement": {"mesh": "fsdp:4"}}))
+  placed = pool.place(problem).merges["task_arithmetic"].source
+  used = dict.fromkeys(problem.layout.mesh.devices.flat, 0)
+  for array in jax.tree.leaves(placed.leaves):
+    for shard in array.addressable_shards:
+      used[shard.device] += shard.data.nbytes
+  model = models.build(pools.CONFIG)
+  made = planned("fsdp:4", config=pools.CONFIG, compiled=False, checkpoints=2, specs=model.specs)
+  assert set(used.values()) == {made["parameter_bytes_per_device"]}
+
+
+def test_operations_are_two_a_parameter_and_token_and_those_of_attention():
+  built = program.build(given := job("fsdp:1"))
+  done = costs.work(given, built)
+  c = given.model.config
+  rows, length, asked = 16, 16, 4
+  layer = 4 * 32 * 32 // 4 * 3 + 3 * 32 * 48  # q and o [32, 32], k and v [16, 32], three of the feed-forward
+  tokens = rows * (length * (c.num_layers - 1) + asked)
+  expected = 2 * layer * tokens + 4 * 32 * length * tokens + 2 * 32 * 96 * rows * asked
+  assert done.evaluation_flops == expected
+  assert done.merge_flops == 2 * 5 * sum(math.prod(s.shape) for s in given.specs.values())
+
+
+def test_of_experts_those_that_are_chosen_count():
+  config = models.preset("mixtral-8x7b")
+  model = models.build(config)
+  specs = {name: jax.ShapeDtypeStruct(spec.shape, jnp.bfloat16) for name, spec in model.specs.items()}
+  active = costs._active(job()._replace(model=model, specs=specs))
+  head = 2 * config["vocab_size"] * config["hidden_size"]
+  assert 12.5e9 < active + head < 13.1e9  # 12.9 billion, as published
+
+
+def test_what_does_not_fit_is_said_with_what_would():
+  made = planned("fsdp:2", compiled=False, checkpoints=20)
+  assert not made["fits"] and made["bytes_per_device"] > made["usable_bytes_per_device"]
+  text = plan.text(made)
+  assert "DOES NOT FIT" in text and "--num_devices=" in text and "--pool_memory=host" in text
+  more = next(line for line in made["advice"] if "--num_devices=" in line)
+  count = int(more.split("=")[1].split()[0])
+  assert planned(f"fsdp:{count}", compiled=False, checkpoints=20)["fits"]
+  fewer = int(next(line for line in made["advice"] if "checkpoints would fit" in line).split()[0])
+  assert planned("fsdp:2", compiled=False, checkpoints=fewer)["fits"]
+  assert not planned("fsdp:2", compiled=False, checkpoints=fewer + 2)["fits"]
+
+
+def test_candidates_side_by_side_hold_the_pool_as_often():
+  one, two = planned("fsdp:4", compiled=False), planned("candidate:2,fsdp:4", compiled=False)
+  assert two["parameter_bytes_per_device"] == one["parameter_bytes_per_device"]  # on twice as many devices
+  assert any("holds the pool 2 times" in line for line in two["advice"])
+
+
+def test_time_follows_the_roofline():
+  slow = planned("fsdp:2", compiled=False)
+  fast = planned("fsdp:2", SMALL._replace(flops=1e13, bandwidth=1e12), compiled=False)
+  np.testing.assert_allclose(slow["seconds_per_candidate"], 10 * fast["seconds_per_candidate"])
+  assert slow["device_hours"] == 2 * slow["seconds"] / 3600
+  assert slow["disk_seconds"] == slow["disk_bytes"] / 1e9
+  assert planned("fsdp:2", compiled=False, checkpoints=6)["merge_seconds"] > slow["merge_seconds"]
+
+
+def test_a_plan_of_the_job(tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps(TINY))
+  words = [f"--config_json={tmp_path / 'config.json'}", "--num_checkpoints=4", "--num_devices=4"]
+  code, out, errors = launch("plan", *words, "--device=cpu", f"--output={tmp_path / 'plan.json'}")
+  assert code == 0, errors
+  made = json.loads((tmp_path / "plan.json").read_text())
+  assert made["fits"] and made["devices"] == 4 and made["seconds_per_candidate"] > 0
+  assert "candidate" in out and "4 checkpoints and a base on 4 cpu" in out
+
+
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    ((), "Give one of --config_json"),
+    (("--preset=llama-3-9b",), "did you mean 'llama-3-8b'"),
+    (("--preset=llama-3-8b", "--device=h10"), "did you mean 'h100'"),
+    (("--preset=llama-3-8b", "--mesh=fsdp:16"), "needs 16 devices; there are 8"),
+    (("--preset=llama-3-8b", "--method=line"), "did you mean 'linear'"),
+    (("--preset=llama-3-8b", "--length=8", "--target_length=8"), "--target_length is 8"),
+  ],
+)
+def test_plans_of_what_cannot_be_are_one_sentence(words, message):
+  code, _, errors = launch("plan", *words)
+  assert code == 1 and message in errors and len(errors.strip().splitlines()) == 1
+
+
+def test_devices_have_what_a_roofline_needs():
+  for device in devices.DEVICES.values():
+    assert all(value > 0 for value in device[1:])
+    assert 50 < device.flops / device.bandwidth < 1000
