@@ -83,9 +83,7 @@ def memory(job: Job, built: Built) -> Memory:
   side = max(job.batch // mesh.shape["candidate"], 1)
   parts = sharding.row_count(mesh)
   rows = sum(array.nbytes // parts for bucket in built.batches.buckets for array in bucket)
-  numbers = 4 * (
-    job.checkpoints * side + len(jax.tree.leaves(methods.METHODS[job.method].operator()))
-  )
+  numbers = 4 * (job.checkpoints * side + len(jax.tree.leaves(methods.METHODS[job.method].operator())))
   data = rows + built.batches.order.nbytes + numbers
   activations = max(_activations(job, bucket, mesh.shape) for bucket in built.batches.buckets)
   at_once = 1 if job.in_turn else side
