@@ -8,7 +8,7 @@ import sys
 import threading
 from typing import Any
 
-from merge_jax.errors import sentence
+from merge_jax.errors import Stopped, sentence
 from merge_jax.host import job, talking
 
 HEARTBEAT = 60.0
@@ -28,8 +28,8 @@ def start(
     coordinator: `host:port` of process 0; None, with the other two: as SLURM, Open MPI, GKE or a TPU say.
     num_processes, process_id: how many there are, and which one this is, from 0.
     heartbeat: seconds after which a process that does not answer is given up, and the job with it.
-    timeout: seconds for all to come together; after them the process ends with a sentence and status 1,
-      because JAX's client would end it with a stack trace.
+    timeout: seconds for all to come together; after them the process ends with a sentence and status 75
+      (one may have been killed on its way), because JAX's client would end it with a stack trace.
 
   Raises:
     ValueError: some of the three alone, a number or port out of range, or no cluster is found.
@@ -110,7 +110,7 @@ def _require_port(port: int) -> None:
 def _late(what: str, seconds: float) -> None:
   how = "start all of them with the same coordinator, and let its port through"
   print(f"error: {what} within {seconds:g} s; {how}.", file=sys.stderr, flush=True)
-  os._exit(1)
+  os._exit(Stopped.status)
 
 
 def index() -> int:
