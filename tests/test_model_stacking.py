@@ -110,5 +110,7 @@ def test_names_and_shapes_of_stacks_are_checked():
   tokens, name = jnp.zeros((1, 2), jnp.int32), "model.layers.mlp.up_proj.weight"
   with pytest.raises(ValueError, match=rf"{name}' has shape \(7, .*; its config says \(8, "):
     model.apply(stacked | {name: stacked[name][:7]}, tokens)
+  with pytest.raises(ValueError, match=r"layers.0.input_layernorm.weight' is missing"):
+    model.inputs(stacked, tokens)
   with pytest.raises(ValueError, match=r"layers.0.mlp.up_proj.weight' has no place"):
     model.apply(stacked | {model.stacks[name][0]: params[model.stacks[name][0]]}, tokens)

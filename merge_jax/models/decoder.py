@@ -1,8 +1,9 @@
-"""A Llama-like decoder in Flax NNX, its parameters named as the Hugging Face tensors are.
+"""A decoder in Flax NNX, its parameters named as the Hugging Face tensors are.
 
-Covers Llama 2/3, Mistral, Qwen2, Qwen3 and SmolLM: grouped queries, rotary positions, tied or
-untied embeddings, biases, query/key norms, sliding windows. Attribute names are tensor names and
-every weight is `[out, in]`, so that loading is a dict in, without a conversion table.
+Computes Llama 2/3, Mistral, Qwen2, Qwen3 and SmolLM: grouped queries, rotary positions, tied or untied
+embeddings, biases, query/key norms, sliding windows. Other families subclass `Layer` and `Decoder`.
+Attribute names are tensor names and every weight is `[out, in]`, so that loading is a dict in, without a
+conversion table.
 """
 
 import functools

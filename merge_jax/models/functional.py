@@ -108,6 +108,7 @@ def build(config: Mapping[str, Any], where: str = "config.json", attention: str 
     return run(params, tokens, positions, dtype, remat)
 
   def inputs(params: Mapping[str, Array], tokens: Array) -> dict[str, Array]:
+    tensors.compare(params, specs, "parameters")  # layers of a scan cannot be watched
     found: dict[str, Array] = {}
 
     def watched(module: Any, prefix: str) -> Any:
