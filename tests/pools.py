@@ -17,13 +17,12 @@ CONFIG = {
 }  # fmt: skip
 
 
-def make_pool(folder: Path, count: int = 3, scale: float = 0.005, layers: int = 2) -> list[Path]:
+def make_pool(folder: Path, count: int = 3, scale: float = 0.005) -> list[Path]:
   """Random checkpoints around a random base, in `folder/base`, `folder/m0`, …."""
-  config = CONFIG | {"num_hidden_layers": layers}
-  model = models.build(config)
+  model = models.build(CONFIG)
   base = {name: np.asarray(v) for name, v in model.init(jax.random.key(0)).items()}
   text = puzzles.tokenizer().to_str()
-  pool.save(folder / "base", base, config, text, {"tokens": 1000})
+  pool.save(folder / "base", base, CONFIG, text, {"tokens": 1000})
   paths = []
   for i in range(count):
     generator = np.random.default_rng(i + 1)
@@ -31,7 +30,7 @@ def make_pool(folder: Path, count: int = 3, scale: float = 0.005, layers: int = 
       name: (value + scale * generator.normal(size=value.shape)).astype(np.float32)
       for name, value in base.items()
     }
-    pool.save(folder / f"m{i}", params, config, text, {"tokens": 500})
+    pool.save(folder / f"m{i}", params, CONFIG, text, {"tokens": 500})
     paths.append(folder / f"m{i}")
   return paths
 

@@ -68,16 +68,12 @@ def test_a_mesh_changes_no_step_of_the_search(world, alone, tmp_path, mesh, sear
     np.testing.assert_allclose(ours.read(name), theirs.read(name), atol=1e-5)
 
 
-def test_stacked_layers_score_as_they_do_one_by_one(world, tmp_path, monkeypatch):
-  """Nine layers of one shape are stacked, on devices and where the pool is on the host."""
-  deep = tmp_path, pools.make_pool(tmp_path / "pool", 2, layers=9), world[2]
-  search = {"budget": 5}
-  run(deep, tmp_path / "mesh", "candidate:2,fsdp:2,tensor:2", search=search)
-  run(deep, tmp_path / "host", "fsdp:2", search=search, placement={"pool_memory": "host"})
-  monkeypatch.setattr(models.stacking, "find", lambda specs: {})
-  run(deep, tmp_path / "plain", "fsdp:1", search=search)
-  for name in ("mesh", "host"):
-    assert_same_search(tmp_path / name, tmp_path / "plain")
+@pytest.mark.parametrize("where", ["device", "host"])
+def test_stacked_layers_score_as_they_do_one_by_one(world, alone, tmp_path, monkeypatch, where):
+  monkeypatch.setattr(models.stacking, "FEWEST", 2)
+  mesh = "candidate:2,fsdp:2,tensor:2" if where == "device" else "fsdp:2"
+  run(world, tmp_path / "x", mesh, placement={"pool_memory": where})
+  assert_same_search(tmp_path / "x", alone[0])
 
 
 @pytest.mark.parametrize(("where", "base"), [("host", True), ("disk", False)])

@@ -151,24 +151,25 @@ def text(result: Mapping[str, Any]) -> str:
   mesh = ",".join(f"{axis}:{size}" for axis, size in r["mesh"].items() if size > 1) or "fsdp:1"
   base = " and a base" if r["resident_models"] > r["checkpoints"] else ""
   took = Seconds(r["merge_seconds"], r["evaluation_seconds"], r["collective_seconds"])
-  kinds = (r["collectives"] or {}).items()
-  moved = ", ".join(f"{n['count']:.0f} {kind} of {gib(int(n['bytes']))}" for kind, n in kinds)
+  kinds = sorted((r["collectives"] or {}).items(), key=lambda item: -item[1]["bytes"])
+  moved = ", ".join(
+    f"{gib(int(n['bytes']))} by {n['count']:.0f} {kind}" for kind, n in kinds if n["bytes"] > 1e6
+  )
+  hosts = f"{r['hosts']} host{'s' if r['hosts'] > 1 else ''}"
   lines = [
     ("model", f"{r['model']}: {r['parameters'] / 1e9:.1f}B parameters, {gib(r['model_bytes'])}"),
-    ("pool", f"{r['checkpoints']} checkpoints{base} on {r['devices']} {r['device']} "
-             f"({r['hosts']} host{'s' if r['hosts'] > 1 else ''}), mesh {mesh}"),
-    ("a device", f"{gib(r['parameter_bytes_per_device'])} of parameters, "
-                 f"{gib(r['merged_bytes_per_device'])} merged, {gib(r['activation_bytes_per_device'])} of "
-                 f"activations (by formula), {gib(r['data_bytes_per_device'])} of data"),
-    ("", f"{gib(r['bytes_per_device'])} of {gib(r['usable_bytes_per_device'])} usable: "
-         + ("fits" if r["fits"] else "DOES NOT FIT")),
+    ("pool", f"{r['checkpoints']} checkpoints{base} on {r['devices']} {r['device']} ({hosts}), mesh {mesh}"),
+    ("a device", f"{gib(r['bytes_per_device'])} of {gib(r['usable_bytes_per_device'])} usable: "
+                 + ("fits" if r["fits"] else "DOES NOT FIT")),
+    ("", f"{gib(r['parameter_bytes_per_device'])} of parameters, {gib(r['merged_bytes_per_device'])} merged, "
+         f"{gib(r['activation_bytes_per_device'])} of activations (by formula)"),
   ]  # fmt: skip
   if r["collectives"] is not None:
     lines += [
-      ("compiled", f"{gib(r['argument_bytes_per_device'])} of arguments, "
-                   f"{r['output_bytes_per_device']:,} bytes of results, in {r['compile_seconds']:.0f} s; "
-                   f"temporaries of XLA's CPU compiler {gib(r['compiler_temporary_bytes'])} (overstated)"),
-      ("moved", f"a device and program call: {moved or 'nothing'}"),
+      ("compiled", f"in {r['compile_seconds']:.0f} s: {gib(r['argument_bytes_per_device'])} of arguments, "
+                   f"{r['output_bytes_per_device']:,} bytes of results a device"),
+      ("", f"moved to a device: {moved or 'next to nothing'}"),
+      ("", f"temporaries of XLA's CPU compiler: {gib(r['compiler_temporary_bytes'])} (overstated)"),
     ]  # fmt: skip
   lines += [
     ("candidate", f"{r['flops_per_candidate']:.2e} FLOPs, {r['tokens_per_candidate']:,} tokens "

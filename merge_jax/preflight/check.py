@@ -68,12 +68,14 @@ def check(
 def read(pool: Sequence[Checkpoint], base: Checkpoint | None = None) -> Iterator[Finding]:
   """The checks that read the tensors: finite values, tied copies, common ancestor.
 
-  All processes of a job call this together; each reads the values of its share of the models.
+  All processes of a job call this together; each reads the values of its share of the models, of Orbax those of
+  all: its reads are of all processes together.
   """
   models = [*zip(labels(pool), pool, strict=True), *([("base", base)] if base else [])]
-  mine = models[host.index() :: host.count()]
+  alone = all(checkpoint.format == "safetensors" for _, checkpoint in models)
+  mine = models[host.index() :: host.count()] if alone else models
   found = [*tensors.values(mine), *tensors.ties(mine)]
-  if host.is_lead():
+  if host.is_lead() or not alone:
     found += tensors.ancestor(models, base)
   everywhere = [Finding(**one) for part in host.gather([f._asdict() for f in found]) for one in part]
   broken = {finding.check for finding in everywhere if finding.level == "error"}
