@@ -47,6 +47,16 @@ def as_sharded(x: Array, like: Array, axes: Sequence[int] | None = None) -> Arra
   return jax.sharding.reshard(x, NamedSharding(sharding.mesh, P(*spec)))
 
 
+def shards(x: Array) -> tuple[int, ...]:
+  """Into how many shards each axis is split, as far as types say."""
+  sharding = explicit(x)
+  if sharding is None:
+    return (1,) * x.ndim
+  return tuple(
+    size // max(part, 1) for size, part in zip(x.shape, sharding.shard_shape(x.shape), strict=True)
+  )
+
+
 def block(x: Array, largest: int, axis: int = -1) -> int:
   """The largest power of two up to `largest` (at most 64) such that blocks of it fill each shard's axis.
 
@@ -59,11 +69,8 @@ def block(x: Array, largest: int, axis: int = -1) -> int:
   if not x.ndim:
     return 1
   size, sharding = x.shape[axis], _sharding(x)
-  shards = 1
-  if sharding is not None:
-    exact = sharding.mesh.are_all_axes_explicit
-    shards = size // sharding.shard_shape(x.shape)[axis] if exact and size else sharding.mesh.size
-  return next((b for b in (64, 32, 16, 8, 4, 2) if b <= largest and size % (b * shards) == 0), 1)
+  count = shards(x)[axis] if sharding is None or explicit(x) is not None else sharding.mesh.size
+  return next((b for b in (64, 32, 16, 8, 4, 2) if b <= largest and size % (b * count) == 0), 1)
 
 
 def over_shards(mapped: Callable, x: Array, axis: int, alike: bool) -> Callable:

@@ -108,7 +108,7 @@ def sample(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes, every
   """About one in `every` of these keys, flat."""
 
   def some(operator: Operator, one: Leaf, surveyed: Surveyed) -> tuple[Array, ...]:
-    return tuple(selection.strided(x, every) for x in _keys(operator, one, surveyed))
+    return tuple(selection.samples(_keys(operator, one, surveyed), every))
 
   return tuple(layout.whole(x).reshape(-1) for x in _over_stack(some, (operator,), axes, leaf, surveyed))
 

@@ -2,6 +2,10 @@
 
 A direction whose singular value is rounding noise is arbitrary; it is left out wherever a published
 rule would raise it to the size of the others.
+
+Factorisations do not shard: on a mesh a tensor is gathered, factorised on every device, and what is merged
+goes back to the layout of the tensor. An eager merge has a program for each tensor, so that it gathers one at
+a time; where a merge is one program (`jit`), XLA may gather several before it is done with the first.
 """
 
 import jax
