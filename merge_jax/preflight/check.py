@@ -68,8 +68,8 @@ def check(
 def read(pool: Sequence[Checkpoint], base: Checkpoint | None = None) -> Iterator[Finding]:
   """The checks that read the tensors: finite values, tied copies, common ancestor.
 
-  All processes of a job call this together; each reads the values of its share of the models, of Orbax those of
-  all: its reads are of all processes together.
+  All processes of a job call this together; each reads the values of its share of the models, of
+  Orbax those of all: its reads are of all processes together.
   """
   models = [*zip(labels(pool), pool, strict=True), *([("base", base)] if base else [])]
   alone = all(checkpoint.format == "safetensors" for _, checkpoint in models)
