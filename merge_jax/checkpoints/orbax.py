@@ -176,8 +176,14 @@ class TreeWriter(Writer):
     tree: Any = {name: self._values[name] for name in self._specs}
     if (like := self._tree) is not None:
       tree = jax.tree.unflatten(like.treedef, [tree[like.aliases.get(n, n)] for n in like.stored])
+    together = host.count() > 1
+    if together:  # Orbax waits for all only in the processes that still see a folder there
+      host.barrier("all tensors")
+      if host.is_lead():
+        self.folder.rmdir()
+      host.barrier("a free place")
     with _one_sentence(self.folder, "write"):
-      ocp.save(self.folder.resolve(), tree, overwrite=True)
+      ocp.save(self.folder.resolve(), tree, overwrite=not together)
 
 
 @contextlib.contextmanager
