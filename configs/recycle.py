@@ -28,7 +28,7 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
 
   c.placement = config_dict.ConfigDict()
   c.placement.mesh = ""  # candidate:2,fsdp:-1; "": all devices as fsdp
-  c.placement.rules = ()  # (pattern of names, tactic), before the default ones
+  c.placement.rules = ()  # (pattern of names, tactic or axes of the mesh), before the default ones
   c.placement.pool_memory = "auto"  # device, host, disk
   c.placement.verify_load = False
 

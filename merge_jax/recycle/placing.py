@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from merge_jax import models, sharding
 from merge_jax.checkpoints.placement import Stacks
@@ -21,8 +22,9 @@ Specs = Mapping[str, jax.ShapeDtypeStruct]
 
 
 def rules(placement: Placement) -> sharding.Rules:
-  """The sharding rules of a job; ValueError for a tactic that there is not."""
-  return (*placement.rules, *sharding.DECODER)
+  """The sharding rules of a job."""
+  own = ((pattern, rule if isinstance(rule, str) else P(*rule)) for pattern, rule in placement.rules)
+  return (*own, *sharding.DECODER)
 
 
 def layout(

@@ -102,14 +102,15 @@ class Placement(Part, frozen=True):
 
   Attributes:
     mesh: sizes by axis, see `merge_jax.sharding`; "" takes all devices as `fsdp`.
-    rules: pairs of a pattern of tensor names and a tactic (`sharding.TACTICS`), before the default ones.
+    rules: pairs of a pattern of tensor names and a tactic (`sharding.TACTICS`), or the mesh's axes for the
+      tensor's first axes, None for one that is not cut; they come before the default ones.
     pool_memory: where the pool is held: "device", "host" (pinned), "disk" (read for every candidate), or
       "auto", the first of them that has room.
     verify_load: compare what was placed with the files.
   """
 
   mesh: str = ""
-  rules: tuple[tuple[str, str], ...] = ()
+  rules: tuple[tuple[str, str | tuple[str | None, ...]], ...] = ()
   pool_memory: Literal["auto", "device", "host", "disk"] = "auto"
   verify_load: bool = False
 

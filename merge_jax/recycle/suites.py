@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from merge_jax import checkpoints, evals, models, storage
+from merge_jax import checkpoints, evals, host, models, storage
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.evals import tasks as task_files
 from merge_jax.evals.external import Command
@@ -37,6 +37,10 @@ def files(settings: Settings) -> list[Path]:
 
 
 def _external(settings: Settings, first: Checkpoint) -> Suite:
+  if host.count() > 1:
+    raise ValueError(
+      "An external scorer runs in one process; leave --distributed out, or use built-in tasks."
+    )
   if settings.heldout_tasks:
     raise ValueError("--heldout_tasks need built-in tasks; a scorer command has --tasks alone.")
 
