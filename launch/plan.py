@@ -61,7 +61,7 @@ def main() -> None:
 
 def described() -> Any:
   """The name of the model, and the job of the flags."""
-  from merge_jax import decoding, models
+  from merge_jax import decoding, models, storage
   from merge_jax.estimate import program, workload
   from merge_jax.recycle import methods
   from merge_jax.recycle.settings import Evals, Splits
@@ -70,14 +70,16 @@ def described() -> Any:
     raise ValueError("Give one of --config_json=model/config.json and --preset=llama-3-8b.")
   if _METHOD.value not in methods.METHODS:
     methods.check(_METHOD.value, "simplex")
-  path = Path(_CONFIG.value).expanduser()
-  config = json.loads(path.read_text()) if _CONFIG.value else models.preset(_PRESET.value)
+  path = storage.path(_CONFIG.value)
+  config = read(path) if _CONFIG.value else models.preset(_PRESET.value)
   name = str(path) if _CONFIG.value else _PRESET.value
   model = models.build(config, name)
   dtype = jax.numpy.dtype(_STORED.value)
   specs = {n: jax.ShapeDtypeStruct(spec.shape, dtype) for n, spec in model.specs.items()}
+  if _TASKS.value and not (_TOKENIZER.value or _CONFIG.value):
+    raise ValueError("--tasks are counted in tokens: give --tokenizer=model, a folder with a tokenizer.json.")
   if _TASKS.value:
-    folder = Path(_TOKENIZER.value or path.parent).expanduser()
+    folder = storage.path(_TOKENIZER.value or path.parent)
     shape = model.config
     work = workload.of_files(_TASKS.value, folder, shape.vocab_size, shape.max_positions, Splits().fractions)
   else:
@@ -87,6 +89,14 @@ def described() -> Any:
   return name, program.Job(
     model, specs, _COUNT.value, _METHOD.value, work, flags.FLAGS.mesh, _BATCH.value, _TURN.value, own
   )
+
+
+def read(path: Path) -> Any:
+  """The content of a `config.json`, which may hold Infinity."""
+  try:
+    return json.loads(path.read_bytes())
+  except ValueError as error:
+    raise ValueError(f"{path}: is no JSON ({error}).") from None
 
 
 if __name__ == "__main__":
