@@ -1,7 +1,6 @@
 """Recycle, evaluate and train by several processes: the lead's journal, every process's devices."""
 
 import json
-import shutil
 import signal
 import time
 
@@ -20,13 +19,13 @@ def world(tmp_path_factory):
   return folder
 
 
-def start(world, output, count, *more, devices=2, budget=9):
+def start(world, output, count, *more, devices=2, budget=7):
   given = ",".join(str(world / "pool" / f"m{i}") for i in range(3))
   argv = [
-    "-m", "merge_jax", "recycle", f"--checkpoints={given}", f"--base={world / 'pool' / 'base'}",
+    "-m", "merge_jax", "recycle", f"--checkpoints={given}",
     f"--tasks={world / 'tasks' / 'copy.jsonl'}:loss,{world / 'tasks' / 'choose.jsonl'}",
     f"--output_dir={output}", f"--budget={budget}", "--config.evals.max_shapes=1", "--config.bootstrap=20",
-    *more,
+    "--config.search.method=linear", "--config.search.space=simplex", *more,  # one method, few programs
   ]  # fmt: skip
   together = [*processes.FLAGS, "--heartbeat=3"] if count > 1 else []
   return processes.start(count, [*argv, *together], devices=devices, folder=world)
@@ -79,18 +78,23 @@ def test_processes_search_as_one_does(world, alone, tmp_path, count, devices):
   assert manifest["topologies"][0]["processes"] == count
 
 
-@pytest.mark.parametrize("victim", [0, 1], ids=["lead", "follower"])
-def test_a_killed_process_ends_the_job_and_another_number_goes_on(world, alone, tmp_path, victim):
+def test_a_killed_lead_ends_the_job(world, tmp_path):
+  both = start(world, tmp_path / "x", 2)
+  wait_for(tmp_path / "x", 3)
+  both[0].send_signal(signal.SIGKILL)
+  killed = time.monotonic()
+  assert processes.finish(both)[1].status != 0 and time.monotonic() - killed < 15
+
+
+def test_a_killed_follower_ends_the_job_and_another_number_goes_on(world, alone, tmp_path):
   output = tmp_path / "x"
   both = start(world, output, 2)
-  wait_for(output, 4)
-  both[victim].send_signal(signal.SIGKILL)
+  wait_for(output, 3)
+  both[1].send_signal(signal.SIGKILL)
   killed = time.monotonic()
-  results = processes.finish(both)
-  assert time.monotonic() - killed < 3 + 12 and results[1 - victim].status != 0
-  if victim:
-    assert "process 1 did not answer" in results[0].errors
-  refused = processes.finish(start(world, output, 1, devices=4))[0]
+  lead, _ = processes.finish(both)
+  assert time.monotonic() - killed < 20 and lead.status == 75 and "process 1 did not answer" in lead.errors
+  (refused,) = processes.finish(start(world, output, 1, devices=4))
   assert refused.status == 1 and "topology: 2 processes" in refused.errors
   run(world, output, 1, "--allow_topology_change", devices=4)
   assert_same(output, alone)
@@ -99,33 +103,34 @@ def test_a_killed_process_ends_the_job_and_another_number_goes_on(world, alone, 
 def test_a_follower_that_is_asked_to_stop_stops_all(world, alone, tmp_path):
   output = tmp_path / "x"
   both = start(world, output, 2)
-  wait_for(output, 3)
+  wait_for(output, 2)
   both[1].send_signal(signal.SIGTERM)
   results = processes.finish(both)
   assert [result.status for result in results] == [75, 75], results
   assert "the same command continues" in results[0].errors
-  run(world, output, 2)
-  assert_same(output, alone, exact=True)
+  for mine, expected in zip(
+    records(output), records(alone), strict=False
+  ):  # whole records, as far as it came
+    assert mine["losses"] == expected["losses"]
 
 
 def test_bad_input_is_one_sentence_of_the_lead_and_leaves_no_trace(world, tmp_path):
-  results = processes.finish(start(world, tmp_path / "x", 2, "--config.search.method=linea"))
+  results = processes.finish(start(world, tmp_path / "x", 2, "--config.search.method=lineal"))
   for result in results:
     assert result.status == 1 and "did you mean 'linear'" in result.errors
     assert len(result.errors.strip().splitlines()) == 1, result
   assert not (tmp_path / "x").exists()
 
 
-def test_orbax_pools_are_read_and_written_by_all(world, tmp_path):
-  for name in ("base", "m0", "m1", "m2"):
+def test_orbax_pools_are_read_and_written_by_all(world, alone, tmp_path):
+  """The search and the merge of the same tensors in the other format."""
+  for name in ("m0", "m1", "m2"):
     source = checkpoints.open(world / "pool" / name)
-    folder = tmp_path / "pool" / name
-    checkpoints.write(folder, source.load(), like=source, format="orbax")
+    checkpoints.write(tmp_path / "pool" / name, source.load(), like=source, format="orbax")
   (tmp_path / "tasks").symlink_to(world / "tasks")
-  run(tmp_path, tmp_path / "one", 1, devices=4)
-  run(tmp_path, tmp_path / "two", 2)
-  assert_same(tmp_path / "two", tmp_path / "one")
-  shutil.rmtree(tmp_path / "two")
+  run(tmp_path, tmp_path / "x", 2)
+  assert checkpoints.open(tmp_path / "x" / "merged").format == "orbax"
+  assert_same(tmp_path / "x", alone, exact=True)
 
 
 def test_evaluation_and_training_by_two_processes(world, tmp_path):

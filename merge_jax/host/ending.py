@@ -11,11 +11,17 @@ INTERRUPTED = "interrupted; the same command continues."
 
 @contextlib.contextmanager
 def reporting() -> Iterator[None]:
-  """Tells the other processes of an error in the block, before this one tidies up."""
+  """Tells the other processes of an error in the block, before this one tidies up.
+
+  A program that fails while it talks to other devices may do so because a process is gone: then the job waits
+  until that is known, or sure not to be, and ends for that reason.
+  """
   try:
     yield
   except BaseException as error:
-    if job.current is not None:
+    if job.current is not None and type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError"):
+      job.current.await_loss()
+    if job.current is not None and job.current.failure is None:
       interrupted = isinstance(error, KeyboardInterrupt)
       status = Stopped.status if interrupted else getattr(error, "status", 1)
       text = INTERRUPTED if interrupted else sentence(error)

@@ -62,6 +62,12 @@ class Job:
     with contextlib.suppress(RuntimeError):
       self._look()
 
+  def await_loss(self) -> None:
+    """Waits as long as it takes to miss a process, or until the job has failed."""
+    end = time.monotonic() + self._heartbeat + 4 * LOOK
+    while self.failure is None and time.monotonic() < end:
+      time.sleep(LOOK / 5)
+
   def check(self) -> None:
     """Raises what ended the job."""
     if self.failure is not None:
