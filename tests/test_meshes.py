@@ -167,6 +167,23 @@ def test_blocks_lie_within_shards(operator, kind):
   assert sent and all(one.kind == "all-reduce" and one.bytes <= 64 for one in sent), sent
 
 
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("spec", [P("fsdp", "tensor"), P("fsdp", None, "tensor"), P(None, "tensor", "fsdp")])
+@pytest.mark.parametrize("operator", [mj.tsv(), mj.breadcrumbs(0.4, 0.1), mj.model_stock(by="row")])
+def test_axes_that_make_rows_together_may_be_split(operator, spec, jit):
+  """Attention kernels `[in, heads, size]`."""
+  generator, sharding = np.random.default_rng(0), NamedSharding(make_mesh((1, 1, 4, 2), "explicit"), spec)
+  trees = [{"w": generator.normal(size=(16, 4, 8)).astype(np.float32)} for _ in range(3)]
+
+  def run(operator, trees):
+    return mj.merge(operator, trees[1:], base=trees[0], axes=((".*", mj.Axes(out=(1, 2))),))["w"]
+
+  placed = [{"w": jax.device_put(tree["w"], sharding)} for tree in trees]
+  merged = (jax.jit(run) if jit else run)(operator, placed)
+  np.testing.assert_allclose(merged, run(operator, trees), rtol=2e-4, atol=2e-6)
+  assert merged.sharding.is_equivalent_to(sharding, 3)
+
+
 def test_candidates_of_tsv_gather_nothing():
   """The factors are split as rows and columns."""
   mesh = make_mesh((1, 1, 4, 2), "explicit")

@@ -183,7 +183,8 @@ def combine(
     return merged.astype(dtype)
 
   merged = _over_stack(one, (operator,), axes, leaf, prepared, weights, alike=True)
-  return merged if axes.stack is None else jnp.moveaxis(merged, 0, axes.stack)
+  merged = merged if axes.stack is None else jnp.moveaxis(merged, 0, axes.stack)
+  return layout.as_sharded(merged, leaf.experts[0])
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "dtype"))
