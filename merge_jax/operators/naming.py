@@ -135,9 +135,7 @@ def as_matrix(x: Array, axes: Axes = Axes()) -> Array:
   if x.ndim < 2:
     return x.reshape(1, -1)
   moved = jnp.moveaxis(x, axes.out, range(len(axes.out)))
-  moved = layout.as_sharded(
-    moved, moved, (0, len(axes.out))
-  )  # of axes that become one, only the first is split
+  moved = layout.as_sharded(moved, moved, (0, len(axes.out)))  # where axes become one, the first is split
   return moved.reshape(math.prod(x.shape[axis] for axis in axes.out), -1)
 
 
