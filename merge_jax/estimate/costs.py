@@ -1,11 +1,12 @@
 """Formulas: operations and bytes of a candidate, what a device holds, and seconds from its roofline."""
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from merge_jax import sharding
 from merge_jax.estimate.devices import Device
@@ -85,16 +86,17 @@ def memory(job: Job, built: Built) -> Memory:
   rows = sum(array.nbytes // parts for bucket in built.batches.buckets for array in bucket)
   numbers = 4 * (job.checkpoints * side + len(jax.tree.leaves(methods.METHODS[job.method].operator())))
   data = rows + built.batches.order.nbytes + numbers
-  activations = max(_activations(job, bucket, mesh.shape) for bucket in built.batches.buckets)
+  activations = max(_activations(job, bucket, mesh) for bucket in built.batches.buckets)
   at_once = 1 if job.in_turn else side
-  return Memory(job.resident * model, data, side * model, at_once * activations + _gathered(job, mesh.shape))
+  return Memory(job.resident * model, data, side * model, at_once * activations + _gathered(job, mesh))
 
 
-def _activations(job: Job, bucket: Bucket, mesh: Mapping[str, int]) -> int:
-  """Of one pass: the residual stream twice, and the largest of attention, feed-forward and logits."""
-  c, wide = job.model.config, np.dtype(job.evals.dtype).itemsize if job.evals.dtype == "float32" else 2
+def _activations(job: Job, bucket: Bucket, mesh: Mesh) -> int:
+  """Of one pass: the residual stream three times, and the largest of attention, feed-forward and logits."""
+  c, wide = job.model.config, jnp.dtype(job.evals.dtype).itemsize
   _, height, length = bucket.tokens.shape
-  rows, tensor, asked = height // sharding_rows(mesh), mesh["tensor"], bucket.positions.shape[-1]
+  rows, tensor = height // sharding.row_count(mesh), mesh.shape["tensor"]
+  asked = bucket.positions.shape[-1]
   stream = rows * length * c.hidden_size * wide
   heads = rows * length * (c.num_heads + 2 * c.num_kv_heads) * c.head_dim * wide
   scores = 2 * rows * c.num_heads * length * length * 4  # float32, where attention is not fused
@@ -103,18 +105,13 @@ def _activations(job: Job, bucket: Bucket, mesh: Mapping[str, int]) -> int:
   return 3 * stream + max(heads + scores, forward, logits) // tensor
 
 
-def _gathered(job: Job, mesh: Mapping[str, int]) -> int:
+def _gathered(job: Job, mesh: Mesh) -> int:
   """A layer's parameters, whole but for `tensor`, twice: one in use, the next on its way."""
-  if mesh["fsdp"] == 1:
+  if mesh.shape["fsdp"] == 1:
     return 0
   layers = [n for n in job.specs if n.startswith("model.layers.0.")]
   layer = sum(_nbytes(job.specs[name]) for name in layers)
-  return 2 * layer // mesh["tensor"]
-
-
-def sharding_rows(mesh: Mapping[str, int]) -> int:
-  """Parts that rows are divided into."""
-  return math.prod(mesh[axis] for axis in sharding.ROWS)
+  return 2 * layer // mesh.shape["tensor"]
 
 
 def work(job: Job, built: Built) -> Work:
