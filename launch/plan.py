@@ -16,7 +16,7 @@ from . import _common
 _CONFIG = flags.DEFINE_string("config_json", "", "A model's config.json.")
 _PRESET = flags.DEFINE_string("preset", "", "Or the name of a published model.")
 _COUNT = flags.DEFINE_integer("num_checkpoints", 16, "Of the pool.", lower_bound=1, upper_bound=4096)
-_METHOD = flags.DEFINE_string("method", "task_arithmetic", "That is searched; linear holds no base.")
+_METHOD = flags.DEFINE_string("method", "linear", "That is searched; task_arithmetic holds a base, too.")
 _DEVICE = flags.DEFINE_string(
   "device", "h100", "a100, h100, h200, b200, tpu-v4 …; cpu is this machine, measured."
 )

@@ -108,7 +108,9 @@ def share_of_training(examples: int, budget: int) -> float:
 
 def advice(job: Job, held: Memory, mesh: Mapping[str, int], device: Device, model: int) -> list[str]:
   """What would make a search fit that does not, and what its mesh costs."""
-  room, found = costs.USABLE * device.memory, []
+  room, found = costs.USABLE * device.memory, list[str]()
+  if job.resident == job.checkpoints:
+    found.append("--method=task_arithmetic, the default of launch.recycle, holds a base as well.")
   size = math.prod(mesh.values())
   rest = held.data + held.activations
   if (side := mesh["candidate"]) > 1:
