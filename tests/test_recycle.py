@@ -61,7 +61,7 @@ def journal_of(folder):
 
 def without_times(value):
   if isinstance(value, dict):
-    return {k: without_times(v) for k, v in value.items() if not k.endswith("seconds")}
+    return {k: without_times(v) for k, v in value.items() if k not in ("seconds", "final_seconds")}
   return [without_times(v) for v in value] if isinstance(value, list) else value
 
 

@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,8 @@ def _run(
 
   found = search(problem.propose, work, journal, problem.fitness, problem.budget, progress=after)
   say("search done; scoring finalists on validation and test examples")
-  result, chosen = results.conclude(problem, work, journal, found, after, work.merge_seconds)
+  say(_times(work, found.records))
+  result, chosen = results.conclude(problem, work, journal, found, after)
   if profile:
     _profile(run, work, chosen, say)
   with run.new_folder(folders.MERGED) as partial:
@@ -141,6 +143,13 @@ def _run(
   run.conclude(json.dumps(result, indent=2, allow_nan=False) + "\n")
   shutil.rmtree(run.path / folders.SCRATCH, ignore_errors=True)
   return result
+
+
+def _times(work: Work, records: Sequence[Record]) -> str:
+  """What a candidate takes, in the median, which the first one, compiled, does not move; its merge apart."""
+  one = statistics.median(record.seconds for record in records)
+  merge = min(work.merge_seconds(records[-1].candidate), one)
+  return f"a candidate takes {one:.3g} s: its merge {merge:.3g} s, its evaluation {one - merge:.3g} s"
 
 
 def _profile(run: RunFolder, work: Work, candidate: Candidate, say: Say) -> None:

@@ -63,7 +63,9 @@ def jobs(problem: Problem, candidate: Candidate) -> Iterator[Job]:
     yield Job(entry.name, spec, operator, experts, base, weights, problem.labels, axes=entry.axes)
 
 
-def write(problem: Problem, candidate: Candidate, folder: Path, placed: Mapping[str, Placed]) -> None:
+def write(
+  problem: Problem, candidate: Candidate, folder: Path, placed: Mapping[str, Placed] | None = None
+) -> None:
   """Writes the merge of a candidate into an empty folder, in the pool's own format, with where it is from.
 
   All processes of a job call this together: each streams its share of a Hugging Face folder from the pool's
@@ -72,7 +74,7 @@ def write(problem: Problem, candidate: Candidate, folder: Path, placed: Mapping[
   made, first = list(jobs(problem, candidate)), problem.pool[0]
   specs = {job.name: job.spec for job in made}
   options: dict[str, Any] = {"together": True} if first.format == "safetensors" else {}
-  if host.count() > 1 and first.format == "orbax":
+  if placed is not None and host.count() > 1 and first.format == "orbax":
     params = models.unstack(placed[candidate.method].at(candidate.point), problem.suite.stacks)
     with checkpoints.writer(folder, specs, like=first) as out:
       for name in specs:

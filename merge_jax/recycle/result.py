@@ -1,8 +1,7 @@
 """From a finished search to `result.json`: rows, differences, front, analyses, cost."""
 
 import json
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,19 +18,9 @@ from merge_jax.search.scores import nullable, nullables, signed
 
 
 def conclude(
-  problem: Problem,
-  objective: Objective,
-  journal: Journal,
-  found: Result,
-  progress: Progress,
-  merge_seconds: Callable[[Candidate], float],
+  problem: Problem, objective: Objective, journal: Journal, found: Result, progress: Progress
 ) -> tuple[dict[str, Any], Candidate]:
   """Scores the finalists, selects, measures on test examples.
-
-  Args:
-    problem, objective, journal, progress: of the job.
-    found: what the search found.
-    merge_seconds: how long the merge of a candidate takes alone.
 
   Returns:
     The content of `result.json`, and the selected candidate.
@@ -92,7 +81,7 @@ def conclude(
       "hypervolume_singles": pareto.hypervolume(singles, reference),
     },
     "analysis": analysis.analyse(records, fitness),
-    "cost": _cost(problem, records, journal.records, merge_seconds(rows[selected])),
+    "cost": _cost(problem, records, journal.records),
     "notes": suite.notes,
   }  # fmt: skip
   return json.loads(json.dumps(result, allow_nan=False)), rows[selected]
@@ -121,13 +110,8 @@ def _signs(problem: Problem) -> dict[str, float]:
   return dict(zip(problem.suite.names, problem.suite.signs, strict=True))
 
 
-def _cost(
-  problem: Problem, searched: Sequence[Record], everything: Sequence[Record], merge_seconds: float
-) -> dict[str, Any]:
-  """Evaluations, seconds and FLOPs: 2 per parameter and token to evaluate, 6 to train.
-
-  A candidate's seconds are the median, which the first one, compiled, does not move.
-  """
+def _cost(problem: Problem, searched: Sequence[Record], everything: Sequence[Record]) -> dict[str, Any]:
+  """Evaluations, seconds and FLOPs: 2 per parameter and token to evaluate, 6 to train."""
   parameters, tokens = problem.pool[0].parameters, problem.suite.tokens("search")
   one = 2 * parameters * (len(problem.pool) + tokens)
   flops = one * len(searched) if tokens else None
@@ -138,8 +122,6 @@ def _cost(
     "evaluations": len(searched),
     "budget": problem.settings.search.budget,
     "seconds": round(seconds, 3),
-    "merge_seconds": round(merge_seconds, 6),
-    "evaluation_seconds": round(max(statistics.median(r.seconds for r in searched) - merge_seconds, 0.0), 6),
     "final_seconds": round(sum(record.seconds for record in everything) - seconds, 3),
     "tokens_per_evaluation": tokens or None,
     "search_flops": flops,

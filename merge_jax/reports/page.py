@@ -116,11 +116,6 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _facts(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
   cost, search = result["cost"], manifest["config"]["search"]
-  apart = ""
-  if "merge_seconds" in cost:  # results of older versions have no such field
-    apart = (
-      f"; one takes {cost['merge_seconds']:.3g} s to merge, {cost['evaluation_seconds']:.3g} s to evaluate"
-    )
   facts = [("checkpoints", ", ".join(result["checkpoints"]))]
   for task in result["tasks"]:
     sizes = task["examples"]
@@ -131,7 +126,7 @@ def _facts(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple
   facts.append(
     (
       "evaluations",
-      f"{cost['evaluations']} of a budget of {cost['budget']}, {cost['seconds']:.1f} s" + apart,
+      f"{cost['evaluations']} of a budget of {cost['budget']}, {cost['seconds']:.1f} s",
     )
   )
   if cost["search_flops"]:
