@@ -15,8 +15,6 @@ from merge_jax.evals.batching import Bucket
 from merge_jax.preflight.memory import per_device
 from merge_jax.recycle import methods
 
-EFFICIENCY = 0.4
-"""Share of the matrix-product rate that evaluation is taken to reach; of bandwidths, all of it is."""
 USABLE = 0.9
 """Share of device memory that a program may use (`XLA_PYTHON_CLIENT_MEM_FRACTION=.9`; JAX has .75)."""
 
@@ -157,7 +155,7 @@ def seconds(job: Job, built: Built, done: Work, moved: float, device: Device) ->
   merge = max(done.merge_bytes / devices / device.bandwidth, done.merge_flops / devices / device.flops)
   # Rows are divided over data and fsdp, so that each of these devices reads the parameters whole.
   read = done.evaluation_bytes / mesh.shape["tensor"] / device.bandwidth
-  evaluation = max(done.evaluation_flops / devices / (EFFICIENCY * device.flops), read)
+  evaluation = max(done.evaluation_flops / devices / (device.efficiency * device.flops), read)
   link = device.link if devices <= device.per_host else device.network
   if job.evals.dtype != "float32":
     moved /= 2  # XLA's CPU compiler computes in float32, and gathers what it computes with

@@ -24,6 +24,7 @@ class Device(NamedTuple):
     network: between hosts, bytes a second and device; a TPU slice has its link everywhere.
     per_host: devices of a host.
     host_memory: bytes of a host that is usual for them.
+    efficiency: share of `flops` that an evaluation is taken to reach.
   """
 
   name: str
@@ -34,6 +35,7 @@ class Device(NamedTuple):
   network: float
   per_host: int
   host_memory: float
+  efficiency: float = 0.4
 
 
 _GIB = 2.0**30
@@ -81,7 +83,7 @@ def measured() -> Device:
   out = np.empty_like(big)
   bandwidth = 2 * big.nbytes / _quickest(lambda: np.copyto(out, big))
   memory = float(available_memory())
-  return Device(MEASURED, memory, rate, bandwidth, bandwidth, bandwidth, 1, memory)
+  return Device(MEASURED, memory, rate, bandwidth, bandwidth, bandwidth, 1, memory, efficiency=0.6)
 
 
 def _quickest(call: Callable[[], object], times: int = 7) -> float:

@@ -68,6 +68,7 @@ def plan(job: Job, search: Search) -> dict[str, Any]:
   result: dict[str, Any] = {
     "model": search.name, "parameters": parameters, "model_bytes": model, "checkpoints": job.checkpoints,
     "resident_models": job.resident, "method": job.method, "mesh": dict(mesh.shape), "device": device.name,
+    "efficiency": device.efficiency,
     "devices": mesh.size, "hosts": hosts, "batch": built.objective.batch, "budget": search.budget,
     "tokens_per_candidate": job.workload.tokens, "padded_tokens_per_candidate": built.batches.padded,
     "parameter_bytes_per_device": held.parameters, "data_bytes_per_device": held.data,
@@ -176,7 +177,7 @@ def text(result: Mapping[str, Any]) -> str:
   lines += [
     ("candidate", f"{r['flops_per_candidate']:.2e} FLOPs, {r['tokens_per_candidate']:,} tokens "
                   f"({r['padded_tokens_per_candidate']:,} padded): about {duration(took.total)}"),
-    ("", f"merge {duration(took.merge)}, evaluation {duration(took.evaluation)} at {costs.EFFICIENCY:.0%} of "
+    ("", f"merge {duration(took.merge)}, evaluation {duration(took.evaluation)} at {r['efficiency']:.0%} of "
          f"the peak, collectives {duration(took.collectives)}, not overlapped"),
     ("disk", f"{gib(r['disk_bytes'])} to read, about {duration(r['disk_seconds'])}"),
     ("in all", f"{r['budget']} candidates, finalists and loading: about {duration(r['seconds'])}, "
