@@ -83,7 +83,7 @@ def test_a_killed_lead_ends_the_job(world, tmp_path):
   wait_for(tmp_path / "x", 3)
   both[0].send_signal(signal.SIGKILL)
   killed = time.monotonic()
-  assert processes.finish(both)[1].status != 0 and time.monotonic() - killed < 15
+  assert processes.finish(both)[1].status != 0 and time.monotonic() - killed < 30
 
 
 def test_a_killed_follower_ends_the_job_and_another_number_goes_on(world, alone, tmp_path):
@@ -93,7 +93,7 @@ def test_a_killed_follower_ends_the_job_and_another_number_goes_on(world, alone,
   both[1].send_signal(signal.SIGKILL)
   killed = time.monotonic()
   lead, _ = processes.finish(both)
-  assert time.monotonic() - killed < 20 and lead.status == 75 and "process 1 did not answer" in lead.errors
+  assert time.monotonic() - killed < 30 and lead.status == 75 and "process 1 did not answer" in lead.errors
   (refused,) = processes.finish(start(world, output, 1, devices=4))
   assert refused.status == 1 and "topology: 2 processes" in refused.errors
   run(world, output, 1, "--allow_topology_change", devices=4)
