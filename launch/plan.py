@@ -68,8 +68,7 @@ def described() -> Any:
 
   if bool(_CONFIG.value) == bool(_PRESET.value):
     raise ValueError("Give one of --config_json=model/config.json and --preset=llama-3-8b.")
-  if _METHOD.value not in methods.METHODS:
-    methods.check(_METHOD.value, "simplex")
+  methods.check(_METHOD.value, "simplex")
   path = storage.path(_CONFIG.value)
   config = read(path) if _CONFIG.value else models.preset(_PRESET.value)
   name = str(path) if _CONFIG.value else _PRESET.value

@@ -18,7 +18,6 @@ from merge_jax.checkpoints.formats import Format as Format
 from merge_jax.checkpoints.formats import open_checkpoint as open_checkpoint
 from merge_jax.checkpoints.formats import write as write
 from merge_jax.checkpoints.formats import writer as writer
-from merge_jax.checkpoints.placement import leaves as leaves
 from merge_jax.checkpoints.placement import place as place
 from merge_jax.checkpoints.safetensors_file import DTYPES as DTYPES
 from merge_jax.checkpoints.sidecars import SIDECARS as SIDECARS

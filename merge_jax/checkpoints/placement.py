@@ -38,7 +38,7 @@ def place(
   Raises:
     ValueError: a tensor whose bytes on a device are not those of the file, or cannot be read.
   """
-  placed = dict(leaves(checkpoint, shardings, stacks))
+  placed = dict(_leaves(checkpoint, shardings, stacks))
   if verify:
     for name, value in placed.items():
       if isinstance(value, jax.Array):
@@ -46,7 +46,7 @@ def place(
   return placed
 
 
-def leaves(
+def _leaves(
   checkpoint: Checkpoint, shardings: Mapping[str, Sharding], stacks: Stacks = NONE
 ) -> Iterator[tuple[str, Any]]:
   """The leaves of `place`, one after the other."""

@@ -1,7 +1,5 @@
 """What accelerators can do, as their makers publish it, and what this machine can, measured."""
 
-import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from merge_jax.errors import unknown
+from merge_jax.evals.objective import quickest
 from merge_jax.storage import available_memory
 
 
@@ -78,18 +77,9 @@ def device(name: str) -> Device:
 def measured() -> Device:
   """This machine: float32 matrix products, and copies that read and write memory."""
   a = jnp.ones((1024, 1024), jnp.float32)
-  rate = 2 * 1024**3 / _quickest(jax.jit(lambda: a @ a))
+  rate = 2 * 1024**3 / quickest(jax.jit(lambda: a @ a), 7)
   big = np.ones(1 << 24, np.float32)
   out = np.empty_like(big)
-  bandwidth = 2 * big.nbytes / _quickest(lambda: np.copyto(out, big))
+  bandwidth = 2 * big.nbytes / quickest(lambda: np.copyto(out, big), 7)
   memory = float(available_memory())
   return Device(MEASURED, memory, rate, bandwidth, bandwidth, bandwidth, 1, memory, efficiency=0.6)
-
-
-def _quickest(call: Callable[[], object], times: int = 7) -> float:
-  taken = []
-  for _ in range(times):
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    taken.append(time.perf_counter() - start)
-  return min(taken)

@@ -11,13 +11,12 @@ from merge_jax.estimate import costs, program
 from merge_jax.estimate.costs import Memory, Seconds
 from merge_jax.estimate.devices import Device
 from merge_jax.estimate.program import Job
+from merge_jax.search.final import FINALISTS
 from merge_jax.storage import gib
 
 TRAINING_STEPS = (1554, 1182)
 TRAINING_BATCH = 64
 """Steps of supervised and of preference training, and sequences of a step (arXiv 2412.04144, App. D)."""
-FINALISTS = 6
-"""Merges that are scored on validation and test examples, beside the best of each task."""
 
 
 class Search(NamedTuple):
@@ -196,10 +195,8 @@ def duration(seconds: float) -> str:
   """
   if seconds < 1:
     return f"{1e3 * seconds:.1f} ms"
-  return (
-    f"{seconds:.1f} s"
-    if seconds < 600
-    else f"{seconds / 60:.0f} min"
-    if seconds < 5400
-    else f"{seconds / 3600:.1f} h"
-  )
+  if seconds < 600:
+    return f"{seconds:.1f} s"
+  if seconds < 5400:
+    return f"{seconds / 60:.0f} min"
+  return f"{seconds / 3600:.1f} h"

@@ -1,6 +1,6 @@
 """What a candidate is scored on: real task files with their tokenizer, or rows of a given length."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +66,11 @@ def of_numbers(count: int, examples: int, length: int, target_length: int) -> Wo
 
 
 def of_files(
-  specs: Sequence[str], tokenizer: Path, vocabulary: int, max_length: int, fractions: Sequence[float]
+  specs: Sequence[str],
+  tokenizer: Path,
+  vocabulary: int,
+  max_length: int,
+  fractions: tuple[float, float, float],
 ) -> Workload:
   """Task files, split as a search splits them.
 
@@ -80,7 +84,7 @@ def of_files(
     ValueError, OSError: what `launch.recycle` would refuse.
   """
   tokens = Tokens.from_folder(tokenizer)
-  made: Mapping[str, list[Task]] = splits.split(task_files.load_all(specs), tuple(fractions)).tasks  # type: ignore[arg-type]
+  made = splits.split(task_files.load_all(specs), fractions).tasks
   count = {
     split: sum(len(example.targets) for task in tasks for example in task.examples)
     for split, tasks in made.items()

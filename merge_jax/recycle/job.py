@@ -17,6 +17,7 @@ from merge_jax.recycle.folder import RunFolder
 from merge_jax.recycle.problem import Problem, build
 from merge_jax.recycle.settings import Settings
 from merge_jax.recycle.work import Work
+from merge_jax.search.final import FINALISTS
 from merge_jax.search.journal import Journal, Record
 from merge_jax.search.loop import SPLIT, search
 from merge_jax.search.point import Candidate
@@ -194,7 +195,7 @@ def describe(problem: Problem) -> str:
              f"({preflight.gib(sum(c.nbytes for c in pool))}): {', '.join(problem.labels)}"),
     *suite.describe(),
   ]  # fmt: skip
-  most = 6 + bool(s.steps)
+  most = FINALISTS + bool(s.steps)
   rows = most + tasks  # the most that a result has, specialists of each task among them
   finals = {"validation": most, "test": rows, **({"heldout": most} if "heldout" in suite.splits else {})}
   count = ", ".join(f"{number} on {split}" for split, number in finals.items())

@@ -1,7 +1,7 @@
 """Where a pool lies: on which mesh, and in the memory of the devices, of the hosts, or on disk."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -49,15 +49,10 @@ def choose(asked: str, needs: Needs) -> tuple[str, list[Finding]]:
   Returns:
     "device", "host" or "disk", and findings, of which one is an error if it has no room.
   """
-  options = MEMORIES if asked == "auto" else (asked,)
-  found: list[Finding] = []
-  for where in options:
-    found = [*_verdict(where, needs)]
-    if all(one.level != "error" for one in found):
-      break
-  else:
-    found = [*_verdict(options[0], needs)]
-    where = options[0]
+  tried = {where: _verdict(where, needs) for where in (MEMORIES if asked == "auto" else (asked,))}
+  fits = (where for where, found in tried.items() if all(one.level != "error" for one in found))
+  where = next(fits, next(iter(tried)))
+  found = tried[where]
   if where != "device":
     what = {"host": "in pinned host memory", "disk": "on disk, and read again for every candidate"}[where]
     why = " (it does not fit device memory)" if asked == "auto" else ""
@@ -65,7 +60,7 @@ def choose(asked: str, needs: Needs) -> tuple[str, list[Finding]]:
   return where, found
 
 
-def _verdict(where: str, needs: Needs) -> Sequence[Finding]:
+def _verdict(where: str, needs: Needs) -> list[Finding]:
   if where == "device":
     return list(verdict(needs))
   if needs.batch > 1:

@@ -11,7 +11,7 @@ from merge_jax.evals.objective import FunctionObjective, JittedObjective
 from merge_jax.evals.streamed import StreamedObjective
 from merge_jax.recycle import methods
 from merge_jax.recycle.problem import Problem
-from merge_jax.recycle.window import Mean, OnDisk, OnHost, Window, slice_of
+from merge_jax.recycle.window import OnDisk, OnHost, Window, slice_of
 from merge_jax.search.baselines import METHOD
 
 
@@ -86,6 +86,11 @@ def place(problem: Problem) -> Pool:
   return Pool(merges, Watched(objective, watch))
 
 
+def _base(problem: Problem) -> Checkpoint | None:
+  """The base, if the search has one and needs it."""
+  return problem.base if methods.METHODS[problem.method].needs_base else None
+
+
 def _on_devices(problem: Problem) -> dict[str, Merge]:
   suite, verify = problem.suite, problem.settings.placement.verify_load
 
@@ -93,7 +98,7 @@ def _on_devices(problem: Problem) -> dict[str, Merge]:
     return checkpoints.place(checkpoint, problem.layout.shardings, suite.stacks, verify=verify)
 
   experts = [placed(checkpoint) for checkpoint in problem.pool]
-  base = None if problem.base is None else placed(problem.base)
+  base = None if (own := _base(problem)) is None else placed(own)
   return methods.merges((METHOD, problem.method), experts, base, suite.axes)
 
 
@@ -107,10 +112,8 @@ def _windows(problem: Problem) -> dict[str, Window]:
     return OnDisk(checkpoint) if problem.memory == "disk" else OnHost(checkpoint, shardings, verify)
 
   experts = [held(checkpoint) for checkpoint in problem.pool]
-  found = {}
-  for name in dict.fromkeys((METHOD, problem.method)):
-    method, base = methods.METHODS[name], None
-    if method.needs_base:
-      base = Mean(experts) if problem.base is None else held(problem.base)
-    found[name] = Window(method.operator(), experts, base, first.specs, layout, stacks)
-  return found
+  base = None if (own := _base(problem)) is None else held(own)
+  return {
+    name: Window(methods.METHODS[name].operator(), experts, base, first.specs, layout, stacks)
+    for name in dict.fromkeys((METHOD, problem.method))
+  }

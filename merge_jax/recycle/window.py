@@ -57,7 +57,7 @@ class Window:
   Args:
     operator: without statistics of whole models, which would need several passes over the pool.
     experts: the pool.
-    base: its ancestor; None where the operator needs none.
+    base: its ancestor; None: the mean of the pool, where the operator needs one.
     specs: shape and dtype of every tensor, as the files have them.
     layout: where the leaves of a merge lie.
     stacks: leaves that are stacks of tensors.
@@ -105,19 +105,11 @@ class Window:
 
   def _merged(self, name: str, sharding: NamedSharding, weights: np.ndarray) -> Any:
     experts = [{name: model.read(name, sharding)} for model in self._experts]
-    base = None if self._base is None else {name: self._base.read(name, sharding)}
+    base = None
+    if self._operator.needs_base:
+      own = self._base
+      base = mj.merge(mj.uniform(), experts) if own is None else {name: own.read(name, sharding)}
     return mj.merge(self._operator, experts, weights, base=base)[name]
-
-
-class Mean:
-  """The mean of a pool, made again for every tensor that is read: what `mj.uniform` merges."""
-
-  def __init__(self, experts: Sequence[Held]):
-    self._experts = experts
-
-  def read(self, name: str, sharding: NamedSharding) -> Any:
-    """A tensor on the devices."""
-    return mj.merge(mj.uniform(), [{name: model.read(name, sharding)} for model in self._experts])[name]
 
 
 def slice_of(sharding: NamedSharding) -> NamedSharding:

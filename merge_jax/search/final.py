@@ -17,6 +17,8 @@ from merge_jax.search.point import Candidate, Point, mean_of
 from merge_jax.search.scores import best, signed
 
 SPECIALIST = "best_on_"
+FINALISTS = 6
+"""Rows beside the specialists, trajectories apart: those of `rows` that compete on validation."""
 
 
 def rows(
