@@ -1,0 +1,139 @@
+"""What a study is told, as plain frozen data. Types and ranges are checked where it is read."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from merge_jax import decoding
+
+Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+  """A group of settings."""
+
+
+class Method(Part, frozen=True):
+  """A merge method and what is tried on validation examples.
+
+  Attributes:
+    operator: a function of `merge_jax`, such as "ties".
+    arguments: its variants, the same in every trial.
+    grid: numbers of each trial; the first are the untuned ones.
+    weight: of every expert; 0 for one over their number.
+  """
+
+  operator: str
+  arguments: dict[str, Any] = {}
+  grid: Annotated[tuple[dict[str, float], ...], Meta(min_length=1)] = ({},)
+  weight: Annotated[float, Meta(ge=0)] = 1.0
+
+
+class Family(Part, frozen=True):
+  """A base with experts that were trained from it, in folders.
+
+  Attributes:
+    size: name of the model's size; sizes are compared in order of their parameters.
+    kind: of the base, such as "pretrained" or "instruct".
+    seed: of the training.
+    base, multitask: folders; "" where there is no multitask model.
+    experts: folders by held-in category.
+  """
+
+  size: str
+  kind: str
+  base: str
+  experts: dict[str, str]
+  multitask: str = ""
+  seed: Count = 0
+
+
+class Size(Part, frozen=True):
+  """A model to train.
+
+  Attributes:
+    model: content of `config.json`; the vocabulary is the tokenizer's.
+    seeds: of the trainings.
+    recipes: settings of stages that differ for this size, by stage.
+  """
+
+  model: dict[str, Any]
+  seeds: Annotated[tuple[Count, ...], Meta(min_length=1)] = (0,)
+  recipes: dict[str, dict[str, Any]] = {}
+
+
+class Training(Part, frozen=True):
+  """What is trained before it is merged.
+
+  Attributes:
+    sizes: by name.
+    recipes: settings of `merge_jax.training.Recipe` by stage: "pretrained" from random parameters;
+      "instruct" from there; "expert" from either, one a held-in category; "multitask" likewise, on all
+      of them. Mixtures of the first two are over the data's corpora, those of the others over the tasks.
+    kinds: of bases whose experts are trained.
+  """
+
+  sizes: dict[str, Size]
+  recipes: dict[str, dict[str, Any]]
+  kinds: tuple[Literal["pretrained", "instruct"], ...] = ("pretrained", "instruct")
+
+
+class Data(Part, frozen=True):
+  """Where examples come from.
+
+  Attributes:
+    source: "files", "puzzles" (reasoning-gym) or "t0" (see `configs/study_t0.py`).
+    options: of the source.
+  """
+
+  source: Literal["files", "puzzles", "t0"] = "files"
+  options: dict[str, Any] = {}
+
+
+class Study(Part, frozen=True):
+  """A study: families of models, tasks, and the grid of merges.
+
+  Attributes:
+    output_dir: where everything is written.
+    held_in, held_out: tasks by category: names of the data's, or `path[:metric]` of files.
+    methods: by the name that they are shown under.
+    counts: numbers of experts in a merge.
+    subsets: different sets of experts for each number, where there are so many.
+    families: of models that are there already.
+    training: of those that are not.
+    data: where examples come from.
+    fractions: of validation and test examples among a file's.
+    limits: at most this many validation and test examples a task; 0 for all.
+    batch: models that are scored in one program call.
+    bootstrap: resamplings behind each interval.
+    along, recycle: settings of these parts of a study, see `study.along` and `study.recycling`; None leaves
+      them out.
+  """
+
+  output_dir: str
+  held_in: Annotated[dict[str, tuple[str, ...]], Meta(min_length=1)]
+  held_out: dict[str, tuple[str, ...]] = {}
+  methods: Annotated[dict[str, Method], Meta(min_length=1)]
+  counts: tuple[Positive, ...] = (2, 4, 6, 8)
+  subsets: Positive = 3
+  families: tuple[Family, ...] = ()
+  training: Training | None = None
+  data: Data = Data()
+  fractions: tuple[float, float] = (0.4, 0.6)
+  limits: tuple[Count, Count] = (0, 0)
+  batch: Annotated[int, Meta(ge=1, le=4096)] = 1
+  bootstrap: Annotated[int, Meta(ge=100, le=100_000)] = 1000
+  along: dict[str, Any] | None = None
+  recycle: dict[str, Any] | None = None
+
+
+def from_mapping(values: Mapping[str, Any]) -> Study:
+  """Settings from nested plain data, as a config file gives them.
+
+  Raises:
+    ValueError: an unknown key, with the nearest valid one, or a value that is not of its type or range.
+  """
+  return decoding.convert(dict(values), Study, "config")
