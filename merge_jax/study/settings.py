@@ -81,6 +81,52 @@ class Training(Part, frozen=True):
   kinds: tuple[Literal["pretrained", "instruct"], ...] = ("pretrained", "instruct")
 
 
+class Checkpoint(Part, frozen=True):
+  """A checkpoint of a pool that is recycled: one that is there, or one to train on the held-in tasks.
+
+  Attributes:
+    stage: "sft", or "po" for what was trained from such a one.
+    folder: where it is, if it is.
+    start: another checkpoint of the pool that it is trained from; "": the base.
+    recipe: settings of `merge_jax.training.Recipe`.
+  """
+
+  stage: Literal["sft", "po"] = "sft"
+  folder: str = ""
+  start: str = ""
+  recipe: dict[str, Any] = {}
+
+
+class Recycled(Part, frozen=True):
+  """The analyses of the paper "Recycle" on a pool of checkpoints.
+
+  Attributes:
+    size, kind, seed: of the lineage whose base they have.
+    pool: checkpoints by name.
+    options: see `study.recycling.Recycling`.
+  """
+
+  size: str
+  pool: Annotated[dict[str, Checkpoint], Meta(min_length=2)]
+  options: dict[str, Any]
+  kind: str = "pretrained"
+  seed: Count = 0
+
+
+class Run(Part, frozen=True):
+  """A run from a base on all held-in tasks, and merges along it.
+
+  Attributes:
+    size, kind, seed: of the lineage whose base it starts from.
+    options: see `study.along.Along`.
+  """
+
+  size: str
+  options: dict[str, Any]
+  kind: str = "pretrained"
+  seed: Count = 0
+
+
 class Data(Part, frozen=True):
   """Where examples come from.
 
@@ -109,14 +155,13 @@ class Study(Part, frozen=True):
     limits: at most this many validation and test examples a task; 0 for all.
     batch: models that are scored in one program call.
     bootstrap: resamplings behind each interval.
-    along, recycle: settings of these parts of a study, see `study.along` and `study.recycling`; None leaves
-      them out.
+    along, recycle: further parts of a study; None leaves them out.
   """
 
   output_dir: str
   held_in: Annotated[dict[str, tuple[str, ...]], Meta(min_length=1)]
-  held_out: dict[str, tuple[str, ...]] = {}
   methods: Annotated[dict[str, Method], Meta(min_length=1)]
+  held_out: dict[str, tuple[str, ...]] = {}
   counts: tuple[Positive, ...] = (2, 4, 6, 8)
   subsets: Positive = 3
   families: tuple[Family, ...] = ()
@@ -126,8 +171,8 @@ class Study(Part, frozen=True):
   limits: tuple[Count, Count] = (0, 0)
   batch: Annotated[int, Meta(ge=1, le=4096)] = 1
   bootstrap: Annotated[int, Meta(ge=100, le=100_000)] = 1000
-  along: dict[str, Any] | None = None
-  recycle: dict[str, Any] | None = None
+  along: Run | None = None
+  recycle: Recycled | None = None
 
 
 def from_mapping(values: Mapping[str, Any]) -> Study:

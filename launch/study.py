@@ -1,0 +1,50 @@
+"""Merges experts of several bases by several methods, and says which claims about merging hold.
+
+python -m launch.study --config=configs/study_small.py --output_dir=runs/study
+"""
+
+import functools
+from pathlib import Path
+
+from absl import flags
+
+from merge_jax import sharding
+from merge_jax.study import job, settings
+from merge_jax.study.data import Data, from_files
+
+from . import _common
+
+_CONFIG = _common.define_config("study_smoke")
+_OUTPUT = flags.DEFINE_string("output_dir", None, "Folder to write into; default: that of the config.")
+_common.define_mesh()
+
+
+def main() -> int:
+  """Does what is missing of a study, then writes results and report."""
+  values = _common.config_values(_CONFIG)
+  if _OUTPUT.value:
+    values["output_dir"] = _OUTPUT.value
+  chosen = settings.from_mapping(values)
+  bars: dict[int, _common.Progress] = {}
+
+  def progress(done: int, total: int, name: str) -> None:
+    bar = bars.setdefault(total, _common.Progress(total, "cells"))
+    bar(done, name)
+
+  mesh = sharding.make_mesh(flags.FLAGS.mesh)
+  say = functools.partial(print, flush=True)
+  plan, outcome = job.study(chosen, sources, mesh=mesh, stop=_common.StopFlag(), say=say, progress=progress)
+  for bar in bars.values():
+    bar.close()
+  for name, why in outcome.failed.items():
+    print(f"failed: {name}: {why}")
+  return 1 if outcome.failed else 0
+
+
+def sources(study: settings.Study, folder: Path) -> Data:
+  """The data of a study, by the name of its source."""
+  return from_files(study.data.options)
+
+
+if __name__ == "__main__":
+  _common.run(main)

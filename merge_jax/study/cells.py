@@ -1,0 +1,151 @@
+"""Cells: the independent pieces of a study. Each is known by all that it depends on, and is done once."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from merge_jax import decoding, errors, storage
+
+Result = dict[str, Any]
+"""What a cell gives: plain data, as JSON gives it back."""
+
+
+class Cell(NamedTuple):
+  """A piece of a study.
+
+  Attributes:
+    kind: what is done, such as "train".
+    name: for people.
+    spec: plain data, all that the result depends on; a model that was trained is named by its cell's key.
+    run: does it.
+    needs: keys of the cells that have to be done before.
+  """
+
+  kind: str
+  name: str
+  spec: Mapping[str, Any]
+  run: Callable[[], Result]
+  needs: tuple[str, ...] = ()
+
+  @property
+  def key(self) -> str:
+    """Digest of kind and spec."""
+    text = json.dumps([self.kind, self.spec], sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+class Group(NamedTuple):
+  """Cells that are quicker together.
+
+  Attributes:
+    cells: of the group.
+    run: does some of them, and gives their results in order.
+  """
+
+  cells: tuple[Cell, ...]
+  run: Callable[[Sequence[Cell]], Sequence[Result]]
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+  kind: str
+  name: str
+  spec: dict[str, Any]
+  result: Result
+
+
+class Store:
+  """Results in a folder, one JSON file a cell, whole or absent."""
+
+  def __init__(self, folder: Path):
+    self._folder = folder
+
+  def get(self, key: str) -> Result | None:
+    """The result of a cell that is done.
+
+    Raises:
+      ValueError: a file that was damaged.
+    """
+    path = self._path(key)
+    if not path.is_file():
+      return None
+    return decoding.decode(path.read_bytes(), _File, f"{path} (remove it, and it is made again)").result
+
+  def put(self, cell: Cell, result: Result) -> None:
+    """Keeps a result."""
+    path = self._path(cell.key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.write_json(path, {"kind": cell.kind, "name": cell.name, "spec": cell.spec, "result": result})
+
+  def _path(self, key: str) -> Path:
+    return self._folder / f"{key}.json"
+
+
+class Outcome(NamedTuple):
+  """Results by key, and sentences about the cells that failed by name."""
+
+  results: dict[str, Result]
+  failed: dict[str, str]
+
+
+def run(
+  work: Iterable[Cell | Group],
+  store: Store,
+  *,
+  stop: Callable[[], bool] = lambda: False,
+  progress: Callable[[int, str], None] = lambda done, name: None,
+) -> Outcome:
+  """Does the cells that are not in the store, in order.
+
+  A cell that fails does not stop those that do not need it; the same command tries it again.
+
+  Args:
+    work: in an order in which each comes after those that it needs.
+    store: holds what is done, and gets what is done here.
+    stop: asked before each cell or group.
+    progress: told how many cells are through, and the name of the last one.
+
+  Raises:
+    errors.Stopped: `stop` said so.
+  """
+  outcome, keys, done = Outcome({}, {}), set[str](), 0
+  for item in work:
+    group = item if isinstance(item, Group) else Group((item,), lambda cells: [cells[0].run()])
+    missing = []
+    for cell in group.cells:
+      if (known := store.get(cell.key)) is not None:
+        outcome.results[cell.key] = known
+      elif keys.intersection(cell.needs):
+        keys.add(cell.key)
+        outcome.failed[cell.name] = "it needs a cell that failed."
+      else:
+        missing.append(cell)
+    if missing and stop():
+      raise errors.Stopped(f"Stopped after {done} cells; the same command continues.")
+    for cell, result in _done(group, missing):
+      if isinstance(result, str):
+        keys.add(cell.key)
+        outcome.failed[cell.name] = result
+      else:
+        store.put(cell, result)
+        outcome.results[cell.key] = result
+    done += len(group.cells)
+    progress(done, group.cells[-1].name)
+  return outcome
+
+
+def _done(group: Group, cells: Sequence[Cell]) -> list[tuple[Cell, Result | str]]:
+  """Each cell's result, or the sentence of its error; a group that fails is done cell by cell."""
+  if not cells:
+    return []
+  try:
+    return list(zip(cells, group.run(cells), strict=True))
+  except errors.Stopped:
+    raise
+  except Exception as error:  # whatever a cell may raise: the others are still worth their time
+    if len(cells) == 1:
+      return [(cells[0], f"{type(error).__name__}: {errors.sentence(error)}")]
+    return [one for cell in cells for one in _done(group, [cell])]

@@ -1,0 +1,56 @@
+"""Where the examples of a study come from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from merge_jax import decoding
+from merge_jax.evals import tasks as task_files
+
+
+class Data(NamedTuple):
+  """Task files by name, and the tokenizer of the models that are trained on them.
+
+  Attributes:
+    tokenizer: content of `tokenizer.json`.
+    train: training examples of the held-in tasks.
+    tasks: examples to evaluate on, of every held-in and held-out task; no prompt of them is in any
+      training file.
+    pretrain, instruct: corpora of the first two stages.
+  """
+
+  tokenizer: str
+  train: dict[str, Path]
+  tasks: dict[str, Path]
+  pretrain: dict[str, Path]
+  instruct: dict[str, Path]
+
+
+class Files(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+  """Options of the source "files": paths of what is trained on; tasks are named in the study's categories.
+
+  Attributes:
+    tokenizer: a `tokenizer.json`.
+    train: of every held-in task, by its name.
+    pretrain, instruct: corpora by name.
+  """
+
+  tokenizer: str = ""
+  train: dict[str, str] = {}
+  pretrain: dict[str, str] = {}
+  instruct: dict[str, str] = {}
+
+
+def from_files(options: Mapping[str, Any]) -> Data:
+  """The data of a study whose files are there; see `Files`.
+
+  Raises:
+    ValueError, FileNotFoundError: options that cannot be, files that are not there.
+  """
+  given = decoding.convert(dict(options), Files, "config: data.options")
+  parts = (given.train, given.pretrain, given.instruct)
+  train, pretrain, instruct = ({n: task_files.path_of(one) for n, one in part.items()} for part in parts)
+  tokenizer = Path(given.tokenizer).expanduser().read_text() if given.tokenizer else ""
+  return Data(tokenizer, train, {}, pretrain, instruct)

@@ -1,0 +1,95 @@
+"""Scores models of one shape: several in one program, each on all tasks of a split."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from merge_jax import checkpoints, evals
+from merge_jax.evals.examples import Examples
+from merge_jax.evals.objective import using
+from merge_jax.recycle import placing, suites
+from merge_jax.recycle.settings import Evals, Placement
+
+Params = dict[str, Any]
+
+
+class Judge:
+  """Loads and scores models that have the config, tokenizer and tensors of one of them.
+
+  Args:
+    folder: of that model.
+    tasks: by split.
+    options: how tasks are scored.
+    mesh: whose devices hold the models.
+    batch: models of one program call, side by side; fewer are padded by repetition.
+
+  Attributes:
+    axes: leaves that are stacks of layers, for the operators.
+    suite: the tasks as models are scored on them.
+
+  Raises:
+    ValueError: no config, or tasks that the model cannot take.
+  """
+
+  def __init__(
+    self,
+    folder: Path,
+    tasks: Mapping[str, Sequence[evals.Task]],
+    options: Evals,
+    mesh: Mesh,
+    batch: int = 1,
+  ):
+    first = checkpoints.open(folder)
+    suite = suites.task_suite(
+      {split: list(some) for split, some in tasks.items()}, [first], options, mesh=mesh
+    )
+    self._specs, self._stacks, self._batch = dict(first.specs), suite.stacks, batch
+    self._layout = placing.layout(first.specs, mesh, Placement(), suite.stacks, suite.axes)
+    self._scorers = suite.scorers()
+    self._programs = {split: self._program(scorer.function) for split, scorer in self._scorers.items()}
+    self.axes, self.suite = suite.axes, suite
+
+  def _program(self, function: Callable[[Any, Any], Array]) -> Callable[[Sequence[Params], Any], Array]:
+    def run(models: Sequence[Params], data: Any) -> Array:
+      if len(models) == 1:
+        return function(models[0], data)[None]
+      return jax.vmap(function, in_axes=(0, None))(jax.tree.map(lambda *x: jnp.stack(x), *models), data)
+
+    return jax.jit(run, out_shardings=self._layout.replicated)
+
+  def load(self, folder: Path) -> Params:
+    """A model on the devices, in the dtype that it is stored in.
+
+    Raises:
+      ValueError: tensors of other names or shapes.
+    """
+    checkpoint = checkpoints.open(folder)
+    for name, spec in self._specs.items():
+      got = checkpoint.specs.get(name)
+      if got is None or got.shape != spec.shape:
+        have = "is missing" if got is None else f"has shape {got.shape}"
+        raise ValueError(f"{folder}: tensor {name!r} {have}; expected shape {spec.shape}, as its base has.")
+    return checkpoints.place(checkpoint, self._layout.shardings, self._stacks)
+
+  def score(self, models: Iterable[Params], split: str) -> Iterator[Examples]:
+    """What every example of the split scored, model by model; models are taken a batch at a time."""
+    scorer = self._scorers[split]
+    for chunk in _chunks(models, self._batch):
+      padded = (*chunk, *[chunk[-1]] * (self._batch - len(chunk)))
+      with using(self._layout):
+        values = np.asarray(self._programs[split](padded, scorer.batches))
+      for one in values[: len(chunk)]:
+        yield scorer.read(one)
+
+
+def _chunks(models: Iterable[Params], size: int) -> Iterator[tuple[Params, ...]]:
+  iterator = iter(models)
+  while chunk := tuple(itertools.islice(iterator, size)):
+    yield chunk

@@ -1,0 +1,116 @@
+"""The further parts of a study: merges along a run, and searches over a pool of checkpoints."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from merge_jax import checkpoints, evals, models, sharding
+from merge_jax.errors import unknown
+from merge_jax.evals.suite import TaskSuite
+from merge_jax.recycle import suites
+from merge_jax.recycle.settings import Evals
+from merge_jax.study import recycling
+from merge_jax.study.along import along, read_along
+from merge_jax.study.cells import Cell, Result
+from merge_jax.study.lineages import Lineage, Member, Trainer, opened
+from merge_jax.study.settings import Recycled, Run
+from merge_jax.study.tasks import TEST, VALIDATION, Tasks
+
+SEARCH_SHARE = 0.6
+"""Of the validation examples: what a search sees; the others choose among its answers."""
+
+
+def base_of(part: Run | Recycled, lineages: Sequence[Lineage], where: str) -> Lineage:
+  """The lineage whose base a part starts from.
+
+  Raises:
+    ValueError: there is none.
+  """
+  wanted = f"{part.size}/{part.kind}/{part.seed}"
+  known = {lineage.name: lineage for lineage in lineages}
+  if wanted not in known:
+    raise ValueError(unknown("lineage (size/kind/seed)", wanted, known, f"config: {where}"))
+  return known[wanted]
+
+
+def run_cell(
+  part: Run, trainer: Trainer, lineage: Lineage, tasks: Tasks, folder: Path, mesh: Mesh, stop: Callable[[], bool]
+) -> Cell:
+  """The cell of a run with its decays and merges, trained on all held-in tasks."""
+  options = read_along(part.options)
+  held_in = [task for names in tasks.held_in.values() for task in names]
+  data = trainer.data_of_tasks()
+  spec = {
+    "base": lineage.base.identity, "tasks": tasks.digest, "options": part.options, "data": data.digest(),
+  }  # fmt: skip
+
+  def run() -> Result:
+    first = checkpoints.open(lineage.base.folder)
+    model = models.build(first.config or {}, str(first.path))
+    placed = checkpoints.place(first, sharding.shardings(first.specs, mesh))
+    params = {name: value.astype(jnp.float32) for name, value in placed.items()}
+    suite = suites.task_suite({s: list(some) for s, some in tasks.splits.items()}, [first], Evals(), mesh=mesh)
+    return along(model.apply, params, data, suite, options, held_in, folder=folder, mesh=mesh, stop=stop)
+
+  return Cell("along", f"{lineage.name}/along", spec, run, lineage.base.needs[-1:])
+
+
+def pool_of(part: Recycled, lineage: Lineage, trainer: Trainer | None) -> dict[str, Member]:
+  """The checkpoints of a pool, in order; those to train become cells of the trainer.
+
+  Raises:
+    ValueError: a checkpoint that starts from one that does not come before it, or that is neither in a folder
+      nor can be trained.
+  """
+  found: dict[str, Member] = {}
+  for name, one in part.pool.items():
+    where = f"config: recycle.pool.{name}"
+    if one.folder:
+      found[name] = opened(one.folder)
+    elif trainer is None or not one.recipe:
+      raise ValueError(f"{where}: give a folder, or a recipe where the study trains its models.")
+    elif one.start and one.start not in found:
+      raise ValueError(f"{where}: it starts from {one.start!r}, which is no checkpoint before it.")
+    else:
+      start = found[one.start] if one.start else lineage.base
+      found[name] = trainer.further(name, lineage, one.recipe, start, f"{where}.recipe")
+  return found
+
+
+def searches(
+  part: Recycled, found: Mapping[str, Member], lineage: Lineage, tasks: Tasks, mesh: Mesh
+) -> list[Cell]:
+  """The cells of the searches over a pool that is there."""
+  suite = _suite(found, tasks, part, mesh)
+  pool = recycling.Pool(
+    tuple(found), tuple(one.folder for one in found.values()), lineage.base.folder,
+    {name: one.stage for name, one in part.pool.items()},
+  )  # fmt: skip
+  options = recycling.read(part.options)
+  return recycling.cells(pool, suite, options, mesh=mesh, name=f"{lineage.name}/recycle")
+
+
+def _suite(
+  found: Mapping[str, Member], tasks: Tasks, part: Recycled, mesh: Mesh
+) -> TaskSuite:
+  """The tasks of the searches, and the held-out ones, which they score as well.
+
+  Test examples are those of the study; its validation examples are divided, and those of held-out tasks.
+  """
+  wanted = {task for some in recycling.read(part.options).settings.values() for task in some}
+  validation = [task for task in tasks.splits[VALIDATION] if task.name in wanted]
+  test = {task.name: task for task in tasks.splits[TEST]}
+  outside = [test[name] for names in tasks.held_out.values() for name in names]
+  for name in wanted - {task.name for task in validation}:
+    raise ValueError(unknown("held-in task", name, (t.name for t in tasks.splits[VALIDATION]), "config: recycle"))
+  inner = evals.split(validation, (SEARCH_SHARE, 1 - SEARCH_SHARE, 0.0)).tasks
+  outer = evals.split(outside, (0.3, 0.1, 0.6)).tasks
+  splits = {
+    "search": [*inner["search"], *outer["search"]],
+    "validation": [*inner["validation"], *outer["validation"]],
+    "test": [*(test[task.name] for task in validation), *outer["test"]],
+  }
+  opened = [checkpoints.open(member.folder) for member in found.values()]
+  return suites.task_suite(splits, opened, Evals(), mesh=mesh)

@@ -1,0 +1,87 @@
+"""The tasks of a study: which categories they are in, and which examples are for what."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from merge_jax import evals
+from merge_jax.evals import tasks as task_files
+from merge_jax.study.settings import Study
+
+VALIDATION, TEST = "validation", "test"
+
+
+class Tasks(NamedTuple):
+  """Tasks by split, and their categories.
+
+  Attributes:
+    held_in, held_out: names of tasks by category.
+    splits: validation has the held-in tasks alone: it decides on numbers of merges.
+    digest: of all that scores depend on.
+  """
+
+  held_in: dict[str, tuple[str, ...]]
+  held_out: dict[str, tuple[str, ...]]
+  splits: dict[str, list[evals.Task]]
+  digest: str
+
+  @property
+  def category(self) -> dict[str, str]:
+    """The category of each task."""
+    both = [*self.held_in.items(), *self.held_out.items()]
+    return {task: category for category, names in both for task in names}
+
+
+def read(settings: Study, files: Mapping[str, Path]) -> Tasks:
+  """Reads and splits the tasks of a study.
+
+  Args:
+    settings: of the study.
+    files: by the names that settings may use; what is no such name is a path, `:metric` may follow.
+
+  Raises:
+    ValueError: a category or task that stands twice, a task without examples of a split, a held-out prompt
+      that is a held-in one, fractions that cannot be.
+    FileNotFoundError: no such file.
+  """
+  both = set(settings.held_in) & set(settings.held_out)
+  if both:
+    raise ValueError(f"config: the category {min(both)!r} is held in and held out; it can be one of them.")
+  for category, specs in [*settings.held_in.items(), *settings.held_out.items()]:
+    if not specs:
+      raise ValueError(f"config: the category {category!r} has no task; name one, or leave it out.")
+  inside = {c: [task_files.load(_spec(one, files)) for one in some] for c, some in settings.held_in.items()}
+  outside = {c: [task_files.load(_spec(one, files)) for one in some] for c, some in settings.held_out.items()}
+  held_in, held_out = _flat(inside), _flat(outside)
+  task_files.check_names([task.name for task in (*held_in, *held_out)], "config: held_in and held_out")
+  seen = {example.prompt.strip() for task in held_in for example in task.examples}
+  for task in held_out:
+    if shared := sum(example.prompt.strip() in seen for example in task.examples):
+      raise ValueError(f"{shared} prompts of the held-out task {task.name!r} are held in, too; remove them.")
+  limits = [limit or None for limit in settings.limits]
+  made = evals.split(held_in, (0.0, *settings.fractions), limits=(None, *limits)).tasks
+  rest = evals.split(held_out, (0.0, 0.0, 1.0), limits=(None, None, limits[1])).tasks
+  splits = {VALIDATION: made[VALIDATION], TEST: [*made[TEST], *rest[TEST]]}
+  return Tasks(_names(inside), _names(outside), splits, _digest(splits))
+
+
+def _spec(name: str, files: Mapping[str, Path]) -> str:
+  head, colon, metric = name.partition(":")
+  return f"{files[head]}{colon}{metric}" if head in files else name
+
+
+def _flat(categories: Mapping[str, list[evals.Task]]) -> list[evals.Task]:
+  return [task for some in categories.values() for task in some]
+
+
+def _names(categories: Mapping[str, list[evals.Task]]) -> dict[str, tuple[str, ...]]:
+  return {category: tuple(task.name for task in some) for category, some in categories.items()}
+
+
+def _digest(splits: Mapping[str, list[evals.Task]]) -> str:
+  plain: dict[str, Any] = {
+    split: [dataclasses.astuple(one) for one in some] for split, some in splits.items()
+  }
+  return hashlib.sha256(repr(plain).encode("utf-8", "surrogatepass")).hexdigest()[:20]
