@@ -15,6 +15,7 @@ from merge_jax.study import comparisons, gate, recycle_claims, scores, searches
 from merge_jax.study.draws import resample
 from merge_jax.study.intervals import (
   Interval,
+  crossed_units,
   interval,
   resampled_scores,
   resampled_units,
@@ -234,14 +235,18 @@ def test_few_units_are_resampled_without_bias():
   assert (resampled_units(1, 5) == 1).all()
 
 
-def test_units_cover_the_population():
-  """Six units (two seeds of three subsets) of a normal population, no noise of examples: about nominal."""
+def test_seeds_and_subsets_are_drawn_apart():
+  """Two seeds of three subsets, with effects of either: about nominal, where single pairs would cover .71."""
   generator, covered = np.random.default_rng(3), 0
+  units = list(itertools.product((0, 7), range(3)))
   for trial in range(400):
-    drawn = resampled_units(6, 200, trial)
-    found = interval(np.average(np.tile(generator.normal(size=6), (201, 1)), axis=1, weights=drawn), 6)
+    effects = generator.normal(size=(2, 1)) + generator.normal(size=(1, 3)) + generator.normal(size=(2, 3))
+    drawn = crossed_units(units, 200, trial)
+    found = interval(np.average(np.tile(effects.ravel(), (201, 1)), axis=1, weights=drawn), 6)
     covered += found.low <= 0 <= found.high
-  assert 0.84 <= covered / 400 <= 0.98
+  assert 0.83 <= covered / 400 <= 0.97
+  assert set(drawn[1:].reshape(-1, 2, 3).sum(axis=2).ravel()) == {0.0, 6.0}  # one of two seeds
+  assert (crossed_units([(0, 0)], 5) == 1).all() and crossed_units([(0, 0), (0, 1)], 50).std() > 0
 
 
 def test_intervals_by_hand():
@@ -250,6 +255,8 @@ def test_intervals_by_hand():
   wide = interval(values, 7, among=10)
   reach = stats.norm.ppf(1 - 0.0025) * np.arange(101.0).std(ddof=1)
   assert (wide.low, wide.high) == pytest.approx((5 - reach, 5 + reach))
+  few = interval(values, 7, among=10, units=3)
+  assert (few.high - 5) / reach == pytest.approx(stats.t(2).ppf(1 - 0.0025) / stats.norm.ppf(1 - 0.0025))
   mostly = values.copy()
   mostly[1:12] = np.nan
   assert np.isnan(interval(mostly, 7).low) and interval(mostly, 7).value == 5
@@ -602,7 +609,9 @@ def settings_of(gain, heldout=0.5, noise=None, seeds=3):
   singles = [rows["best_single"], rows["best_on_a"], rows["best_on_b"], of(0.45, 0.2, 0.5)]
   weights = [[0.4, 0.2, 0.1, 0.3], [0.3, 0.3, 0.2, 0.2]]
   made = [
-    Search(of(0.53 + gain, 0.35 + gain, heldout), weights, (0.1 + 0.001 * np.arange(40)).tolist())
+    Search(
+      of(0.53 + gain, 0.35 + gain, heldout), weights, (0.1 + 0.001 * np.arange(40)).tolist(), 0.47 + gain
+    )
     for _ in range(seeds)
   ]
   return [Setting(name, ["a", "b"], rows, made, singles, [0.4, 0.33, 0.25, 0.32]) for name in ("one", "two")]
@@ -611,6 +620,7 @@ def settings_of(gain, heldout=0.5, noise=None, seeds=3):
 def test_search_claims_on_searches_that_gain():
   result = {one.id: one for one in recycle_claims.claims(Inputs(settings=settings_of(0.1)), 50)}
   assert [result[f"R{i}"].verdict for i in (1, 2, 3, 4, 5, 6, 8, 12, 13)] == [HOLDS] * 9
+  assert "own examples answers score higher by one 0.030, two 0.030" in result["R5"].why
   json.dumps([one.plain() for one in result.values()], allow_nan=False)
 
 

@@ -58,16 +58,16 @@ def w1(draws: Draws) -> Claim:
       a, b = same_units(both, weak[method, count], strong[method, count])
       if a and b:
         gain = mean_over(both, [b]) - mean_over(both, [a])
-        found.append((f"{size} {method} of {count}", gain, len(a) + len(b)))
+        found.append((f"{size} {method} of {count}", gain, len(a) + len(b), len(a)))
         n += len(a) + len(b)
         raw.append(both.raw(b) - both.raw(a))
     if found:
-      values.append(Value(size, interval(np.mean([gain for _, gain, _ in found], axis=0), n)))
+      values.append(Value(size, interval(np.mean([one[1] for one in found], axis=0), n)))
       cells += found
   if not values:
     return claim.unknown("No size has comparable merges from both kinds of base.")
-  contradictions = [Check(name, interval(gain, n, among=len(cells))) for name, gain, n in cells]
-  note = f"{sum(gain[0] > 0 for _, gain, _ in cells)} of {len(cells)} cells are above 0"
+  contradictions = [Check(name, interval(gain, n, len(cells), units)) for name, gain, n, units in cells]
+  note = f"{sum(one[1][0] > 0 for one in cells)} of {len(cells)} cells are above 0"
   note += f"; raw scores differ by {np.mean(raw):.3f}"
   return claim.judged(values, every([Check(*value) for value in values], contradictions), note)
 
@@ -96,11 +96,12 @@ def w2(draws: Draws) -> Claim:
     last = len(sizes) - 1
     for a, b in [(0, last), *((i, i + 1) for i in range(last) if last > 1)]:
       name, change = f"{sizes[a]} to {sizes[b]}, {kind}", means[b] - means[a]
+      units = min(len(draws.units[sizes[a]]), len(draws.units[sizes[b]]))
       values.append(Value(name, interval(change, numbers[a] + numbers[b])))
       if (a, b) == (0, last):
         tests.append(Check(*values[-1]))
       else:
-        steps.append(Check(name, interval(change, numbers[a] + numbers[b], among=max(last, 2))))
+        steps.append(Check(name, interval(change, numbers[a] + numbers[b], max(last, 2), units)))
   if not tests:
     return claim.unknown("It needs two sizes that have a kind of base, a method and a count in common.")
   return claim.judged(values, every(tests, steps))
@@ -240,7 +241,7 @@ def w8(draws: Draws) -> Claim:
       gain, chosen = over_multitask(draws, rows, alike=False)
       if chosen:
         cells.append((f"{size} {method} of {count}", gain, len(chosen)))
-  contradictions = [Check(name, interval(v, n, among=len(cells)), above=False) for name, v, n in cells]
+  contradictions = [Check(name, interval(v, n, len(cells), n), above=False) for name, v, n in cells]
   note = f"{sum(gain[0] < 0 for _, gain, _ in cells)} of {len(cells)} cells are below 0"
   return claim.judged(values, every([Check(*value, above=False) for value in values], contradictions), note)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from merge_jax.study import scores as scoring
-from merge_jax.study.intervals import resampled_scores, resampled_units
+from merge_jax.study.intervals import crossed_units, resampled_scores
 from merge_jax.study.scores import Categories, Columns, Model, Scored
 
 Family = tuple[str, str]
@@ -98,8 +98,9 @@ class Draws:
   def weights(self, rows: Sequence[int]) -> np.ndarray:
     """`[1 + draws, rows]`: weights of one cell's merges in each draw.
 
-    Units are drawn for a size as a whole. Where a seed has fewer subsets than elsewhere (all experts are
-    one subset), those that are there share the weight of the others, so that every seed weighs the same.
+    Units are drawn for a size as a whole, so that methods, counts and kinds of base are paired. Where a seed
+    has fewer subsets than elsewhere (all experts are one subset), those that are there share the weight of
+    the others, so that every seed weighs the same.
     """
     size = self.models[rows[0]].size
     units, drawn = self.units[size], self.unit_weights[size]
@@ -177,39 +178,21 @@ def resample(
       what = f"of categories {odd}" if odd else f"of size {model.size!r}"
       raise ValueError(f"A scored {model.role} is {what}; expected one of "
                        f"{', '.join(categories.held_in if odd else sizes)}.")  # fmt: skip
-  drawn = resampled_scores([one.examples for one in scored], draws, seed)
   models = [one.model for one in scored]
-  needed = drawn[0][:, np.unique(places.tasks)]
-  broken = ~np.isfinite(needed[:, np.isfinite(needed).any(axis=0)]).all(axis=1)
-  said = [f"The {models[i]} is left out: its scores are not finite." for i in np.flatnonzero(broken)]
-  refer = scoring.references(
-    [model._replace(role="") if bad else model for model, bad in zip(models, broken, strict=True)],
-    places.names,
-    places.held_in,
-  )
-  for i, model in enumerate(models):
-    alone = [name for name in model.members if refer[i, places.names.index(name)] < 0]
-    if model.role == "merge" and alone and not broken[i]:
-      said.append(f"The {model} is left out: there are no scores of the experts of {', '.join(alone)}.")
-      broken[i] = True
-  fine = np.flatnonzero(~broken)
+  drawn = resampled_scores([one.examples for one in scored], draws, seed)
+  left_out = _left_out(models, drawn[0], places)
+  fine = [i for i in range(len(models)) if i not in left_out]
   models, drawn = [models[i] for i in fine], drawn[:, fine]
-  refer = scoring.references(models, places.names, places.held_in)
-  least = np.array([(floors or {}).get(task, 0.0) for task in first.tasks])
   kinds = list(dict.fromkeys(model.kind for model in models))
   families = sorted({(m.size, m.kind) for m in models}, key=lambda f: (sizes.index(f[0]), kinds.index(f[1])))
-  kept = {
-    family: np.all(
-      [
-        scoring.usable(drawn[0], row[places.categories], places, least)
-        for row, model in zip(refer, models, strict=True)
-        if (model.size, model.kind) == family
-      ],
-      axis=0,
-    )
-    for family in families
-  }
-  said += [
+  refer = scoring.references(models, places.names, places.held_in)
+  least = np.array([(floors or {}).get(task, 0.0) for task in first.tasks])
+  usable = [scoring.usable(drawn[0], row[places.categories], places, least) for row in refer]
+  kept: dict[Family, np.ndarray] = {}
+  for model, own in zip(models, usable, strict=True):
+    family = model.size, model.kind
+    kept[family] = kept.get(family, True) & own
+  said = [
     f"Task {first.tasks[places.tasks[i]]} of {places.names[places.categories[i]]} is dropped for {size}, "
     f"{kind}: {'an expert' if places.categories[i] < places.held_in else 'a base'} scores too little."
     for size, kind in families
@@ -219,21 +202,34 @@ def resample(
     size: tuple(sorted({(m.seed, m.subset) for m in models if m.role == "merge" and m.size == size}))
     for size in sizes
   }
-  weights = {name: resampled_units(len(units[name]), draws, (seed, 1, i)) for i, name in enumerate(sizes)}
-  ratios = scoring.normalise(drawn, refer, places, _by_model(models, kept))
   return Draws(
-    tuple(models),
-    tuple(sizes),
-    places,
-    drawn,
-    refer,
-    kept,
-    ratios,
-    weights,
-    units,
-    tuple(families),
-    tuple(said),
+    models=tuple(models),
+    sizes=tuple(sizes),
+    columns=places,
+    scores=drawn,
+    refer=refer,
+    kept=kept,
+    ratios=scoring.normalise(drawn, refer, places, _by_model(models, kept)),
+    unit_weights={name: crossed_units(units[name], draws, (seed, 1, i)) for i, name in enumerate(sizes)},
+    units=units,
+    families=tuple(families),
+    dropped=(*left_out.values(), *said),
   )
+
+
+def _left_out(models: Sequence[Model], points: np.ndarray, places: Columns) -> dict[int, str]:
+  """Models with scores that are not finite, and merges whose experts are missing or such; with sentences."""
+  needed = points[:, np.unique(places.tasks)]
+  broken = ~np.isfinite(needed[:, np.isfinite(needed).any(axis=0)]).all(axis=1)
+  bad = np.flatnonzero(broken).tolist()
+  result = {i: f"The {models[i]} is left out: its scores are not finite." for i in bad}
+  sound = [model._replace(role="") if i in result else model for i, model in enumerate(models)]
+  refer = scoring.references(sound, places.names, places.held_in)
+  for i, model in enumerate(sound):
+    alone = [name for name in model.members if refer[i, places.names.index(name)] < 0]
+    if model.role == "merge" and alone:
+      result[i] = f"The {model} is left out: there are no scores of the experts of {', '.join(alone)}."
+  return result
 
 
 def _by_model(models: Sequence[Model], kept: Mapping[Family, np.ndarray]) -> np.ndarray:

@@ -68,14 +68,30 @@ def resampled_units(units: int, draws: int, seed: int | Sequence[int] = 0) -> np
   return result
 
 
-def interval(values: np.ndarray, n: int, among: int = 1) -> Interval:
+def crossed_units(units: Sequence[tuple[int, int]], draws: int, seed: int | Sequence[int] = 0) -> np.ndarray:
+  """Weights of units that are pairs (training seed, subset of experts): float64 `[1 + draws, units]`.
+
+  Seeds and subsets are drawn apart and their weights multiplied (Owen 2007, "pigeonhole bootstrap"): merges
+  of one seed share their experts, and merges of one subset their categories, so that pairs are not
+  independent. Where there is one seed alone, an interval says nothing of other trainings.
+  """
+  result = np.ones((1 + draws, len(units)))
+  for i, side in enumerate(zip(*units, strict=True)):
+    levels, index = np.unique(side, return_inverse=True)
+    of_side = (*seed, i) if isinstance(seed, Sequence) else (seed, i)
+    result *= resampled_units(len(levels), draws, of_side)[:, index]
+  return result
+
+
+def interval(values: np.ndarray, n: int, among: int = 1, units: int = 1) -> Interval:
   """The value and its percentile interval, 2.5 to 97.5 %.
 
   Args:
     values: `[1 + draws]`.
     n: models behind it.
-    among: number of statistics that are looked at together. Above 1 the interval is a normal one, wide
-      enough that all of them cover at 95 % (Bonferroni): draws are too few for such percentiles.
+    among: number of statistics that are looked at together. Above 1 the interval is value ± standard errors,
+      wide enough that all of them cover at 95 % (Bonferroni): draws are too few for such percentiles.
+    units: that were drawn; errors of few are unsure themselves, so that Student's t takes the normal's place.
   """
   drawn = values[1:][np.isfinite(values[1:])]
   if not np.isfinite(values[0]) or len(drawn) < max(2, DEFINED * (len(values) - 1)):
@@ -86,7 +102,8 @@ def interval(values: np.ndarray, n: int, among: int = 1) -> Interval:
   else:
     from scipy import stats
 
-    reach = stats.norm.ppf(1 - tail / among) * drawn.std(ddof=1)
+    errors = stats.t(units - 1) if units > 1 else stats.norm
+    reach = errors.ppf(1 - tail / among) * drawn.std(ddof=1)
     low, high = values[0] - reach, values[0] + reach
   return Interval(float(values[0]), float(low), float(high), n)
 

@@ -226,7 +226,7 @@ def r11(singles: Sequence[Examples], stages: Sequence[str], draws: int = 1000, s
     name = f"{first.tasks[i]} and {first.tasks[j]}"
     found = rank_correlations(points[:, i], points[:, j], draws, seed)
     values.append(Value(name, interval(found, len(singles))))
-    checks.append(Check(name, interval(found, len(singles), len(pairs)), above=False))
+    checks.append(Check(name, interval(found, len(singles), len(pairs), len(singles)), above=False))
   parts = [some(checks)]
   kinds = list(dict.fromkeys(stages))
   if len(kinds) == 2 and len(stages) == len(singles):
@@ -235,7 +235,7 @@ def r11(singles: Sequence[Examples], stages: Sequence[str], draws: int = 1000, s
     for i, task in enumerate(first.tasks):
       name = f"{task}, {kinds[0]} less {kinds[1]}"
       values.append(Value(name, interval(differences[:, i], len(singles))))
-      gaps.append(Check(name, interval(differences[:, i], len(singles), len(first.tasks))))
+      gaps.append(Check(name, interval(differences[:, i], len(singles), len(first.tasks), len(singles))))
     parts += [some(gaps), some([check._replace(above=False) for check in gaps])]
   else:
     parts.append(Judgement(UNKNOWN, "Checkpoints are not of two stages of training."))

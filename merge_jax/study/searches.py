@@ -16,7 +16,7 @@ class Search(NamedTuple):
     examples: its answer's, on report examples (which chose nothing).
     top: weights `[solutions][checkpoints]` of its five best solutions.
     fitness: of its proposals in order, None where one failed.
-    average: mean score of the answer over the fitness tasks on the search's own examples.
+    average: mean score of the answer over the fitness tasks on the search's own examples, higher is better.
   """
 
   examples: Examples
@@ -62,6 +62,7 @@ class Sample(NamedTuple):
     singles: `[1 + draws, checkpoints, tasks]`.
     answers: `[1 + draws, searches, tasks]`.
     weights: `[1 + draws, searches]`.
+    gap: by how much the answers' averages are higher on the search's own examples; NaN if unknown.
   """
 
   name: str
@@ -72,6 +73,7 @@ class Sample(NamedTuple):
   singles: np.ndarray
   answers: np.ndarray
   weights: np.ndarray
+  gap: float
 
   @property
   def repeats(self) -> int:
@@ -101,11 +103,19 @@ def sample(setting: Setting, draws: int, seed: int) -> Sample:
     raise ValueError(f"Setting {setting.name!r}: no scores of {missing}; scored tasks: {', '.join(known)}.")
   scores = scores * np.array(answers[0].signs)
   columns = [known.index(task) for task in setting.tasks]
-  rest = [i for i in range(len(known)) if i not in columns]
   first, last = len(setting.rows), len(setting.rows) + len(setting.singles)
-  rows = {name: scores[:, i] for i, name in enumerate(setting.rows)}
-  weights = resampled_units(len(answers), draws, (seed, 2))
-  return Sample(setting.name, known, columns, rest, rows, scores[:, first:last], scores[:, last:], weights)
+  own = [np.nan if one.average is None else one.average for one in setting.searches]
+  return Sample(
+    setting.name,
+    known,
+    columns,
+    [i for i in range(len(known)) if i not in columns],
+    {name: scores[:, i] for i, name in enumerate(setting.rows)},
+    scores[:, first:last],
+    scores[:, last:],
+    resampled_units(len(answers), draws, (seed, 2)),
+    float(np.mean(own) - scores[0, last:][:, columns].mean()),
+  )
 
 
 def over_units(values: Sequence[float], draws: int, seed: int) -> np.ndarray:
