@@ -327,14 +327,14 @@ def test_fitness_sources():
 
 def test_front_and_hypervolume_by_brute_force():
   generator = np.random.default_rng(0)
-  for tasks in (1, 2, 3, 4):
+  for tasks in (1, 2, 3, 4, 5):
     points = generator.integers(0, 5, (40, tasks)).astype(float)
     expected = [
       not any((q >= p).all() and (q > p).any() for q in points) for p in points
     ]  # fmt: skip
     assert search.front(points).tolist() == expected
-    cells = list(itertools.product(range(5), repeat=tasks))  # volume in unit cells above the origin
-    covered = sum(any((p > np.array(cell)).all() for p in points) for cell in cells)
+    cells = np.array(list(itertools.product(range(5), repeat=tasks)))  # unit cells above the origin
+    covered = (points > cells[:, None]).all(axis=-1).any(axis=-1).sum()
     assert search.hypervolume(points, np.zeros(tasks)) == pytest.approx(covered)
   with_nan = np.array([[1.0, np.nan], [0.5, 0.5]])
   assert search.front(with_nan).tolist() == [False, True]
