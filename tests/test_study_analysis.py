@@ -10,10 +10,10 @@ from scipy import stats
 from merge_jax.evals import uncertainty
 from merge_jax.evals.examples import Examples
 from merge_jax.search import analysis
-from merge_jax.study import claims as whatmatters
-from merge_jax.study import comparisons, gate, recycle_claims, scores, searches
-from merge_jax.study.draws import resample
-from merge_jax.study.intervals import (
+from merge_jax.study.analysis import claims as whatmatters
+from merge_jax.study.analysis import comparisons, gate, recycle_claims, scores, searches
+from merge_jax.study.analysis.draws import resample
+from merge_jax.study.analysis.intervals import (
   Interval,
   crossed_units,
   interval,
@@ -21,11 +21,11 @@ from merge_jax.study.intervals import (
   resampled_units,
   standard_error,
 )
-from merge_jax.study.recycle_claims import Cost, Inputs
-from merge_jax.study.scores import Categories, Model, Scored
-from merge_jax.study.searches import Search, Setting, inference_flops, training_flops
-from merge_jax.study.summary import summarise
-from merge_jax.study.verdicts import (
+from merge_jax.study.analysis.recycle_claims import Cost, Inputs
+from merge_jax.study.analysis.scores import Categories, Model, Scored
+from merge_jax.study.analysis.searches import Search, Setting, inference_flops, training_flops
+from merge_jax.study.analysis.summary import summarise
+from merge_jax.study.analysis.verdicts import (
   FAILS,
   HOLDS,
   UNKNOWN,

@@ -74,7 +74,11 @@ def _claim(stack: contextlib.ExitStack, folder: Path, settings: Study) -> None:
 
 
 def _run(
-  made: Plan, store: Store, mesh: Mesh, stop: Callable[[], bool], progress: Callable[[str, int, int, str], None]
+  made: Plan,
+  store: Store,
+  mesh: Mesh,
+  stop: Callable[[], bool],
+  progress: Callable[[str, int, int, str], None],
 ) -> tuple[Outcome, list[Result]]:
   """What all cells came to, and the results of those of searches."""
   total = len(made.cells)
@@ -86,7 +90,9 @@ def _run(
     outcome.failed["recycle"] = f"it needs the checkpoint {missing[0]!r}, whose training failed."
     return outcome, []
   cells = parts.searches(made.settings.recycle, made.pool, made.origin, made.tasks, mesh)
-  further = run(cells, store, stop=stop, progress=lambda done, name: progress("searches", done, len(cells), name))
+  further = run(
+    cells, store, stop=stop, progress=lambda done, name: progress("searches", done, len(cells), name)
+  )
   both = Outcome(outcome.results | further.results, outcome.failed | further.failed)
   return both, [further.results[cell.key] for cell in cells if cell.key in further.results]
 

@@ -169,18 +169,24 @@ class Trainer:
     """Adds the cell that trains a model of a lineage; the model."""
     values = {**self._settings.recipes.get(stage, {}), **size.recipes.get(stage, {})}
     if stage in (EXPERT, MULTITASK):
-      names = self._categories[category] if category else [t for some in self._categories.values() for t in some]
+      names = (
+        self._categories[category] if category else [t for some in self._categories.values() for t in some]
+      )
       values["mixture"] = dict.fromkeys(names, 1.0)
     values.setdefault("mixture", dict.fromkeys(self._files[stage], 1.0))
     text = f"{label[0]}/{stage}/{category}/{label[2]}"  # alike for both kinds of base
     name = "/".join(map(str, (*label, stage, *([category] if category else ()))))
-    return self._add(name, stage, self._recipe(values, text, f"config: training.recipes.{stage}"), config, start)
+    return self._add(
+      name, stage, self._recipe(values, text, f"config: training.recipes.{stage}"), config, start
+    )
 
   def data_of_tasks(self) -> Corpus:
     """Training examples of all held-in tasks."""
     return self._corpus(EXPERT)
 
-  def further(self, name: str, lineage: Lineage, values: Mapping[str, Any], start: Member, where: str) -> Member:
+  def further(
+    self, name: str, lineage: Lineage, values: Mapping[str, Any], start: Member, where: str
+  ) -> Member:
     """Adds the cell that trains one more model on the held-in tasks.
 
     Args:

@@ -36,7 +36,13 @@ def base_of(part: Run | Recycled, lineages: Sequence[Lineage], where: str) -> Li
 
 
 def run_cell(
-  part: Run, trainer: Trainer, lineage: Lineage, tasks: Tasks, folder: Path, mesh: Mesh, stop: Callable[[], bool]
+  part: Run,
+  trainer: Trainer,
+  lineage: Lineage,
+  tasks: Tasks,
+  folder: Path,
+  mesh: Mesh,
+  stop: Callable[[], bool],
 ) -> Cell:
   """The cell of a run with its decays and merges, trained on all held-in tasks."""
   options = read_along(part.options)
@@ -51,7 +57,9 @@ def run_cell(
     model = models.build(first.config or {}, str(first.path))
     placed = checkpoints.place(first, sharding.shardings(first.specs, mesh))
     params = {name: value.astype(jnp.float32) for name, value in placed.items()}
-    suite = suites.task_suite({s: list(some) for s, some in tasks.splits.items()}, [first], Evals(), mesh=mesh)
+    suite = suites.task_suite(
+      {s: list(some) for s, some in tasks.splits.items()}, [first], Evals(), mesh=mesh
+    )
     return along(model.apply, params, data, suite, options, held_in, folder=folder, mesh=mesh, stop=stop)
 
   return Cell("along", f"{lineage.name}/along", spec, run, lineage.base.needs[-1:])
@@ -92,9 +100,7 @@ def searches(
   return recycling.cells(pool, suite, options, mesh=mesh, name=f"{lineage.name}/recycle")
 
 
-def _suite(
-  found: Mapping[str, Member], tasks: Tasks, part: Recycled, mesh: Mesh
-) -> TaskSuite:
+def _suite(found: Mapping[str, Member], tasks: Tasks, part: Recycled, mesh: Mesh) -> TaskSuite:
   """The tasks of the searches, and the held-out ones, which they score as well.
 
   Test examples are those of the study; its validation examples are divided, and those of held-out tasks.
@@ -104,7 +110,9 @@ def _suite(
   test = {task.name: task for task in tasks.splits[TEST]}
   outside = [test[name] for names in tasks.held_out.values() for name in names]
   for name in wanted - {task.name for task in validation}:
-    raise ValueError(unknown("held-in task", name, (t.name for t in tasks.splits[VALIDATION]), "config: recycle"))
+    raise ValueError(
+      unknown("held-in task", name, (t.name for t in tasks.splits[VALIDATION]), "config: recycle")
+    )
   inner = evals.split(validation, (SEARCH_SHARE, 1 - SEARCH_SHARE, 0.0)).tasks
   outer = evals.split(outside, (0.3, 0.1, 0.6)).tasks
   splits = {

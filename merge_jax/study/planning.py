@@ -93,7 +93,10 @@ def plan(
     work.append(group)
     scores[lineage.name] = dict(zip(lineage.members, (cell.key for cell in group.cells), strict=True))
     experts = {c: scores[lineage.name][f"{lineages.EXPERT}:{c}"] for c in categories}
-    some, merges[lineage.name] = grid.merges(settings.methods, categories, settings.counts, settings.subsets), {}
+    some, merges[lineage.name] = (
+      grid.merges(settings.methods, categories, settings.counts, settings.subsets),
+      {},
+    )
     for _, alike in itertools.groupby(some, lambda merge: (merge.method, len(merge.members))):
       part = list(alike)
       group = grid.merged(lineage, part, settings.methods, tasks, bench, store, experts)

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from merge_jax.study import scores as scoring
-from merge_jax.study.intervals import crossed_units, resampled_scores
-from merge_jax.study.scores import Categories, Columns, Model, Scored
+from merge_jax.study.analysis import scores as scoring
+from merge_jax.study.analysis.intervals import crossed_units, resampled_scores
+from merge_jax.study.analysis.scores import Categories, Columns, Model, Scored
 
 Family = tuple[str, str]
 """Name of the size and kind of base."""

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from merge_jax.search.scores import nullable
-from merge_jax.study.intervals import Interval
+from merge_jax.study.analysis.intervals import Interval
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell here"
 

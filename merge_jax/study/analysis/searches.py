@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from merge_jax.evals.examples import Examples
-from merge_jax.study.intervals import resampled_scores, resampled_units
+from merge_jax.study.analysis.intervals import resampled_scores, resampled_units
 
 
 class Search(NamedTuple):

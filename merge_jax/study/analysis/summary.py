@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from merge_jax.search.scores import nullable
-from merge_jax.study import gate
-from merge_jax.study.claims import claims
-from merge_jax.study.comparisons import spreads
-from merge_jax.study.draws import Draws, resample
-from merge_jax.study.intervals import Interval, interval
-from merge_jax.study.scores import Categories, Scored
+from merge_jax.study.analysis import gate
+from merge_jax.study.analysis.claims import claims
+from merge_jax.study.analysis.comparisons import spreads
+from merge_jax.study.analysis.draws import Draws, resample
+from merge_jax.study.analysis.intervals import Interval, interval
+from merge_jax.study.analysis.scores import Categories, Scored
 
 HELD = {"in": False, "out": True}
 

@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from merge_jax.study import scores
-from merge_jax.study.draws import Draws
-from merge_jax.study.intervals import standard_error
+from merge_jax.study.analysis import scores
+from merge_jax.study.analysis.draws import Draws
+from merge_jax.study.analysis.intervals import standard_error
 
 ERRORS = 2.0
 """An expert beats its base if it gains more than this many standard errors."""

@@ -11,11 +11,21 @@ import numpy as np
 
 from merge_jax.evals.examples import Examples
 from merge_jax.search import analysis
-from merge_jax.study import search_gains, searches
-from merge_jax.study.intervals import Interval, interval, resampled_scores, resampled_units
-from merge_jax.study.search_gains import scope
-from merge_jax.study.searches import Setting, over_units, rank_correlations
-from merge_jax.study.verdicts import UNKNOWN, Check, Claim, Judgement, Value, absent, every, some, together
+from merge_jax.study.analysis import search_gains, searches
+from merge_jax.study.analysis.intervals import Interval, interval, resampled_scores, resampled_units
+from merge_jax.study.analysis.search_gains import scope
+from merge_jax.study.analysis.searches import Setting, over_units, rank_correlations
+from merge_jax.study.analysis.verdicts import (
+  UNKNOWN,
+  Check,
+  Claim,
+  Judgement,
+  Value,
+  absent,
+  every,
+  some,
+  together,
+)
 
 THRESHOLD = 0.24
 """Of the uniform weight: .015 for 16 checkpoints, the paper's figure."""

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from merge_jax.study.comparisons import mean_over, over_multitask, same_units, shares, slope, spreads
-from merge_jax.study.draws import Draws
-from merge_jax.study.gate import Gate
-from merge_jax.study.intervals import interval
-from merge_jax.study.verdicts import Check, Claim, Value, every, together
+from merge_jax.study.analysis.comparisons import mean_over, over_multitask, same_units, shares, slope, spreads
+from merge_jax.study.analysis.draws import Draws
+from merge_jax.study.analysis.gate import Gate
+from merge_jax.study.analysis.intervals import interval
+from merge_jax.study.analysis.verdicts import Check, Claim, Value, every, together
 
 WEAK, STRONG = "pretrained", "instruct"
 MARGIN = 0.02

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from merge_jax.study.draws import Draws
-from merge_jax.study.intervals import interval, standard_error
-from merge_jax.study.verdicts import Value
+from merge_jax.study.analysis.draws import Draws
+from merge_jax.study.analysis.intervals import interval, standard_error
+from merge_jax.study.analysis.verdicts import Value
 
 Cells = dict[tuple[str, int], list[int]]
 """Rows of merges by method and number of experts."""

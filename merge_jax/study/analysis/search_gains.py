@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from merge_jax.study import searches
-from merge_jax.study.intervals import interval
-from merge_jax.study.searches import Sample, Setting
-from merge_jax.study.verdicts import Check, Claim, Value, every, some
+from merge_jax.study.analysis import searches
+from merge_jax.study.analysis.intervals import interval
+from merge_jax.study.analysis.searches import Sample, Setting
+from merge_jax.study.analysis.verdicts import Check, Claim, Value, every, some
 
 BASELINES = ("best_single", "uniform", "merge_best")
 MARGIN = 0.02
