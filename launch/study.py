@@ -4,11 +4,12 @@ python -m launch.study --config=configs/study_small.py --output_dir=runs/study
 """
 
 import functools
+import sys
 from pathlib import Path
 
 from absl import flags
 
-from merge_jax import sharding
+from merge_jax import reports, sharding
 from merge_jax.study import job, settings
 from merge_jax.study.data import Data, from_files
 
@@ -25,20 +26,24 @@ def main() -> int:
   if _OUTPUT.value:
     values["output_dir"] = _OUTPUT.value
   chosen = settings.from_mapping(values)
-  bars: dict[int, _common.Progress] = {}
+  bars: dict[str, _common.Progress] = {}
 
-  def progress(done: int, total: int, name: str) -> None:
-    bar = bars.setdefault(total, _common.Progress(total, "cells"))
-    bar(done, name)
+  def progress(what: str, done: int, total: int, name: str) -> None:
+    if what not in bars:
+      bars[what] = _common.Progress(total, what)
+    bars[what](done, name)
 
   mesh = sharding.make_mesh(flags.FLAGS.mesh)
   say = functools.partial(print, flush=True)
-  plan, outcome = job.study(chosen, sources, mesh=mesh, stop=_common.StopFlag(), say=say, progress=progress)
-  for bar in bars.values():
-    bar.close()
-  for name, why in outcome.failed.items():
-    print(f"failed: {name}: {why}")
-  return 1 if outcome.failed else 0
+  try:
+    result = job.study(chosen, sources, mesh=mesh, stop=_common.StopFlag(), say=say, progress=progress)
+  finally:
+    for bar in bars.values():
+      bar.close()
+  print(f"\n{reports.study_console(result)}\n\nreport: {chosen.output_dir}/report.html")
+  for name, why in result["failed"].items():
+    print(f"failed: {name}: {why}", file=sys.stderr)
+  return 1 if result["failed"] else 0
 
 
 def sources(study: settings.Study, folder: Path) -> Data:

@@ -17,6 +17,7 @@ from merge_jax.study.settings import Study
 
 NAME = "study.json"
 """Marks the folder of a study; holds its settings."""
+Progress = Callable[[str, int, int, str], None]
 GENERATED = ("puzzles", "t0")
 """Sources of examples that write files."""
 
@@ -28,7 +29,7 @@ def study(
   mesh: Mesh | None = None,
   stop: Callable[[], bool] = lambda: False,
   say: Callable[[str], None] = print,
-  progress: Callable[[str, int, int, str], None] = lambda what, done, total, name: None,
+  progress: Progress = lambda what, done, total, name: None,
 ) -> dict[str, Any]:
   """Does what is missing of a study, and writes what was found.
 

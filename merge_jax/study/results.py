@@ -11,15 +11,17 @@ import numpy as np
 from merge_jax.evals.examples import Examples
 from merge_jax.evals.metrics import METRICS
 from merge_jax.search.scores import nullable
-from merge_jax.study import lineages
+from merge_jax.study import lineages, recycling
+from merge_jax.study.analysis.recycle_claims import claims as recycle_claims
 from merge_jax.study.analysis.scores import Categories, Model, Scored
+from merge_jax.study.analysis.summary import summarise
 from merge_jax.study.cells import Outcome, Result
 from merge_jax.study.planning import Plan
 from merge_jax.study.tasks import TEST, VALIDATION
 
 COLUMNS = (
-  "role", "size", "kind", "seed", "method", "count", "subset", "members", "tuned", "numbers", "task", "category",
-  "held", "metric", "examples", "score", "loss", "seconds",
+  "role", "size", "kind", "seed", "method", "count", "subset", "members", "tuned", "numbers", "task",
+  "category", "held", "metric", "examples", "score", "loss", "seconds",
 )  # fmt: skip
 
 
@@ -77,8 +79,8 @@ def table(plan: Plan, found: Sequence[Row]) -> str:
       held = "in" if category[task] in plan.tasks.held_in else "out"
       writer.writerow([
         model.role, model.size, model.kind, model.seed, model.method, len(model.members), model.subset,
-        "+".join(model.members), int(model.tuned), json.dumps(row.numbers, sort_keys=True), task, category[task],
-        held, metric[task], size, nullable(scores[task]), row.losses[task], row.seconds,
+        "+".join(model.members), int(model.tuned), json.dumps(row.numbers, sort_keys=True), task,
+        category[task], held, metric[task], size, nullable(scores[task]), row.losses[task], row.seconds,
       ])  # fmt: skip
   return out.getvalue()
 
@@ -107,6 +109,7 @@ def describe(plan: Plan, outcome: Outcome, found: Sequence[Row]) -> dict[str, An
       for row in found if (m := row.scored.model).tuned
     ],
     "notes": [f"{name} failed: {why}" for name, why in outcome.failed.items()],
+    "failed": outcome.failed,
     "cost": {
       "seconds": round(sum(result.get("seconds", 0.0) for result in outcome.results.values()), 1),
       "trainings": sum(cell.kind == "train" for cell in plan.cells),
@@ -126,7 +129,7 @@ def analysed(plan: Plan, outcome: Outcome, searches: Sequence[Result], title: st
   """
   found, draws = rows(plan, outcome), plan.settings.bootstrap
   result = {"title": title} | describe(plan, outcome, found)
-  result |= dict.fromkeys(("curves", "multitask", "spread", "experts", "gate", "claims", "dropped"), [])
+  result |= {key: [] for key in ("curves", "multitask", "spread", "experts", "gate", "claims", "dropped")}
   if found:
     scored = [row.scored for row in found]
     both = Categories(plan.tasks.held_in, plan.tasks.held_out)
@@ -134,7 +137,10 @@ def analysed(plan: Plan, outcome: Outcome, searches: Sequence[Result], title: st
   result["along"] = outcome.results.get(plan.along) if plan.along else None
   result["recycle"] = recycling.summary(searches, draws) if searches else None
   if searches:
-    result["claims"] = [*result["claims"], *recycled.claims(searches, draws)]
+    result["claims"] = [
+      *result["claims"],
+      *(one.plain() for one in recycle_claims(recycling.inputs(searches), draws)),
+    ]
   return result
 
 
