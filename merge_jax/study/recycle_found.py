@@ -1,8 +1,8 @@
 """What all searches of a study found, by setting: the one place that reads their results.
 
-Results are plain: those of `searches.singles` and `searches.run`, the latter with `setting`, `tasks`,
-`count`, `arm`, `seed` and `budgets`. A search that is missing leaves its rows out. Averages are means over
-the tasks of a setting, a score that is better low with a minus; "held out" are all other tasks.
+Results are plain: those of `recycle_search.singles` and `recycle_search.run`, the latter with `setting`,
+`tasks`, `count`, `arm`, `seed` and `budgets`. A search that is missing leaves its rows out. Averages are
+means over the tasks of a setting, a score that is better low with a minus; "held out" are all other tasks.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 from merge_jax.errors import unknown
 from merge_jax.evals import Examples, uncertainty
 from merge_jax.search.scores import nullable, signed
-from merge_jax.study.recycle_settings import Arm
+from merge_jax.study.recycle_settings import PAPER, Arm
 
 Plain = dict[str, Any]
 
@@ -57,6 +57,23 @@ class Setting:
   def of_most(self) -> list[Plain]:
     """All searches over the most checkpoints."""
     return [one for one in self.searches if one["count"] == self.most]
+
+  def sweep(self) -> list[tuple[Plain, Plain]]:
+    """The paper's searches over the N best checkpoints at the smallest budget.
+
+    Returns:
+      `setting`, `n`, `seed`, `best` and mean (`centroid`) fitness of the points proposed, on the search's
+      examples; and the search.
+    """
+    found = []
+    for count in sorted({one["count"] for one in self.searches}):
+      for search in self.of(PAPER, count):
+        values = floats(proposed(search, search["fitness"])[: search["answers"][0]["evaluations"]])
+        values = values[np.isfinite(values)]
+        best, mean = (float(values.max()), float(values.mean())) if len(values) else (None, None)
+        about = {"setting": self.name, "n": count, "seed": search["seed"], "best": best, "centroid": mean}
+        found.append((about, search))
+    return found
 
   def single_fitness(self) -> list[float | None]:
     """Of every checkpoint."""

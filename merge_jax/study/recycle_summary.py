@@ -31,8 +31,7 @@ def summary(results: Iterable[Plain], draws: int = 1000) -> Plain:
       `heldout_correlation`, the rank correlation of fitness and held-out average over the points proposed;
       each a list by seed.
     `weights`: of the five fittest points of the first seed; `checkpoints`; `single_fitness` by setting.
-    `sweep`: by setting, n and seed: `best` and mean (`centroid`) fitness of the points proposed on the
-      search's examples; `test` average of the best, with its `stderr`.
+    `sweep`: see `Setting.sweep`, with the `test` average of the best, and its `stderr`.
     `ablations`: test average of the fittest point proposed, mean over `n` seeds, with its interval.
     `cost`: see `cost`.
   """
@@ -44,7 +43,7 @@ def summary(results: Iterable[Plain], draws: int = 1000) -> Plain:
     "weights": [weights for one in found for weights in _weights(one)],
     "checkpoints": found[0].singles["checkpoints"],
     "single_fitness": [{"setting": one.name, "values": one.single_fitness()} for one in found],
-    "sweep": [point for one in found for point in sweep(one, draws)],
+    "sweep": [point for one in found for point in _sweep(one, draws)],
     "ablations": [level for one in found for level in _ablations(one, draws)],
     "cost": cost(found),
   }
@@ -143,20 +142,11 @@ def _weights(one: Setting) -> list[Plain]:
   return [{"setting": one.name, "name": f"best {i}", "values": list(w)} for i, w in enumerate(top, 1)]
 
 
-def sweep(one: Setting, draws: int) -> list[Plain]:
-  """The paper's search over the N best checkpoints, at the smallest budget."""
+def _sweep(one: Setting, draws: int) -> list[Plain]:
   found = []
-  for count in sorted({search["count"] for search in one.searches}):
-    for search in one.of(PAPER, count):
-      budget = search["answers"][0]["evaluations"]
-      values = floats(proposed(search, search["fitness"])[:budget])
-      test = one.interval([row(search, "search_best")], one.tasks, draws)
-      found.append({
-        "setting": one.name, "n": count, "seed": search["seed"],
-        "best": nullable(np.nanmax(values)) if np.isfinite(values).any() else None,
-        "centroid": nullable(np.nanmean(values)) if np.isfinite(values).any() else None,
-        "test": test["value"], "stderr": test["stderr"],
-      })  # fmt: skip
+  for point, search in one.sweep():
+    test = one.interval([row(search, "search_best")], one.tasks, draws)
+    found.append(point | {"test": test["value"], "stderr": test["stderr"]})
   return found
 
 
