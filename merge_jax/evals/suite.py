@@ -3,7 +3,7 @@
 import abc
 import hashlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from merge_jax import sharding
 from merge_jax.checkpoints.placement import NONE
-from merge_jax.evals.batching import Batches, encode, pack
+from merge_jax.evals.batching import Batches, Rows, encode, pack
 from merge_jax.evals.external import Command
 from merge_jax.evals.metrics import METRICS
 from merge_jax.evals.objective import FunctionObjective, JittedObjective, Merge
@@ -147,21 +147,31 @@ class TaskSuite(Suite):
     self._apply, self._dtype, self._files, self._mesh = apply, dtype, files, mesh
     self.stacks, self.axes = stacks, axes
     multiple = 1 if mesh is None else sharding.row_count(mesh)
+    rows = {
+      split: encode(chosen, tokens, append_eos=append_eos, max_length=max_length, vocabulary=vocabulary)
+      for split, chosen in self._tasks.items()
+    }
     self._batches: dict[str, Batches] = {
       split: pack(
-        encode(chosen, tokens, append_eos=append_eos, max_length=max_length, vocabulary=vocabulary),
-        max_shapes=max_shapes, batch_tokens=batch_tokens, vocabulary=vocabulary, multiple=multiple,
+        some, max_shapes=max_shapes, batch_tokens=batch_tokens, vocabulary=vocabulary, multiple=multiple
       )
-      for split, chosen in self._tasks.items()
-    }  # fmt: skip
+      for split, some in rows.items()
+    }
+    self._tokens = {split: _tokens(self._tasks[split], some) for split, some in rows.items()}
+    self._rows = {split: _digest(self._tasks[split], some) for split, some in rows.items()}
 
   def sizes(self, split: str) -> dict[str, int]:
     """Number of examples by task."""
     return {task.name: len(task.examples) for task in self._tasks[split]}
 
-  def tokens(self, split: str) -> int:
-    """Tokens of one evaluation, padding apart."""
-    return self._batches[split].tokens
+  def tokens(self, split: str, tasks: Collection[str] | None = None) -> int:
+    """Tokens of one evaluation, padding apart; on some of the tasks, if they are given."""
+    counts = self._tokens[split]
+    return sum(counts[name] for name in (counts if tasks is None else tasks))
+
+  def identity(self) -> str:
+    """SHA-256 of what is scored, wherever it was read from: rows, answers, metrics and dtype, by split."""
+    return hashlib.sha256(repr((self._rows, str(self._dtype))).encode()).hexdigest()
 
   def digests(self) -> dict[str, str]:
     """SHA-256 of the task files, by path."""
@@ -189,6 +199,24 @@ class TaskSuite(Suite):
       split: make_scorer(self._apply, self._tasks[split], batches, dtype=self._dtype, mesh=self._mesh)
       for split, batches in self._batches.items()
     }
+
+
+def _tokens(tasks: Sequence[Task], rows: Rows) -> dict[str, int]:
+  """Tokens that are read for each task; the last one of a row is only predicted."""
+  lengths = iter(rows.ids)
+  return {
+    task.name: sum(len(next(lengths)) - 1 for example in task.examples for _ in example.targets)
+    for task in tasks
+  }
+
+
+def _digest(tasks: Sequence[Task], rows: Rows) -> str:
+  """SHA-256 of one split."""
+  shape = [(task.name, task.metric, [(len(e.targets), e.answer) for e in task.examples]) for task in tasks]
+  total = hashlib.sha256(repr((shape, rows.starts)).encode("utf-8", "surrogatepass"))
+  for ids in rows.ids:
+    total.update(len(ids).to_bytes(4, "big") + ids.tobytes())
+  return total.hexdigest()
 
 
 class FunctionSuite(Suite):

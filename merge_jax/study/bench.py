@@ -1,0 +1,158 @@
+"""A pool that many searches share: placed once, one compiled program a method and split for all of them."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from merge_jax import checkpoints, preflight, sharding
+from merge_jax.checkpoints import Checkpoint
+from merge_jax.evals.objective import Evaluation, JittedObjective
+from merge_jax.evals.suite import TaskSuite
+from merge_jax.recycle import methods, placing
+from merge_jax.recycle.settings import Placement
+from merge_jax.search.baselines import METHOD, one_hot
+from merge_jax.search.fitness import Fitness
+from merge_jax.search.loop import SPLIT
+from merge_jax.search.point import Candidate, Point
+
+
+class Pool(NamedTuple):
+  """Checkpoints to recycle.
+
+  Attributes:
+    names: short ones, in order.
+    folders: of the checkpoints.
+    base: folder of their common ancestor, or None.
+    stages: what each was trained by, by name: "sft" or "po"; others may be left out.
+    tokens: that the training of each read, by name; of others it is what their `training.json` says.
+  """
+
+  names: tuple[str, ...]
+  folders: tuple[Path, ...]
+  base: Path | None = None
+  stages: Mapping[str, str] = {}
+  tokens: Mapping[str, int] = {}
+
+
+class Bench:
+  """Scores merges of a pool.
+
+  The pool is opened here, its tensors are read when the first merge is scored. What single checkpoints score
+  is kept, since every search begins with them.
+
+  Args:
+    pool: see there.
+    suite: its tasks; all of them are scored, whatever a search looks at.
+    batch: candidates of one program call.
+    mesh: of the suite; None: one device.
+
+  Raises:
+    ValueError: names or checkpoints that do not go together.
+  """
+
+  def __init__(self, pool: Pool, suite: TaskSuite, batch: int, mesh: Mesh | None):
+    if not len(set(pool.names)) == len(pool.names) == len(pool.folders):
+      raise ValueError(f"The pool has {len(pool.folders)} folders and the names {', '.join(pool.names)}; "
+                       "expected a different one for each.")  # fmt: skip
+    for name in (*pool.stages, *pool.tokens):
+      if name not in pool.names:
+        raise ValueError(f"The pool has no checkpoint {name!r}; its names are {', '.join(pool.names)}.")
+    opened, base = preflight.open_pool([str(path) for path in pool.folders], str(pool.base or "") or None)
+    preflight.require(tuple(preflight.check(opened, base, memory=tuple, values=False)))
+    self.pool, self.suite, self.batch = pool, suite, batch
+    self.checkpoints, self.base = tuple(opened), base
+    self._mesh = mesh
+    self._singles: dict[str, list[Evaluation]] = {}
+
+  @property
+  def count(self) -> int:
+    """Checkpoints of the pool."""
+    return len(self.checkpoints)
+
+  def digests(self) -> dict[str, Any]:
+    """Of the checkpoints, the base and the tasks: what all scores depend on."""
+    base = None if self.base is None else self.base.digest()
+    found = [checkpoint.digest() for checkpoint in self.checkpoints]
+    return {"checkpoints": found, "base": base, "tasks": self.suite.identity()}
+
+  @functools.cached_property
+  def objective(self) -> JittedObjective:
+    """Compiled once: `linear` for the known points and most searches, `task_arithmetic` on the base."""
+    first, suite, mesh = self.checkpoints[0], self.suite, self._mesh or sharding.make_mesh("fsdp:1")
+    layout = placing.layout(first.specs, mesh, Placement(), suite.stacks, suite.axes)
+
+    def placed(checkpoint: Checkpoint) -> dict[str, Any]:
+      return checkpoints.place(checkpoint, layout.shardings, suite.stacks)
+
+    experts = [placed(checkpoint) for checkpoint in self.checkpoints]
+    base = None if self.base is None else placed(self.base)
+    merges = methods.merges(tuple(methods.METHODS), experts, base, suite.axes)
+    return JittedObjective(merges, suite.scorers(), self.batch, layout)
+
+  def singles(self, split: str) -> list[Evaluation]:
+    """What each checkpoint scores."""
+    if split not in self._singles:
+      alone = [Candidate("single", METHOD, one_hot(i, self.count)) for i in range(self.count)]
+      self._singles[split] = self.objective.evaluate(alone, split)
+    return self._singles[split]
+
+  def fitness(self, tasks: Sequence[str]) -> Fitness:
+    """The mean of the metrics of some tasks, as the paper's.
+
+    Raises:
+      ValueError: the suite has no such task.
+    """
+    signs = dict(zip(self.suite.names, self.suite.signs, strict=True))
+    for task in tasks:
+      if task not in signs:
+        raise ValueError(f"The suite has no task {task!r} to search by; its tasks are {', '.join(signs)}.")
+    return Fitness(tuple(tasks), tuple(signs[task] for task in tasks), source="metric")
+
+  def best(self, fitness: Fitness, count: int) -> tuple[int, ...]:
+    """Positions of the fittest checkpoints, in the pool's order."""
+    scored = self.singles(SPLIT)
+    values = fitness.values([one.scores for one in scored], [None] * len(scored))
+    order = np.argsort(-np.nan_to_num(fitness.aggregated(values, values), nan=-np.inf), kind="stable")
+    return tuple(sorted(int(i) for i in order[:count]))
+
+
+class Members(NamedTuple):
+  """An objective for merges of some of the checkpoints, by the program of all: the others weigh nothing.
+
+  Attributes:
+    bench: of all.
+    places: of the members.
+  """
+
+  bench: Bench
+  places: tuple[int, ...]
+
+  @property
+  def batch(self) -> int:
+    """Candidates of one call."""
+    return self.bench.objective.batch
+
+  def whole(self, candidate: Candidate) -> Candidate:
+    """The same merge, with a weight for every checkpoint of the pool."""
+    weights = np.zeros(self.bench.count)
+    weights[list(self.places)] = candidate.point.array
+    return Candidate(candidate.kind, candidate.method, Point.of(weights, candidate.point.numbers))
+
+  def evaluate(self, candidates: Sequence[Candidate], split: str) -> list[Evaluation]:
+    """Scores of each candidate, in order."""
+    known = [self._single(candidate, split) for candidate in candidates]
+    new = [self.whole(one) for one, old in zip(candidates, known, strict=True) if old is None]
+    scored = iter(self.bench.objective.evaluate(new, split) if new else [])
+    return [next(scored) if old is None else old for old in known]
+
+  def _single(self, candidate: Candidate, split: str) -> Evaluation | None:
+    """Of a single checkpoint, whatever it is asked for as."""
+    if candidate.method != METHOD or sorted(candidate.point.weights) != [0.0] * (len(self.places) - 1) + [
+      1.0
+    ]:
+      return None
+    return self.bench.singles(split)[self.places[candidate.point.weights.index(1.0)]]

@@ -1,0 +1,85 @@
+"""The analyses of the paper "Recycle" (arXiv 2412.04144) on a pool of checkpoints, as independent cells.
+
+A search is a cell, and knows nothing of the others: over the N best checkpoints for several N at one budget;
+over all of them by the paper's search, by ours and at random, beyond the paper's budget, too; and with one
+thing varied at a time. `summary` and `evidence` put together what the searches found.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+from jax.sharding import Mesh
+
+from merge_jax.evals.suite import TaskSuite
+from merge_jax.study import recycle_search
+from merge_jax.study.bench import Bench
+from merge_jax.study.bench import Pool as Pool
+from merge_jax.study.cells import Cell
+from merge_jax.study.recycle_evidence import evidence as evidence
+from merge_jax.study.recycle_settings import MAIN, PAPER, Arm, arms
+from merge_jax.study.recycle_settings import Recycling as Recycling
+from merge_jax.study.recycle_settings import read as read
+from merge_jax.study.recycle_summary import summary as summary
+
+KIND = "recycle"
+
+
+def cells(
+  pool: Pool, suite: TaskSuite, options: Recycling, *, mesh: Mesh | None = None, name: str = "recycle"
+) -> list[Cell]:
+  """What there is to do, the checkpoints alone first. One placed pool serves all of them.
+
+  Args:
+    pool: opened here; its tensors are read by the first cell that runs.
+    suite: with the splits search, validation and test; the tasks of all settings are in each.
+    options: see there.
+    mesh: of the suite; None: one device.
+    name: of the pool, for people.
+
+  Raises:
+    ValueError: a pool of one checkpoint, checkpoints that do not go together, tasks or splits that the suite
+      does not have.
+  """
+  for split in ("search", "validation", "test"):
+    if split not in suite.splits:
+      raise ValueError(f"The suite has no {split} examples; its splits are {', '.join(suite.splits)}.")
+  bench = Bench(pool, suite, options.batch, mesh)
+  if bench.count < 2:
+    raise ValueError("The pool has one checkpoint; give at least two to recycle.")
+  for tasks in options.settings.values():
+    bench.fitness(tasks)
+  about = bench.digests() | {"batch": options.batch}
+  scored = {"stages": dict(pool.stages), "tokens": dict(pool.tokens), "names": list(pool.names)}
+  found = [Cell(KIND, f"{name} singles", about | scored, functools.partial(recycle_search.singles, bench))]
+  for spec in dict.fromkeys(_searches(options, bench.count)):
+    setting, count, arm, seed, budgets = spec
+    plain = {"setting": setting, "tasks": list(options.settings[setting]), "count": count,
+             "arm": msgspec.to_builtins(arm), "seed": seed, "budgets": list(budgets)}  # fmt: skip
+    words = f"{name} {setting} N={count} {arm.proposer} {arm.space} σ={arm.sigma:g} {arm.start} seed {seed}"
+    found.append(Cell(KIND, words, about | plain, _search(bench, plain, arm)))
+  return found
+
+
+Search = tuple[str, int, Arm, int, tuple[int, ...]]
+"""Setting, number of checkpoints, way, seed and budgets of a search."""
+
+
+def _searches(options: Recycling, most: int) -> Iterator[Search]:
+  counts = sorted({min(count, most) for count in options.counts})
+  for setting in options.settings:
+    varied = arms(options) if not options.ablated or setting in options.ablated else []
+    for seed in options.seeds:
+      for arm in (*MAIN.values(), *varied):
+        yield setting, counts[-1], arm, seed, options.budgets
+      for count in counts[:-1]:
+        yield setting, count, PAPER, seed, options.budgets[:1]
+
+
+def _search(bench: Bench, plain: Mapping[str, Any], arm: Arm) -> Callable[[], dict[str, Any]]:
+  def run() -> dict[str, Any]:
+    found = recycle_search.run(bench, plain["tasks"], plain["count"], arm, plain["seed"], plain["budgets"])
+    return {**plain, **found}
+
+  return run
