@@ -14,11 +14,12 @@ from merge_jax.evals import tasks as task_files
 from merge_jax.recycle import settings as recycle_settings
 from merge_jax.recycle import suites
 from merge_jax.search import Candidate, Point
-from merge_jax.study import recycle_evidence, recycle_search, recycle_summary, recycling
-from merge_jax.study import recycle_settings as ways
-from merge_jax.study.bench import Bench, Members, Pool
-from merge_jax.study.recycle_cost import cost
-from merge_jax.study.recycle_found import Setting
+from merge_jax.study import recycling
+from merge_jax.study.recycling import search as recycle_search
+from merge_jax.study.recycling import settings as ways
+from merge_jax.study.recycling.bench import Bench, Members, Pool
+from merge_jax.study.recycling.cost import cost
+from merge_jax.study.recycling.found import Setting
 from merge_jax.training import pool as writing
 from merge_jax.training import puzzles
 
@@ -222,7 +223,7 @@ def test_a_smaller_budget_is_what_it_would_be_alone(world, suite, found):
 
 def test_section_of_the_report(found):
   _, results = found
-  section = json.loads(json.dumps(recycle_summary.summary(results, 100), allow_nan=False))
+  section = json.loads(json.dumps(recycling.summary(results, 100), allow_nan=False))
   assert section["checkpoints"] == ["m0", "m1", "m2", "m3", "m4"]
   (setting,) = section["settings"]
   rows = {row["name"]: row for row in setting["rows"]}
@@ -263,18 +264,18 @@ def test_section_of_the_report(found):
 
 def test_what_is_missing_is_left_out(found):
   _, results = found
-  assert recycle_summary.summary([]) == recycle_summary.summary(results[1:]) == {}
-  assert recycle_evidence.evidence(results[1:]) == {}
+  assert recycling.summary([]) == recycle_summary.summary(results[1:]) == {}
+  assert recycling.evidence(results[1:]) == {}
   no_paper = [one for one in results if one.get("arm") != PAPER]
-  section = json.loads(json.dumps(recycle_summary.summary(no_paper, 100), allow_nan=False))
+  section = json.loads(json.dumps(recycling.summary(no_paper, 100), allow_nan=False))
   assert section["sweep"] == section["weights"] == section["settings"][0]["front"] == []
   assert any(row["name"] == "ours" for row in section["settings"][0]["rows"])
-  assert recycle_evidence.evidence(no_paper)["settings"][0]["baselines"] == {}
+  assert recycling.evidence(no_paper)["settings"][0]["baselines"] == {}
 
 
 def test_evidence_has_single_scores(found):
   _, results = found
-  given = json.loads(json.dumps(recycle_evidence.evidence(results), allow_nan=False))
+  given = json.loads(json.dumps(recycling.evidence(results), allow_nan=False))
   assert given["stages"] == ["sft", "po", None, None, None] and len(given["singles"]) == 5
   (setting,) = given["settings"]
   assert setting["baselines"].keys() == {

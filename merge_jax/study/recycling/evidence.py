@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-from merge_jax.study.recycle_cost import cost
-from merge_jax.study.recycle_found import Setting, proposed, row, settings
-from merge_jax.study.recycle_settings import MAIN, PAPER
-from merge_jax.study.recycle_summary import BASELINES
+from merge_jax.study.recycling.cost import cost
+from merge_jax.study.recycling.found import Setting, proposed, row, settings
+from merge_jax.study.recycling.settings import MAIN, PAPER
+from merge_jax.study.recycling.summary import BASELINES
 
 Plain = dict[str, Any]
 

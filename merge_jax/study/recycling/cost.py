@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from merge_jax.study.recycle_found import Setting
+from merge_jax.study.recycling.found import Setting
 
 Plain = dict[str, Any]
 

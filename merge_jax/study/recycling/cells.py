@@ -1,9 +1,4 @@
-"""The analyses of the paper "Recycle" (arXiv 2412.04144) on a pool of checkpoints, as independent cells.
-
-A search is a cell, and knows nothing of the others: over the N best checkpoints for several N at one budget;
-over all of them by the paper's search, by ours and at random, beyond the paper's budget, too; and with one
-thing varied at a time. `summary` and `evidence` put together what the searches found.
-"""
+"""The cells of searches over a pool."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -13,15 +8,10 @@ import msgspec
 from jax.sharding import Mesh
 
 from merge_jax.evals.suite import TaskSuite
-from merge_jax.study import recycle_search
-from merge_jax.study.bench import Bench
-from merge_jax.study.bench import Pool as Pool
 from merge_jax.study.cells import Cell
-from merge_jax.study.recycle_evidence import evidence as evidence
-from merge_jax.study.recycle_settings import MAIN, PAPER, Arm, arms
-from merge_jax.study.recycle_settings import Recycling as Recycling
-from merge_jax.study.recycle_settings import read as read
-from merge_jax.study.recycle_summary import summary as summary
+from merge_jax.study.recycling import search
+from merge_jax.study.recycling.bench import Bench, Pool
+from merge_jax.study.recycling.settings import MAIN, PAPER, Arm, Recycling, arms
 
 KIND = "recycle"
 
@@ -52,7 +42,7 @@ def cells(
     bench.fitness(tasks)
   about = bench.digests() | {"batch": options.batch}
   scored = {"stages": dict(pool.stages), "tokens": dict(pool.tokens), "names": list(pool.names)}
-  found = [Cell(KIND, f"{name} singles", about | scored, functools.partial(recycle_search.singles, bench))]
+  found = [Cell(KIND, f"{name} singles", about | scored, functools.partial(search.singles, bench))]
   for spec in dict.fromkeys(_searches(options, bench.count)):
     setting, count, arm, seed, budgets = spec
     plain = {"setting": setting, "tasks": list(options.settings[setting]), "count": count,
@@ -79,7 +69,7 @@ def _searches(options: Recycling, most: int) -> Iterator[Search]:
 
 def _search(bench: Bench, plain: Mapping[str, Any], arm: Arm) -> Callable[[], dict[str, Any]]:
   def run() -> dict[str, Any]:
-    found = recycle_search.run(bench, plain["tasks"], plain["count"], arm, plain["seed"], plain["budgets"])
+    found = search.run(bench, plain["tasks"], plain["count"], arm, plain["seed"], plain["budgets"])
     return {**plain, **found}
 
   return run

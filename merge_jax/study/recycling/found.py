@@ -15,7 +15,7 @@ import numpy as np
 from merge_jax.errors import unknown
 from merge_jax.evals import Examples, uncertainty
 from merge_jax.search.scores import nullable, signed
-from merge_jax.study.recycle_settings import PAPER, Arm
+from merge_jax.study.recycling.settings import PAPER, Arm
 
 Plain = dict[str, Any]
 

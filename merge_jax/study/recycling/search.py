@@ -18,8 +18,8 @@ from merge_jax.search.point import Candidate
 from merge_jax.search.proposers import Options, proposer
 from merge_jax.search.scores import best, nullables
 from merge_jax.search.space import space
-from merge_jax.study.bench import Bench, Members
-from merge_jax.study.recycle_settings import Arm
+from merge_jax.study.recycling.bench import Bench, Members
+from merge_jax.study.recycling.settings import Arm
 
 Plain = dict[str, Any]
 VALIDATION = "validation"
