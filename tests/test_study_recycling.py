@@ -264,7 +264,7 @@ def test_section_of_the_report(found):
 
 def test_what_is_missing_is_left_out(found):
   _, results = found
-  assert recycling.summary([]) == recycle_summary.summary(results[1:]) == {}
+  assert recycling.summary([]) == recycling.summary(results[1:]) == {}
   assert recycling.evidence(results[1:]) == {}
   no_paper = [one for one in results if one.get("arm") != PAPER]
   section = json.loads(json.dumps(recycling.summary(no_paper, 100), allow_nan=False))
