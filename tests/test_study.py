@@ -1,0 +1,288 @@
+"""The grid of a study: cells, sets of experts, tuning, and a study of models that are there."""
+
+import csv
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from merge_jax import errors, models
+from merge_jax.evals.examples import Examples
+from merge_jax.study import grid, job, settings
+from merge_jax.study.cells import Cell, Group, Store, run
+from merge_jax.study.data import from_files
+from merge_jax.study.tasks import Tasks
+from merge_jax.training import pool, puzzles
+
+CONFIG = {
+  "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 97, "hidden_size": 16,
+  "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+  "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True,
+  "eos_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
+CATEGORIES = ("letters", "digits", "mixed")
+
+
+def numbered(i, run=None, needs=()):
+  return Cell("test", f"cell {i}", {"i": i}, run or (lambda: {"i": i}), needs)
+
+
+def test_cells_are_done_once(tmp_path):
+  calls = []
+
+  def counted(i):
+    return lambda: calls.append(i) or {"i": i}
+
+  cells = [numbered(i, counted(i)) for i in range(3)]
+  first = run(cells, Store(tmp_path))
+  again = run([*cells, numbered(3, counted(3))], Store(tmp_path))
+  assert calls == [0, 1, 2, 3]
+  assert first.results == {key: again.results[key] for key in first.results}
+  assert not again.failed
+
+
+def test_a_failed_cell_is_named_and_tried_again(tmp_path):
+  broken = [True]
+
+  def fragile():
+    if broken[0]:
+      raise RuntimeError("out of luck")
+    return {"i": 1}
+
+  one = numbered(1, fragile)
+  cells = [numbered(0), one, numbered(2, needs=(one.key,)), numbered(3)]
+  failed = run(cells, Store(tmp_path))
+  assert failed.failed == {
+    "cell 1": "RuntimeError: out of luck", "cell 2": "it needs a cell that failed."
+  }  # fmt: skip
+  assert len(failed.results) == 2
+  broken[0] = False
+  assert len(run(cells, Store(tmp_path)).results) == 4
+
+
+def test_of_a_group_only_the_broken_cell_fails(tmp_path):
+  def together(cells):
+    if any(cell.spec["i"] == 1 for cell in cells):
+      raise ValueError("not this one")
+    return [{"i": cell.spec["i"]} for cell in cells]
+
+  outcome = run([Group(tuple(numbered(i) for i in range(4)), together)], Store(tmp_path))
+  assert list(outcome.failed) == ["cell 1"]
+  assert sorted(result["i"] for result in outcome.results.values()) == [0, 2, 3]
+
+
+def test_a_stop_keeps_what_is_done(tmp_path):
+  asked = iter([False, True])
+  with pytest.raises(errors.Stopped, match="1 cells"):
+    run([numbered(0), numbered(1)], Store(tmp_path), stop=lambda: next(asked))
+  assert run([numbered(0), numbered(1)], Store(tmp_path)).results.keys() == {numbered(0).key, numbered(1).key}
+
+
+def test_a_damaged_cell_is_named(tmp_path):
+  store, cell = Store(tmp_path), numbered(0)
+  run([cell], store)
+  path = tmp_path / f"{cell.key}.json"
+  path.write_text(path.read_text()[:-20])
+  with pytest.raises(ValueError, match=f"{cell.key}.json .remove it"):
+    store.get(cell.key)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, 3), (2, 5), (5, 1)])
+def test_subsets_differ_and_do_not_depend_on_their_number(count, expected):
+  names = ["a", "b", "c", "d", "e"]
+  found = grid.subsets(names, count, expected)
+  assert len(found) == len(set(found)) == expected
+  assert all(len(one) == count and list(one) == sorted(one) for one in found)
+  assert grid.subsets(names, count, 2) == found[:2]
+
+
+def test_random_methods_are_repeated_where_there_is_one_set():
+  methods = {
+    "average": settings.Method(operator="uniform"),
+    "dare": settings.Method(operator="dare_ties", grid=({"density": 0.5},)),
+  }
+  made = grid.merges(methods, ["a", "b"], [2], 3)
+  assert [(merge.method, merge.subset) for merge in made] == [
+    ("average", 0), ("dare", 0), ("dare", 1), ("dare", 2)
+  ]  # fmt: skip
+
+
+def test_trials_are_compared_by_scores_over_the_experts():
+  tasks = Tasks({"a": ("x", "y"), "b": ("z",)}, {}, {}, "")
+  values = np.array([[1, 1, 0, 0, 4, 4], [1] * 6, [0] * 6, [1] * 6], float)
+  examples = Examples(("x", "y", "z"), (1.0, 1.0, -1.0), (2, 2, 2), values)
+  references = {"a": {"x": 0.5, "y": 0.0, "z": 9.0}, "b": {"z": 2.0}}
+  # x: 1 / .5; y is no denominator; z is a loss: 2 / 4.
+  assert grid.worth(examples, ("a", "b"), tasks, references) == pytest.approx((2.0 + 0.5) / 2)
+  assert grid.worth(examples, ("a",), tasks, references) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+  ("method", "counts", "words"),
+  [
+    ({"operator": "tise"}, (2,), "did you mean 'ties'"),
+    ({"operator": "ties", "grid": ({"density": 1.5},)}, (2,), "density"),
+    ({"operator": "ties", "grid": ({"destiny": 0.5},)}, (2,), "destiny"),
+    ({"operator": "fisher"}, (2,), "statistics"),
+    ({"operator": "slerp", "grid": ({"t": 0.5},)}, (2, 3), "trial 0"),
+    ({"operator": "uniform"}, (2, 4), "at most the 3"),
+    ({"operator": "uniform"}, (2, 2), "different numbers"),
+    ({"operator": "ties", "grid": ({"density": 0.5}, {"scaling": 0.5})}, (2,), "same names"),
+  ],
+)
+def test_what_cannot_be_merged_is_refused(method, counts, words):
+  with pytest.raises(ValueError, match=words):
+    grid.check({"m": settings.Method(**method)}, counts, 3)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+  """A base, experts and a multitask model in Hugging Face folders, with task files."""
+  folder = tmp_path_factory.mktemp("own")
+  model, tokenizer = models.build(CONFIG), puzzles.tokenizer().to_str()
+  base = model.init(jax.random.key(0))
+
+  def save(name, seed):
+    moved = {
+      key: value + 0.05 * jax.random.normal(jax.random.fold_in(jax.random.key(seed), i), value.shape)
+      for i, (key, value) in enumerate(base.items())
+    }
+    pool.save(folder / name, base if seed == 0 else moved, CONFIG, tokenizer, {})
+    return str(folder / name)
+
+  generator = np.random.default_rng(0)
+
+  def task(name, choices=False):
+    lines = []
+    for i in range(40):
+      letters = "".join(generator.choice(list("abcdef"), 3))
+      line = {"prompt": f"{name}{i} {letters}="}
+      line |= {"choices": [letters[:2], letters[1:] + "z"], "answer": i % 2} if choices else {"target": letters}
+      lines.append(json.dumps(line))
+    (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return str(folder / f"{name}.jsonl")
+
+  family = {
+    "size": "tiny", "kind": "pretrained", "base": save("base", 0), "multitask": save("all", 9),
+    "experts": {name: save(name, i + 1) for i, name in enumerate(CATEGORIES)},
+  }  # fmt: skip
+  return {
+    "held_in": {name: (f"{task(name)}:loss",) for name in CATEGORIES},
+    "held_out": {"other": (task("other", choices=True),)},
+    "families": (family,),
+    "methods": {
+      "average": {"operator": "uniform"},
+      "ties": {"operator": "ties", "grid": ({"density": 0.2}, {"density": 0.6})},
+      "dare_ties": {"operator": "dare_ties", "grid": ({"density": 0.5}, {"density": 0.8})},
+    },
+    "counts": (2, 3), "subsets": 2, "bootstrap": 100, "limits": (10, 15),
+  }  # fmt: skip
+
+
+def study(own, folder, **changed):
+  given = settings.from_mapping({**own, "output_dir": str(folder), **changed})
+  return job.study(given, lambda study, folder: from_files(study.data.options), say=lambda line: None)
+
+
+def plain(result):
+  """What does not depend on the clock."""
+  return {key: value for key, value in result.items() if key not in ("cost", "title")}
+
+
+@pytest.fixture(scope="module")
+def done(own, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("done") / "run"
+  return folder, study(own, folder)
+
+
+def test_a_study_of_given_models_scores_every_cell(done):
+  folder, result = done
+  rows = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text())))
+  roles = [row["role"] for row in rows if row["task"] == "other"]
+  # Sets of two: two; of three: one, but dare_ties draws twice; each tuned and untuned.
+  assert {role: roles.count(role) for role in set(roles)} == {
+    "base": 1, "expert": 3, "multitask": 1, "merge": 2 * (3 + 3 + 4)
+  }  # fmt: skip
+  assert {row["held"] for row in rows if row["task"] == "other"} == {"out"}
+  assert len(result["hyperparameters"]) == 3 + 2 * 3 + 2 * 4
+  assert {claim["id"] for claim in result["claims"]} >= {f"W{i}" for i in range(1, 9)}
+  assert (folder / "report.html").is_file() and json.loads((folder / "result.json").read_text())
+  assert not result["failed"]
+
+
+def test_a_merge_is_that_of_the_library(own, done, tmp_path):
+  import merge_jax as mj
+  from merge_jax import checkpoints
+
+  folder, _ = done
+  rows = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text())))
+  (row,) = [r for r in rows if (r["method"], r["count"], r["tuned"], r["task"]) == ("ties", "3", "1", "letters")]
+  family = own["families"][0]
+  base = checkpoints.open(family["base"]).load()
+  experts = [checkpoints.open(family["experts"][name]).load() for name in CATEGORIES]
+  merged = mj.merge(mj.ties(json.loads(row["numbers"])["density"]), experts, base=base)
+  pool.save(tmp_path / "merged", merged, CONFIG, puzzles.tokenizer().to_str(), {})
+  changed = dict(family, base=str(tmp_path / "merged"), multitask="")
+  study(own, tmp_path / "run", families=(changed,), methods={"average": {"operator": "uniform"}})
+  other = csv.DictReader(io.StringIO((tmp_path / "run" / "results.csv").read_text()))
+  (base_row,) = [r for r in other if (r["role"], r["task"]) == ("base", "letters")]
+  assert float(base_row["score"]) == pytest.approx(float(row["score"]), rel=1e-5)
+
+
+def test_the_same_study_again_does_nothing_and_more_adds_what_is_missing(own, done, monkeypatch):
+  folder, result = done
+  before = {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
+  scored = []
+  monkeypatch.setattr(grid, "_score", lambda *args: scored.append(args))
+  assert plain(study(own, folder)) == plain(result)
+  more = own["methods"] | {"linear": {"operator": "linear"}}
+  study(own, folder, methods=more)
+  after = {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
+  assert not scored and before.items() <= after.items()
+  assert len(after) == len(before) + 3
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_batches_score_alike(own, done, tmp_path, batch):
+  _, result = done
+  again = study(own, tmp_path / "run", batch=batch)
+  for one, other in zip(result["scores"], again["scores"], strict=True):
+    assert one["scores"] == pytest.approx(other["scores"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("changed", "words"),
+  [
+    ({"counts": (2, 5)}, "at most the 3"),
+    ({"families": ()}, "there are no models"),
+    ({"held_out": {"letters": ("x.jsonl",)}}, "held in and held out"),
+    ({"held_in": {}}, "held_in"),
+    ({"fractions": (0.9, 0.9)}, "at most 1"),
+    ({"methods": {}}, "methods"),
+    ({"along": {"size": "tiny", "options": {}}}, "along"),
+  ],
+)
+def test_a_refused_study_leaves_no_trace(own, tmp_path, changed, words):
+  with pytest.raises(ValueError, match=words):
+    study(own, tmp_path / "run", **changed)
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_other_things_is_refused(own, tmp_path):
+  (tmp_path / "mine.txt").write_text("mine")
+  with pytest.raises(FileExistsError):
+    study(own, tmp_path)
+
+
+def test_a_broken_expert_costs_its_merges_alone(own, tmp_path):
+  import shutil
+
+  family = dict(own["families"][0])
+  target = tmp_path / "broken"
+  shutil.copytree(family["experts"]["mixed"], target)
+  (target / "model.safetensors").write_bytes((target / "model.safetensors").read_bytes()[:-40])
+  family["experts"] = dict(family["experts"], mixed=str(target))
+  with pytest.raises(ValueError, match="broken"):
+    study(own, tmp_path / "run", families=(family,))
