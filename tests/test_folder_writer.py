@@ -149,6 +149,13 @@ def test_one_process_fills_a_folder(tmp_path):
         pass
 
 
+def test_a_process_that_does_not_see_the_folder_writes_none_of_its_own(tmp_path, monkeypatch):
+  monkeypatch.setattr("merge_jax.host.is_lead", lambda: False)
+  with pytest.raises(FileNotFoundError, match=r"out is not seen here; all processes must share"):
+    FolderWriter(tmp_path / "out", TENSORS, together=True)
+  assert not (tmp_path / "out").exists()
+
+
 def fill(target):
   """What was there, of a block that writes the rest."""
   with (

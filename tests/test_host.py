@@ -51,13 +51,40 @@ def test_one_process_needs_nobody():
     (("node0", 2, 0), "expected host:port"),
     ((":80", 2, 0), "expected host:port"),
     (("node0:65536", 2, 0), "a port from 1 to 65535"),
-    (("node0:80", 0, 0), "--num_processes is 0; expected at least 1"),
+    (("http://node0:80", 2, 0), "expected host:port"),
+    (("node0:80", 0, 0), "--num_processes is 0; expected 1 to"),
+    (("node0:80", 1 << 40, 0), "expected 1 to"),
     (("node0:80", 2, 2), "--process_id is 2; expected 0 to 1"),
   ],
 )
 def test_a_start_that_cannot_be_is_refused(arguments, words):
   with pytest.raises(ValueError, match=words):
     host.start(*arguments)
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 0.0, -1.0, 1e12])
+def test_waits_that_never_or_always_end_are_refused(seconds):
+  with pytest.raises(ValueError, match=r"--heartbeat is .*; expected 1 to 1000000 seconds"):
+    host.start("node0:80", 2, 0, heartbeat=seconds)
+  with pytest.raises(ValueError, match=r"--start_timeout is .*; expected 1 to 1000000 seconds"):
+    host.start("node0:80", 2, 0, timeout=seconds)
+
+
+def test_processes_that_count_otherwise_do_not_wait_for_one_that_never_comes():
+  code = textwrap.dedent("""
+    import sys
+    from merge_jax import host
+    try:
+      host.start(sys.argv[1], *[(2, 0), (3, 1)][int(sys.argv[2])], heartbeat=3, timeout=60)
+      with host.reporting():
+        host.gather(0)
+    except Exception as error:
+      print(host.cause(error))
+      host.leave(1)
+  """)
+  said = "--num_processes is 3 at process 1; the lead says 2.\n"
+  results = processes.run(2, ["-c", code, "{coordinator}", "{index}"], timeout=60)
+  assert results == [(1, f"process 1: {said}", ""), (1, said, "")]
 
 
 def test_processes_that_do_not_come_and_ports_that_are_taken_are_one_sentence():

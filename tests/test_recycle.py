@@ -322,9 +322,24 @@ def test_stop_finishes_the_record_and_resumes(world, finished, tmp_path):
 
 def test_a_second_launch_into_one_folder_leaves(world, tmp_path):
   output = tmp_path / "x"
-  with storage.locked(output), pytest.raises(storage.Locked, match="in use by process"):
+  with storage.locked(output), pytest.raises(storage.Locked, match="in use by process") as caught:
     # The lock is of an open file, so it also holds against this process.
     run(world, output)
+  assert caught.value.status == 75  # a killed job's lock may outlive it for a while: scripts try again
+
+
+def test_a_process_that_was_told_of_another_job_does_no_part_of_this_one(world, tmp_path, monkeypatch):
+  def of_the_lead(value):
+    plain, placement = value
+    other = plain | {"config": plain["config"] | {"tasks": ["other"]}}
+    return [other, placement.replace("fsdp:1", "fsdp:2")]
+
+  monkeypatch.setattr("merge_jax.host.broadcast", of_the_lead)
+  with pytest.raises(
+    ValueError, match=r"another job than the lead: config.tasks: \['other'\] -> .*placement"
+  ):
+    run(world, tmp_path / "x")
+  assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(

@@ -138,6 +138,7 @@ def test_damaged_files_are_one_sentence(store, tensors, tmp_path, cut):
   [
     ("ftp://host/m", "unknown scheme 'ftp'"), ("gs://", "names no bucket"), ("s3:///m", "names no bucket"),
     ("gs://bucket/none", "no such folder or file"), ("gss://b/m", "did you mean 'gs'"),
+    ("gs://b/../m", "without '..'"), ("gs:/b/m", "has one slash"),
   ],
 )  # fmt: skip
 def test_what_is_not_there_is_one_sentence(store, path, message):
@@ -276,6 +277,40 @@ def test_lines_are_objects_in_order(store, tmp_path):
     storage.Lines(path)
   storage.remove_lines(path)
   assert not storage.has_lines(path) and not store.objects
+
+
+@pytest.mark.parametrize("cut", [0, 5, -1])
+def test_an_object_of_lines_that_lost_its_end_is_refused_before_more_are_added(store, cut):
+  path, last = storage.path("gs://b/run/journal.jsonl"), storage.path("gs://b/run/journal/00000001.jsonl")
+  lines = storage.Lines(path)
+  lines.append({"n": 0})
+  lines.append({"n": 1}, {"n": 2})
+  last.write_bytes(last.read_bytes()[:cut])
+  with pytest.raises(ValueError, match=r"00000001\.jsonl: its end is missing"):
+    storage.Lines(path)
+
+
+def test_who_lost_a_folder_to_another_job_removes_nothing_of_it(store):
+  folder = storage.path("gs://b/x")
+  with pytest.raises(OSError, match="network"), storage.new_folder(folder):
+    (folder / leases.NAME).write_bytes(leases._json(leases.Holder("elsewhere", 1, "x", time.time())))
+    (folder / "theirs").write_text("theirs")
+    raise OSError("network")
+  assert stores.content("gs://b/x") == {"theirs": b"theirs"}
+
+
+def test_a_lease_that_came_through_twice_is_held(store, monkeypatch):
+  write = store.pipe_file
+
+  def twice(self, path, value, mode="overwrite", **_):
+    write(self, path, value)
+    if mode == "create":
+      raise FileExistsError(path)
+
+  monkeypatch.setattr(store, "pipe_file", twice)
+  with storage.locked(storage.path("gs://b/x")):
+    pass
+  assert not store.objects
 
 
 def test_a_lease_keeps_a_second_job_out_and_ends(store, monkeypatch):
@@ -432,6 +467,14 @@ def test_a_run_on_a_store_is_begun_anew(world, there, quick, local):
     recycled(world, "gs://b/run")
 
 
+def test_a_trace_of_a_run_goes_to_its_store(world, there, quick, monkeypatch):
+  monkeypatch.setattr(
+    jax.profiler, "trace", lambda folder: contextlib.nullcontext(Path(folder, "trace").write_text("x"))
+  )
+  recycled(world, "gs://b/run", profile=True)
+  assert stores.content("gs://b/run/profile") == {"trace": b"x"}
+
+
 def test_a_prefix_of_others_is_refused(world, there, quick):
   storage.path("gs://b/run/notes.txt").write_text("mine")
   before = dict(there.objects)
@@ -537,6 +580,8 @@ def test_no_place_of_others_is_written(models):
       merged(DARE, "", "gs://b/out", overwrite=overwrite)
   with pytest.raises(ValueError, match="is the input gs://b/a"):
     merged(DARE, "gs://b/", "gs://b/a", overwrite=True)
+  with pytest.raises(ValueError, match="names a bucket alone"):
+    merged(DARE, "gs://b/", "gs://c")
   assert models.objects == before
 
 

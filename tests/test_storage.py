@@ -1,5 +1,6 @@
 """Whole-or-nothing files, one writer, journals that survive a cut and no change."""
 
+import errno
 import json
 import os
 import signal
@@ -83,6 +84,13 @@ def test_a_line_that_was_tampered_with_is_named(path, change, message):
     with pytest.raises(ValueError, match=f"{path.name}{message}"):
       read(path)
   assert path.read_bytes() == content
+
+
+def test_what_a_full_disk_refuses_names_the_file(tmp_path):
+  lines = storage.Lines(tmp_path / "x")
+  (tmp_path / "x").symlink_to("/dev/full")
+  with pytest.raises(OSError, match=r"/x: the disk is full \(No space left on device\); make room"):
+    lines.append({"n": 0})
 
 
 def test_lines_hold_no_nan(path):
@@ -238,6 +246,27 @@ def test_one_writer_a_folder(tmp_path):
   storage.refuse_locked(folder)
   with storage.locked(folder):  # the kernel let go when the holder died
     pass
+
+
+def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch):
+  def refuse(*_):
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+  monkeypatch.setattr(storage.locks.fcntl, "flock", refuse)
+  for hold in (storage.locked, storage.held):
+    with (
+      pytest.raises(OSError, match=r"does not lock files .Function not implemented.; mount"),
+      hold(tmp_path),
+    ):
+      pass
+
+
+def test_two_writers_of_one_folder_do_not_clear_each_other(tmp_path):
+  with storage.new_folder(tmp_path / "x") as partial:
+    (partial / "a").write_text("1")
+    with pytest.raises(storage.Locked, match="is being filled"), storage.new_folder(tmp_path / "x"):
+      pass
+  assert files(tmp_path) == {"x/a": "1"}
 
 
 @pytest.mark.parametrize(

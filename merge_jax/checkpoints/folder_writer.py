@@ -56,7 +56,7 @@ class FolderWriter(Writer):
 
   Raises:
     ValueError: a dtype or name that the format does not have.
-    OSError: the disk has no room, or does not take it.
+    OSError: the disk has no room, or does not take it; the lead's folder is not seen by another process.
   """
 
   def __init__(
@@ -70,6 +70,10 @@ class FolderWriter(Writer):
     together: bool = False,
   ):
     self._together, self._lead = together, not together or host.is_lead()
+    if not self._lead and not folder.is_dir():  # what is written into one of its own would be missing
+      raise FileNotFoundError(
+        f"{folder} is not seen here; all processes must share the file system of the output."
+      )
     with storage.writing(folder):
       super().__init__(folder, specs, like)
     self._shards: list[_Shard] = []

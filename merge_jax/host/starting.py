@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import os
+import re
 import socket
 import sys
 import threading
@@ -10,8 +11,10 @@ from typing import Any
 
 from merge_jax.errors import Stopped, sentence
 from merge_jax.host import job, talking
+from merge_jax.host.ending import reporting
 
 HEARTBEAT = 60.0
+LONGEST, MOST = 1_000_000, 1_000_000  # seconds to wait, and processes: JAX takes 32 bits
 
 
 def start(
@@ -32,7 +35,8 @@ def start(
       (one may have been killed on its way), because JAX's client would end it with a stack trace.
 
   Raises:
-    ValueError: some of the three alone, a number or port out of range, or no cluster is found.
+    ValueError: some of the three alone, a number or port out of range, no cluster is found, or the lead has
+      another number of processes.
     OSError: the port is taken.
     RuntimeError: JAX cannot start: devices are in use already, or a process has started before.
 
@@ -40,6 +44,9 @@ def start(
   Traceback (most recent call last):
   ValueError: --coordinator is 'node0'; expected host:port, with a port from 1 to 65535.
   """
+  for name, seconds in (("heartbeat", heartbeat), ("start_timeout", timeout)):
+    if not 1 <= seconds <= LONGEST:  # NaN is neither
+      raise ValueError(f"--{name} is {seconds:g}; expected 1 to {LONGEST} seconds.")
   _check(coordinator, num_processes, process_id)
   import jax
 
@@ -71,6 +78,9 @@ def start(
   finally:
     late.cancel()
   job.current = job.Job(heartbeat)
+  with reporting():
+    if (told := talking.broadcast(count())) != count():  # each would wait for ever for whom the other forgot
+      raise ValueError(f"--num_processes is {count()} at process {index()}; the lead says {told}.")
 
 
 def _check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -83,15 +93,15 @@ def _check(coordinator: str | None, num_processes: int | None, process_id: int |
       f"--{missing} is missing; give all of --coordinator, --num_processes and --process_id, or none of "
       "them on a cluster that says."
     )
-  host, _, port = coordinator.rpartition(":")
-  if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+  address = re.fullmatch(r"[^\s/]+:([0-9]{1,5})", coordinator)
+  if address is None or not 0 < (port := int(address[1])) < 1 << 16:
     raise ValueError(f"--coordinator is {coordinator!r}; expected host:port, with a port from 1 to 65535.")
-  if num_processes < 1:
-    raise ValueError(f"--num_processes is {num_processes}; expected at least 1.")
+  if not 1 <= num_processes <= MOST:
+    raise ValueError(f"--num_processes is {num_processes}; expected 1 to {MOST}.")
   if not 0 <= process_id < num_processes:
     raise ValueError(f"--process_id is {process_id}; expected 0 to {num_processes - 1}.")
   if process_id == 0:
-    _require_port(int(port))
+    _require_port(port)
 
 
 def _require_port(port: int) -> None:

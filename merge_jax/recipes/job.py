@@ -147,10 +147,6 @@ def _folder(
     path, *told = host.broadcast()
     if told != [job, verify]:
       raise ValueError("This process has another merge than the lead: other inputs, versions or flags.")
-    if path is not None and not storage.path(path).is_dir():
-      raise FileNotFoundError(
-        f"{path} is not seen here; all processes must share the file system of the output."
-      )
     host.barrier("the plan")
     yield None if path is None else storage.path(path)
   elif stage and manifest.matches(place, record):

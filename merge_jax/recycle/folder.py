@@ -5,7 +5,6 @@ A marker names the run and lists its files before they are written. A folder wit
 
 import contextlib
 import hashlib
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -138,7 +137,7 @@ class RunFolder:
     marker = self._marker
     if marker is None:
       return
-    shutil.rmtree(self.path / SCRATCH, ignore_errors=True)
+    storage.remove_tree(self.path / SCRATCH)
     for name in marker.wrote:
       file = self.path / name
       if file.parent.resolve().is_relative_to(self.path.resolve()):  # never through a user's link

@@ -1,19 +1,21 @@
 """The recycle job: build, check, search, choose, measure, write. Everything but the journal is derived."""
 
 import json
-import shutil
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import msgspec
 
 from merge_jax import errors, host, preflight, storage
 from merge_jax.recycle import folder as folders
+from merge_jax.recycle import manifest as manifests
 from merge_jax.recycle import methods
 from merge_jax.recycle import result as results
 from merge_jax.recycle.folder import RunFolder
+from merge_jax.recycle.manifest import Manifest
 from merge_jax.recycle.problem import Problem, build
 from merge_jax.recycle.settings import Settings
 from merge_jax.recycle.work import Work
@@ -62,11 +64,23 @@ def recycle(
     Stopped: see `stop`.
   """
   problem = build(settings)
+  _refuse_another(problem)
   if not host.is_lead():
     return Work(problem).follow()
   with host.leading() as send:
     work = Work(problem, send)
     return work.finish(_lead(problem, work, overwrite, say, progress, stop, profile))
+
+
+def _refuse_another(problem: Problem) -> None:
+  """Raises ValueError if this process would do its part of another job than the lead's."""
+  placement = str(problem.settings.placement)
+  lead, placed = host.broadcast([msgspec.to_builtins(problem.manifest), placement])
+  found = manifests.changes(msgspec.convert(lead, Manifest), problem.manifest)
+  if placed != placement:
+    found.append(f"config.placement: {placed} -> {placement}")
+  if found:
+    raise ValueError(f"This process has another job than the lead: {'; '.join(found)}.")
 
 
 def _lead(
@@ -93,7 +107,7 @@ def _lead(
     run = _claimable(path, problem, overwrite)  # another process may have been faster
     if overwrite:
       run.clear()
-    shutil.rmtree(path / folders.SCRATCH, ignore_errors=True)
+    storage.remove_tree(path / folders.SCRATCH)
     run.claim(problem.manifest)
     return _run(run, problem, work, say, progress, stop, profile)
 
@@ -142,7 +156,7 @@ def _run(
     work.write(chosen, partial)
   write_report(run, result)
   run.conclude(json.dumps(result, indent=2, allow_nan=False) + "\n")
-  shutil.rmtree(run.path / folders.SCRATCH, ignore_errors=True)
+  storage.remove_tree(run.path / folders.SCRATCH)
   return result
 
 
@@ -155,9 +169,12 @@ def _times(work: Work, records: Sequence[Record]) -> str:
 
 def _profile(run: RunFolder, work: Work, candidate: Candidate, say: Say) -> None:
   """A trace of three evaluations; scopes "merge" and "evaluate" tell their operations apart."""
-  with run.new_folder(folders.PROFILE) as partial, jax.profiler.trace(str(partial)):
-    for _ in range(3):
-      work.evaluate([candidate], SPLIT)
+  with run.new_folder(folders.PROFILE) as partial, storage.workroom(partial) as room:
+    with jax.profiler.trace(str(room)):
+      for _ in range(3):
+        work.evaluate([candidate], SPLIT)
+    for name in storage.names(room):
+      storage.deliver(room / name, partial / name)
   say(f"trace for TensorBoard or Perfetto: {run.path / folders.PROFILE}")
 
 

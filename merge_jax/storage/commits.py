@@ -50,7 +50,8 @@ def filled(folder: Remote, owned: Collection[str] | None, resume: str | None) ->
       yield folder
     except BaseException:
       if resume is None:
-        with contextlib.suppress(OSError):  # the next writer clears what is left
+        with contextlib.suppress(OSError, ValueError, leases.Locked):  # the next writer clears what is left
+          leases.require(folder, mine)  # it may be another one's by now
           _clear(folder, keep)
           (folder / STARTED).unlink(missing_ok=True)
       raise

@@ -42,19 +42,20 @@ def write_text(path: Path, text: str) -> None:
   if isinstance(path, Remote):
     path.write_text(text)
     return
-  clear_partial(path)
-  descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.partial-")
-  try:
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    Path(name).chmod(0o644)
-    Path(name).replace(path)
-  except BaseException:
-    Path(name).unlink(missing_ok=True)
-    raise
-  sync(path.parent)
+  with writing(path):
+    clear_partial(path)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.partial-")
+    try:
+      with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+      Path(name).chmod(0o644)
+      Path(name).replace(path)
+    except BaseException:
+      Path(name).unlink(missing_ok=True)
+      raise
+    sync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -135,11 +136,10 @@ def _partial(path: Path, resume: str | None) -> Iterator[Path]:
     with writing(path.parent):
       partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
       partial.chmod(0o755)
-    yield partial
-    return
-  partial = path.with_name(name)
-  with writing(path.parent):
-    partial.mkdir(exist_ok=True)
+  else:
+    partial = path.with_name(name)
+    with writing(path.parent):
+      partial.mkdir(exist_ok=True)
   with held(partial):
     yield partial
 
@@ -165,13 +165,14 @@ def _remove(folder: Path, names: Collection[str]) -> None:
 
 
 def clear_partial(path: Path) -> None:
-  """Removes what a killed writer of `path` left beside it; call it as the only writer."""
+  """Removes what a killed writer of `path` left beside it; Locked if one is at work on a folder."""
   prefix = f".{path.name}.partial-"
   for left in path.parent.glob(f"{glob.escape(prefix)}*"):
     if not re.fullmatch(r"[a-z0-9_]{8}", left.name.removeprefix(prefix)):  # as `tempfile` names them
       continue
     if left.is_dir() and not left.is_symlink():
-      shutil.rmtree(left)
+      with held(left):
+        shutil.rmtree(left)
     else:
       left.unlink()
 
@@ -191,6 +192,8 @@ def destination(text: str | Path, what: str) -> Path:
   try:
     path = remote.path(text)
     if isinstance(path, Remote):
+      if len(path.parts) < 3:  # what is written beside it would be in another bucket
+        raise ValueError("it names a bucket alone; expected a folder in it")
       return path
     with contextlib.suppress(FileNotFoundError):
       path.stat()

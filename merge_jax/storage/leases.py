@@ -17,14 +17,15 @@ from collections.abc import Iterator
 import msgspec
 
 from merge_jax import decoding
+from merge_jax.errors import Stopped
 from merge_jax.storage.remote import Remote
 
 NAME = ".lock"
 LIFE, BEAT = 120.0, 20.0  # seconds; the clocks of machines may differ by less than a minute
 
 
-class Locked(RuntimeError):
-  """Another process writes into the folder."""
+class Locked(Stopped):
+  """Another process writes into the folder, or did a moment ago and was killed: later the command goes on."""
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -106,7 +107,9 @@ def _take(file: Remote, mine: Holder) -> None:
   try:
     file.create(_json(mine))
   except FileExistsError:
-    raise Locked(f"{file.parent} was taken by another job this moment; wait for it or stop it.") from None
+    holder = _holder(file)
+    if holder is None or holder.block != mine.block:  # else the request was sent twice and came through twice
+      raise Locked(f"{file.parent} was taken by another job this moment; wait for it or stop it.") from None
 
 
 def _holder(file: Remote) -> Holder | None:

@@ -16,6 +16,7 @@ from merge_jax.storage.folders import sync
 from merge_jax.storage.inputs import read_bytes
 from merge_jax.storage.leases import Locked
 from merge_jax.storage.remote import Remote, side_by_side
+from merge_jax.storage.space import writing
 
 
 class Lines:
@@ -62,7 +63,7 @@ class Lines:
 
   def _append(self, content: bytes) -> None:
     new = not self._path.exists()
-    with self._path.open("ab") as file:
+    with writing(self._path), self._path.open("ab") as file:
       file.write(content)
       file.flush()
       os.fsync(file.fileno())
@@ -102,6 +103,15 @@ def _parts(path: Remote) -> list[Remote]:
   return sorted(file for file in found if re.fullmatch(r"\d{8}\.jsonl", file.name))
 
 
+def _joined(parts: list[Remote]) -> bytes:
+  """The lines of all objects; ValueError if one has lost its end, which no kill can do."""
+  contents = side_by_side(read_bytes, parts)
+  for file, content in zip(parts, contents, strict=True):
+    if not content.endswith(b"\n"):
+      raise ValueError(f"{file}: its end is missing; restore the object, or begin anew with --overwrite.")
+  return b"".join(contents)
+
+
 def _create(file: Remote, content: bytes) -> None:
   """Makes an object; that it is there is no error if a request was sent twice and came through twice."""
   try:
@@ -117,7 +127,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], str, int]:
   """The records, the last one's check, and the bytes of all complete lines."""
   if not has_lines(path):
     return [], "", 0
-  content = b"".join(side_by_side(read_bytes, _parts(path))) if isinstance(path, Remote) else read_bytes(path)
+  content = _joined(_parts(path)) if isinstance(path, Remote) else read_bytes(path)
   lines = content.split(b"\n")[:-1]  # what follows the last line end was cut short
   records: list[dict[str, Any]] = []
   previous = ""

@@ -43,10 +43,8 @@ def held(folder: Path) -> Iterator[None]:
   """
   descriptor = os.open(folder, os.O_RDONLY)
   try:
-    try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise Locked(f"{folder} is being filled by another process; wait for it or stop it.") from None
+    if not _flock(descriptor, fcntl.LOCK_EX, folder):
+      raise Locked(f"{folder} is being filled by another process; wait for it or stop it.")
     yield
   finally:
     os.close(descriptor)
@@ -62,9 +60,21 @@ def refuse_locked(folder: Path) -> None:
 
 
 def _lock(file: IO[str], kind: int, folder: Path) -> None:
-  try:
-    fcntl.flock(file, kind | fcntl.LOCK_NB)
-  except BlockingIOError:
+  if not _flock(file.fileno(), kind, folder):
     file.seek(0)
     holder = file.read().strip() or "unknown"
-    raise Locked(f"{folder} is in use by process {holder}; wait for it or stop it.") from None
+    raise Locked(f"{folder} is in use by process {holder}; wait for it or stop it.")
+
+
+def _flock(descriptor: int, kind: int, folder: Path) -> bool:
+  """Whether the lock could be had; OSError if there are none."""
+  try:
+    fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  except OSError as error:  # Lustre and NFS, as some mount them
+    raise OSError(
+      f"{folder}: its file system does not lock files ({os.strerror(error.errno or 0)}); mount it so that it "
+      "does (of Lustre: -o flock), or choose another place."
+    ) from None
+  return True

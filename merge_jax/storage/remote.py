@@ -32,7 +32,7 @@ def path(text: str | Path) -> Path:
   """A path as a user names it: a local one, `~` expanded, or one on an object store.
 
   Raises:
-    ValueError: an unknown scheme, no bucket, or a scheme whose package is not installed.
+    ValueError: an unknown scheme, no bucket, "..", or a scheme whose package is not installed.
     RuntimeError: `~` of a user that does not exist.
 
   >>> path("runs/x")
@@ -42,12 +42,19 @@ def path(text: str | Path) -> Path:
   ValueError: ftp://host/x: unknown scheme 'ftp'; Known: gs, s3.
   """
   match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/]*)", str(text))
-  if match is None or isinstance(text, Remote):
-    return text if isinstance(text, Remote) else Path(text).expanduser()
+  if isinstance(text, Remote):
+    return text
+  if match is None:
+    head, slash, _ = str(text).partition(":/")
+    if slash and head in PACKAGES:  # what `Path` makes of a store's path, too
+      raise ValueError(f"{text}: has one slash behind {head}:; expected {head}://bucket/folder, as text.")
+    return Path(text).expanduser()
   if match[1] not in PACKAGES:
     raise ValueError(unknown("scheme", match[1], PACKAGES, str(text)))
   if not match[2]:
     raise ValueError(f"{text}: names no bucket; expected {match[1]}://bucket/folder.")
+  if ".." in str(text).split("/"):
+    raise ValueError(f"{text}: a store has no folders to go up from; write the path without '..'.")
   try:
     import fsspec  # slow to import, and most paths are local
 
