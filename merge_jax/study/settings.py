@@ -115,8 +115,8 @@ class Study(Part, frozen=True):
 
   output_dir: str
   held_in: Annotated[dict[str, tuple[str, ...]], Meta(min_length=1)]
-  held_out: dict[str, tuple[str, ...]] = {}
   methods: Annotated[dict[str, Method], Meta(min_length=1)]
+  held_out: dict[str, tuple[str, ...]] = {}
   counts: tuple[Positive, ...] = (2, 4, 6, 8)
   subsets: Positive = 3
   families: tuple[Family, ...] = ()
