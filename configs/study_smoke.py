@@ -1,39 +1,59 @@
+"""The small study in two minutes: two models that learn next to nothing; it shows that all parts run.
+
+python -m launch.study --config=configs/study_smoke.py --output_dir=runs/study_smoke
+"""
+
 from ml_collections import config_dict
 
-T = "/tmp/toy/tasks"
+HELD_IN = {"reversal": ("rev", "swap"), "sorting": ("up", "down"), "conversion": ("hex", "quad")}
+HELD_OUT = {"paths": ("walk",), "pooling": ("pool",)}
+INSTRUCT = ("map",)
 
 
-def model(h):
+def llama(hidden: int, layers: int, heads: int = 2) -> dict[str, object]:
   return {
-    "architectures": ("LlamaForCausalLM",),
-    "model_type": "llama",
-    "hidden_size": h,
-    "intermediate_size": 2 * h,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": True,
-    "eos_token_id": 1,
+    "architectures": ("LlamaForCausalLM",), "model_type": "llama", "vocab_size": 97,
+    "hidden_size": hidden, "intermediate_size": hidden * 11 // 4, "num_hidden_layers": layers,
+    "num_attention_heads": heads, "num_key_value_heads": heads, "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True, "eos_token_id": 1,
     "pad_token_id": 0,
-  }
+  }  # fmt: skip
 
 
-def get_config():
+def get_config() -> config_dict.ConfigDict:
   c = config_dict.ConfigDict()
-  c.output_dir = "/tmp/toy/run"
-  c.held_in = {
-    "rev": (f"{T}/reverse.jsonl", f"{T}/words.jsonl"),
-    "ins": (f"{T}/insert.jsonl",),
-    "num": (f"{T}/sort.jsonl",),
-  }
-  c.held_out = {"out": (f"{T}/hex.jsonl:loss",)}
+  c.output_dir = ""
+  held_in, held_out = (sum(part.values(), ()) for part in (HELD_IN, HELD_OUT))
+  c.held_in, c.held_out = config_dict.ConfigDict(HELD_IN), config_dict.ConfigDict(HELD_OUT)
+  c.data = config_dict.ConfigDict({"source": "puzzles"})
+  c.data.options = config_dict.ConfigDict({
+    "held_in": held_in, "held_out": held_out, "instruct": INSTRUCT, "train": 400, "evaluation": 60,
+  })  # fmt: skip
   c.counts = (2, 3)
-  c.methods = {
-    "average": {"operator": "uniform"},
-    "task_arithmetic": {"operator": "task_arithmetic", "grid": ({"scaling": 1.0}, {"scaling": 0.5})},
+  c.subsets = 2
+  c.fractions = (0.35, 0.65)
+  c.limits = (0, 0)
+  c.batch = 1
+  c.bootstrap = 100
+  c.training = config_dict.ConfigDict()
+  c.training.kinds = ("pretrained", "instruct")
+  c.training.sizes = config_dict.ConfigDict({
+    "tiny": {"model": llama(16, 2), "seeds": (0,)},
+    "small": {"model": llama(32, 2), "seeds": (0,)},
+  })  # fmt: skip
+  every = dict.fromkeys((*held_in, *held_out, *INSTRUCT), 1.0)
+  c.training.recipes = config_dict.ConfigDict({
+    "pretrained": {"mixture": every, "steps": 60, "learning_rate": 3e-3, "warmup": 5},
+    "instruct": {"mixture": dict.fromkeys(INSTRUCT, 1.0), "steps": 20, "learning_rate": 1e-3, "warmup": 5},
+    "expert": {"steps": 20, "learning_rate": 1e-3, "warmup": 5},
+    "multitask": {"steps": 60, "learning_rate": 1e-3, "warmup": 5},
+  })  # fmt: skip
+  # As many trials for each method that has numbers; the first are the untuned ones.
+  c.methods = config_dict.ConfigDict({
+    "average": {"operator": "linear", "weight": 0.0},
+    "task_arithmetic": {
+      "operator": "task_arithmetic", "grid": ({"scaling": 1.0}, {"scaling": 0.5}),
+    },
     "ties": {
       "operator": "ties",
       "grid": ({"density": 0.2, "scaling": 1.0}, {"density": 0.5, "scaling": 1.0}),
@@ -42,26 +62,5 @@ def get_config():
       "operator": "dare_ties",
       "grid": ({"density": 0.5, "scaling": 1.0}, {"density": 0.2, "scaling": 1.0}),
     },
-  }
-  tr = {n: f"{T}/train/{n}.jsonl" for n in ("reverse", "words", "insert", "sort")}
-  c.data = {
-    "source": "files",
-    "options": {
-      "tokenizer": f"{T}/tokenizer.json",
-      "train": tr,
-      "pretrain": {n: f"{T}/train/{n}.jsonl" for n in ("rotate", "hex", "reverse")},
-      "instruct": {"filter": f"{T}/train/filter.jsonl"},
-    },
-  }
-  c.training = {
-    "sizes": {"s": {"model": model(16), "seeds": (0,)}, "m": {"model": model(32), "seeds": (0, 1)}},
-    "recipes": {
-      "pretrained": {"steps": 100, "learning_rate": 3e-3},
-      "instruct": {"steps": 40, "learning_rate": 1e-3},
-      "expert": {"steps": 40, "learning_rate": 1e-3},
-      "multitask": {"steps": 60, "learning_rate": 1e-3},
-    },
-  }
-  c.subsets = 2
-  c.limits = (40, 60)
+  })  # fmt: skip
   return c

@@ -1,0 +1,197 @@
+"""Task files of a study from reasoning-gym (extra `data`): text, instructions, questions and choices.
+
+The same items are told in three ways. Text to pretrain on speaks of every skill, as text at large does;
+instructions are `name question=answer`; held-out tasks are questions in other words with four choices. What
+an item is evaluated on is never told in any of them.
+"""
+
+import dataclasses
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from merge_jax import decoding, storage
+from merge_jax.errors import unknown
+from merge_jax.evals.splits import position
+from merge_jax.study.data import Data
+from merge_jax.study.puzzle_table import TABLE
+from merge_jax.training import puzzles
+
+VERSION = 1
+"""Of what is written from the same options."""
+TEXTS = ("{noun} of {x} is {y}", "{x} has {noun} {y}", "{noun}: {x}, {y}")
+QUESTION = "{noun} {x}? "
+CHOICES = 4
+FRUITLESS = 3000
+"""After so many entries without a new item there are no more."""
+
+_Count = Annotated[int, Meta(ge=1, le=100_000)]
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+  """What is written; names are of `TABLE`.
+
+  Attributes:
+    held_in: puzzles that experts are trained on.
+    held_out: puzzles that are asked in other words with choices; only text has them.
+    instruct: puzzles of the instructions; they are never evaluated.
+    train, evaluation: at most so many items a puzzle to train and to evaluate on.
+    share: of a puzzle's items that are kept for evaluation.
+  """
+
+  held_in: tuple[str, ...]
+  held_out: tuple[str, ...]
+  instruct: tuple[str, ...]
+  train: _Count = 5000
+  evaluation: _Count = 200
+  share: Annotated[float, Meta(gt=0, lt=1)] = 0.08
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+  """Questions and answers of a puzzle, to train and to evaluate on."""
+
+  train: list[tuple[str, str]]
+  evaluation: list[tuple[str, str]]
+
+
+def make(folder: Path, options: Mapping[str, Any], seed: int = 0) -> Data:
+  """Writes the task files of a study, or finds them.
+
+  Args:
+    folder: they are written to a folder in it, whole or not at all, whose name tells options apart; what is
+      there is kept.
+    options: see `Options`.
+    seed: another one gives other items.
+
+  Raises:
+    ValueError: options that cannot be used, or a puzzle with too few items.
+    ModuleNotFoundError: reasoning-gym is missing.
+  """
+  chosen = decoding.convert(dict(options), Options, "config.data.options")
+  every = (*chosen.held_in, *chosen.held_out, *chosen.instruct)
+  for i, name in enumerate(every):
+    if name not in TABLE:
+      raise ValueError(unknown("puzzle", name, TABLE, "config.data.options"))
+    if name in every[:i]:
+      raise ValueError(f"config.data.options: puzzle {name!r} stands twice; a puzzle has one part.")
+  said = msgspec.to_builtins(chosen) | {"seed": seed, "version": VERSION}
+  digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+  target = folder / f"puzzles-{digest}"
+  if not target.is_dir():
+    with storage.new_folder(target) as partial:
+      for name in every:
+        _write(partial, name, chosen, seed)
+  return Data(
+    puzzles.tokenizer().to_str(),
+    train={name: target / "train" / f"{name}.jsonl" for name in chosen.held_in},
+    tasks={name: target / "tasks" / f"{name}.jsonl" for name in (*chosen.held_in, *chosen.held_out)},
+    pretrain={name: target / "pretrain" / f"{name}.jsonl" for name in every},
+    instruct={name: target / "instruct" / f"{name}.jsonl" for name in chosen.instruct},
+  )
+
+
+def _write(folder: Path, name: str, options: Options, seed: int) -> None:
+  items = draw(name, options, seed)
+  files = {"pretrain": texts(name, items.train)}
+  if name in options.instruct:
+    files["instruct"] = instructions(name, items.train)
+  elif name in options.held_in:
+    files |= {"train": instructions(name, items.train), "tasks": instructions(name, items.evaluation)}
+  else:
+    files["tasks"] = questions(name, items.evaluation, seed)
+  for part, records in files.items():
+    path = folder / part / f"{name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def draw(name: str, options: Options, seed: int) -> Items:
+  """Different items of a puzzle, in the order in which they are drawn.
+
+  An item's part is a hash of its question and answer, whichever asks for the other: it has the same part in
+  every puzzle, and in the inverse one.
+
+  Raises:
+    ValueError: too few of them to evaluate on.
+  """
+  import reasoning_gym
+
+  puzzle, limit = TABLE[name], 20 * (options.train + options.evaluation) + 2000
+  # Entry i of the library depends on seed + i.
+  first = (seed * len(TABLE) + list(TABLE).index(name)) * 1_000_000
+  entries = reasoning_gym.create_dataset(puzzle.dataset, size=limit, seed=first, **puzzle.options)
+  items, seen, last = Items([], []), set[str](), 0
+  for i in range(limit):
+    for question, answer in puzzle.items(entries[i]["metadata"]):
+      if question in seen:
+        continue
+      seen.add(question)
+      last = i
+      kept = position("|".join(sorted((question, answer))), 0) < options.share
+      part, most = (items.evaluation, options.evaluation) if kept else (items.train, options.train)
+      if len(part) < most:
+        part.append((question, answer))
+    full = len(items.train) == options.train and len(items.evaluation) == options.evaluation
+    if full or i > last + FRUITLESS:
+      break
+  if 2 * len(items.evaluation) < min(options.evaluation, 100) or not items.train:
+    raise ValueError(
+      f"Puzzle {name!r} gave {len(items.train)} items to train and {len(items.evaluation)} to evaluate on; "
+      f"{options.evaluation} were asked for. Raise config.data.options.share."
+    )
+  return items
+
+
+def texts(name: str, items: Sequence[tuple[str, str]]) -> Iterator[dict[str, str]]:
+  """Sentences whose every character but the first is a target."""
+  for i, (question, answer) in enumerate(items):
+    text = TEXTS[i % len(TEXTS)].format(noun=TABLE[name].noun, x=question, y=answer)
+    yield {"prompt": text[0], "target": text[1:]}
+
+
+def instructions(name: str, items: Sequence[tuple[str, str]]) -> Iterator[dict[str, str]]:
+  """The format of held-in tasks and of instructions."""
+  for question, answer in items:
+    yield {"prompt": f"{name} {question}=", "target": answer}
+
+
+def questions(name: str, items: Sequence[tuple[str, str]], seed: int) -> Iterator[dict[str, Any]]:
+  """The format of held-out tasks: choices of one length, in an order that says nothing."""
+  for question, answer in items:
+    random_ = random.Random(f"{seed} {name} {question}")
+    choices = [answer, *wrong(question, answer, random_)]
+    random_.shuffle(choices)
+    prompt = QUESTION.format(noun=TABLE[name].noun, x=question)
+    yield {"prompt": prompt, "choices": choices, "answer": choices.index(answer)}
+
+
+def wrong(question: str, answer: str, random_: random.Random) -> list[str]:
+  """Other answers that look right.
+
+  The other words of the question where the answer is one of them, else the answer with two characters in
+  each other's place, or where that gives too few, with one that is another of the question.
+  """
+  words = question.split()
+  if answer in words and len(words) >= CHOICES:
+    return random_.sample([word for word in words if word != answer], CHOICES - 1)
+  found: list[str] = []
+  characters = sorted(set(question + answer + "0123456789" * answer.isdigit()) - {" "})
+  for attempt in range(1000):
+    other = list(answer)
+    i, j = random_.randrange(len(answer)), random_.randrange(len(answer))
+    if attempt < 100:
+      other[i], other[j] = other[j], other[i]
+    else:
+      other[i] = random_.choice(characters)
+    if (text := "".join(other)) != answer and text not in found:
+      found.append(text)
+    if len(found) == CHOICES - 1:
+      return found
+  raise ValueError(f"Question {question!r} with answer {answer!r} has too few different characters.")
