@@ -45,8 +45,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
   Attributes:
     t0, bigbench: archives, or folders of the same layout.
     tokenizer: a `tokenizer.json`; "" trains byte-level BPE on the training texts, with `vocabulary` tokens.
-    max_characters: of a prompt with its longest target, and of a piece of text, in UTF-8: no line has more
-      tokens than this.
+    max_characters: of a prompt with its longest target, in UTF-8: no line has more tokens than this. Pieces
+      of text have half of it.
     test: share of the rows that are evaluated.
     heldout_examples: most of a held-out task.
     metrics: by kind of data set, see `t0_sources.Source`.
@@ -74,7 +74,7 @@ METRIC = {"choices": "choice_accuracy", "answer": "loss", "text": "loss"}
 
 
 def make(folder: Path, options: Mapping[str, Any], seed: int = 0) -> Data:
-  """Writes the task files of a study, or finds them.
+  """Writes the task files of a study, or finds them; 20 CPU-seconds for the whole archives.
 
   Args:
     folder: they are written to a folder in it, whole or not at all, whose name tells options and archives
@@ -197,7 +197,7 @@ def _corpora(
     given = sorted(where.rglob("*.txt")) if where.is_dir() else [where]
     documents += [file.read_text("utf-8", "replace") for file in given]
   most = options.max_characters
-  pieces = dict.fromkeys(piece for text in documents for piece in t0_corpora.chunks(text, most))
+  pieces = dict.fromkeys(piece for text in documents for piece in t0_corpora.chunks(text, most // 2))
   short = [piece for piece in pieces if len(piece.split()) > 1 and len(piece.encode()) <= most]
   clean = [piece for piece in short if not leaks.runs(piece) & evaluated]
   lines = [*t0_corpora.readings(clean, options.readings, seed), *t0_corpora.puzzles(options.puzzles, seed)]

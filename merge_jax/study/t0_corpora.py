@@ -11,7 +11,6 @@ must not be trained on, and the archive's Self-Instruct seeds have summaries, se
 """
 
 import inspect
-import pydoc_data.topics
 import random
 import re
 import sysconfig
@@ -53,7 +52,9 @@ def passages(templates: Mapping[str, Sequence[Line]]) -> Iterator[str]:
 
 def documentation() -> Iterator[str]:
   """Prose of the running Python: its language reference, and long docstrings of the standard library."""
-  yield from pydoc_data.topics.topics.values()
+  from pydoc_data import topics  # half a megabyte
+
+  yield from topics.topics.values()
   root = Path(sysconfig.get_paths()["stdlib"])
   for path in sorted(root.rglob("*.py")):
     if not {"site-packages", "test", "tests"} & set(path.relative_to(root).parts):
