@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from merge_jax import decoding
 
+Kind = Literal["pretrained", "instruct"]
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
@@ -55,12 +56,15 @@ class Size(Part, frozen=True):
   """A model to train.
 
   Attributes:
-    model: content of `config.json`; the vocabulary is the tokenizer's.
+    model: content of `config.json`; the vocabulary is the tokenizer's. Not looked at where bases are given.
+    bases: folders of bases that are there already, by kind, in place of the stages "pretrained" and
+      "instruct"; model and tokenizer are theirs.
     seeds: of the trainings.
     recipes: settings of stages that differ for this size, by stage.
   """
 
-  model: dict[str, Any]
+  model: dict[str, Any] = {}
+  bases: dict[Kind, str] = {}
   seeds: Annotated[tuple[Count, ...], Meta(min_length=1)] = (0,)
   recipes: dict[str, dict[str, Any]] = {}
 
@@ -78,7 +82,7 @@ class Training(Part, frozen=True):
 
   sizes: dict[str, Size]
   recipes: dict[str, dict[str, Any]]
-  kinds: tuple[Literal["pretrained", "instruct"], ...] = ("pretrained", "instruct")
+  kinds: tuple[Kind, ...] = ("pretrained", "instruct")
 
 
 class Checkpoint(Part, frozen=True):
