@@ -10,12 +10,12 @@ from pathlib import Path
 from absl import flags
 
 from merge_jax import reports, sharding
-from merge_jax.study import job, settings
+from merge_jax.study import job, puzzles, settings, t0
 from merge_jax.study.data import Data, from_files
 
 from . import _common
 
-_CONFIG = _common.define_config("study_smoke")
+_CONFIG = _common.define_config("study_small")
 _OUTPUT = flags.DEFINE_string("output_dir", None, "Folder to write into; default: that of the config.")
 _common.define_mesh()
 
@@ -48,6 +48,10 @@ def main() -> int:
 
 def sources(study: settings.Study, folder: Path) -> Data:
   """The data of a study, by the name of its source."""
+  if study.data.source == "puzzles":
+    return puzzles.make(folder, study.data.options)
+  if study.data.source == "t0":
+    return t0.make(folder, study.data.options)
   return from_files(study.data.options)
 
 

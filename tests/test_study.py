@@ -159,7 +159,9 @@ def own(tmp_path_factory):
     for i in range(40):
       letters = "".join(generator.choice(list("abcdef"), 3))
       line = {"prompt": f"{name}{i} {letters}="}
-      line |= {"choices": [letters[:2], letters[1:] + "z"], "answer": i % 2} if choices else {"target": letters}
+      line |= (
+        {"choices": [letters[:2], letters[1:] + "z"], "answer": i % 2} if choices else {"target": letters}
+      )
       lines.append(json.dumps(line))
     (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     return str(folder / f"{name}.jsonl")
@@ -218,7 +220,9 @@ def test_a_merge_is_that_of_the_library(own, done, tmp_path):
 
   folder, _ = done
   rows = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text())))
-  (row,) = [r for r in rows if (r["method"], r["count"], r["tuned"], r["task"]) == ("ties", "3", "1", "letters")]
+  (row,) = [
+    r for r in rows if (r["method"], r["count"], r["tuned"], r["task"]) == ("ties", "3", "1", "letters")
+  ]
   family = own["families"][0]
   base = checkpoints.open(family["base"]).load()
   experts = [checkpoints.open(family["experts"][name]).load() for name in CATEGORIES]

@@ -14,9 +14,10 @@ from merge_jax.recycle.settings import Evals
 from merge_jax.study import recycling
 from merge_jax.study.along import along, read_along
 from merge_jax.study.cells import Cell, Result
-from merge_jax.study.lineages import Lineage, Member, Trainer, opened
+from merge_jax.study.lineages import Lineage, Member, opened
 from merge_jax.study.settings import Recycled, Run
 from merge_jax.study.tasks import TEST, VALIDATION, Tasks
+from merge_jax.study.trainer import Trainer
 
 SEARCH_SHARE = 0.6
 """Of the validation examples: what a search sees; the others choose among its answers."""

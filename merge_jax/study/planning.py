@@ -16,9 +16,10 @@ from merge_jax.study.cells import Cell, Group, Store
 from merge_jax.study.data import Data
 from merge_jax.study.grid import Bench, Merge
 from merge_jax.study.judge import Judge
-from merge_jax.study.lineages import Lineage, Member, Trainer
+from merge_jax.study.lineages import Lineage, Member
 from merge_jax.study.settings import Study
 from merge_jax.study.tasks import Tasks, read
+from merge_jax.study.trainer import Trainer
 
 
 class Plan(NamedTuple):
