@@ -4,7 +4,7 @@ python -m launch.plan --preset=command-r-plus-104b --num_checkpoints=16 --device
 python -m launch.plan --config_json=model/config.json --tasks=code.jsonl --tokenizer=model --output=plan.json
 """
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ _NUM = flags.DEFINE_integer("num_tasks", 2, "Without task files: tasks,", lower_
 _EXAMPLES = flags.DEFINE_integer("examples", 64, "examples of each in the search's split,", lower_bound=1)
 _LENGTH = flags.DEFINE_integer("length", 257, "tokens of an example, its target included,", lower_bound=2)
 _TARGET = flags.DEFINE_integer("target_length", 32, "and of its target.", lower_bound=1)
-_BUDGET = flags.DEFINE_integer("budget", 50, "Candidates.", lower_bound=1)
+_BUDGET = flags.DEFINE_integer("budget", 50, "Candidates.", lower_bound=1, upper_bound=2**31 - 1)
 _BATCH = flags.DEFINE_integer("batch", 1, "Candidates of one program call.", lower_bound=1, upper_bound=4096)
 _TURN = flags.DEFINE_bool("in_turn", False, "Merged in one pass over the pool, scored one after the other.")
 _STORED = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float16", "float32"], "Of the checkpoints.")
@@ -50,6 +50,8 @@ def main() -> None:
 
   if _OUTPUT.value:
     storage.refuse_unwritable(Path(_OUTPUT.value))
+  if not math.isfinite(_DISK.value):
+    raise ValueError(f"--disk_gb_per_second is {_DISK.value}; expected a finite number.")
   name, job = described()
   search = plan.Search(name, _BUDGET.value, devices.device(_DEVICE.value), 1e9 * _DISK.value, _COMPILE.value)
   result = plan.plan(job, search)
@@ -62,6 +64,7 @@ def main() -> None:
 def described() -> Any:
   """The name of the model, and the job of the flags."""
   from merge_jax import decoding, models, storage
+  from merge_jax.checkpoints import sidecars
   from merge_jax.estimate import program, workload
   from merge_jax.recycle import methods
   from merge_jax.recycle.settings import Evals, Splits
@@ -70,7 +73,7 @@ def described() -> Any:
     raise ValueError("Give one of --config_json=model/config.json and --preset=llama-3-8b.")
   methods.check(_METHOD.value, "simplex")
   path = storage.path(_CONFIG.value)
-  config = read(path) if _CONFIG.value else models.preset(_PRESET.value)
+  config = sidecars.read_object(path) if _CONFIG.value else models.preset(_PRESET.value)
   name = str(path) if _CONFIG.value else _PRESET.value
   model = models.build(config, name)
   dtype = jax.numpy.dtype(_STORED.value)
@@ -81,6 +84,8 @@ def described() -> Any:
     folder = storage.path(_TOKENIZER.value or path.parent)
     shape = model.config
     work = workload.of_files(_TASKS.value, folder, shape.vocab_size, shape.max_positions, Splits().fractions)
+  elif _LENGTH.value > model.config.max_positions:
+    raise ValueError(f"--length is {_LENGTH.value}; {name} takes {model.config.max_positions} tokens.")
   else:
     work = workload.of_numbers(_NUM.value, _EXAMPLES.value, _LENGTH.value, _TARGET.value)
   given = {"dtype": _DTYPE.value, "batch_tokens": _ROWS.value}
@@ -88,14 +93,6 @@ def described() -> Any:
   return name, program.Job(
     model, specs, _COUNT.value, _METHOD.value, work, flags.FLAGS.mesh, _BATCH.value, _TURN.value, own
   )
-
-
-def read(path: Path) -> Any:
-  """The content of a `config.json`, which may hold Infinity."""
-  try:
-    return json.loads(path.read_bytes())
-  except ValueError as error:
-    raise ValueError(f"{path}: is no JSON ({error}).") from None
 
 
 if __name__ == "__main__":

@@ -89,19 +89,19 @@ def sizes(shape: str | Mapping[str, int], devices: int) -> dict[str, int]:
   >>> sizes("tensor:2,fsdp:-1", 8)
   {'candidate': 1, 'data': 1, 'fsdp': 4, 'tensor': 2}
   """
-  named = parse(shape) if isinstance(shape, str) else dict(shape)
-  found = dict.fromkeys(AXES, 1) | (named or {"fsdp": -1})
-  text = ",".join(f"{axis}:{size}" for axis, size in named.items())
+  text = shape if isinstance(shape, str) else ",".join(f"{axis}:{size}" for axis, size in shape.items())
+  found = dict.fromkeys(AXES, 1) | (parse(text) or {"fsdp": -1})
+  where = f"mesh {shown(text)}"
   rest = math.prod(size for size in found.values() if size != -1)
   if -1 in found.values():
     if devices % rest:
       raise ValueError(
-        f"mesh {text}: {devices} devices are not a multiple of {rest}; name sizes whose product divides them."
+        f"{where}: {devices} devices are not a multiple of {rest}; name sizes whose product divides them."
       )
     found = {axis: devices // rest if size == -1 else size for axis, size in found.items()}
   elif rest > devices:
     raise ValueError(
-      f"mesh {text}: needs {rest} devices; there are {devices}. Name smaller sizes, or -1 to fill one axis."
+      f"{where}: needs {rest} devices; there are {devices}. Name smaller sizes, or -1 to fill one axis."
     )
   return found
 
@@ -139,11 +139,11 @@ def shardings(
     specs: what has a shape, by name.
     mesh: from `make_mesh`, or another one whose axes the rules name.
     rules: see `Rules`.
-    axes: which leaves are stacks of layers (see `merge_jax.Axes`): a rule is for one slice of them, and the
-      axis of the stack is never cut.
+    axes: which leaves are stacks of layers (see `merge_jax.Axes`): a rule is for the names and the shape of
+      their slices, and the axis of the stack is never cut.
 
   Raises:
-    ValueError: no rule matches a tensor, or its rule does not fit its shape.
+    ValueError: no rule matches a tensor, several match one stack, or its rule does not fit its shape.
 
   >>> made = shardings({"w": jax.ShapeDtypeStruct((8, 4), "float32")}, make_mesh("fsdp:1"))
   >>> tuple(made["w"].spec)
@@ -224,12 +224,18 @@ def row_count(mesh: Mesh | jax.sharding.AbstractMesh) -> int:
 
 def _one(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules, axes: AxesRules) -> NamedSharding:
   patterns = [pattern for pattern, _ in rules]
-  index = naming.first_match(name, patterns)
+  (stack, _), slices = naming.axes_of(name, shape, axes)
+  index, *others = dict.fromkeys(naming.first_match(one, patterns) for one in slices)
+  if others:
+    raise ValueError(
+      f"{name}: several of the sharding rules {patterns} match its layers, which are one array and lie "
+      "alike; write patterns that match all of them."
+    )
   if index is None:
     raise ValueError(
       f"{name}: no sharding rule matches; have {patterns}. Add one, for example ('.*', 'fsdp')."
     )
-  rule, stack = rules[index][1], naming.axes_of(name, shape, axes)[0].stack
+  rule = rules[index][1]
   slice_shape = shape if stack is None else shape[:stack] + shape[stack + 1 :]
   where = f"{name}: sharding rule {patterns[index]!r}"
   if isinstance(rule, str):
@@ -239,11 +245,15 @@ def _one(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules, axes: Axes
   if len(rule) > len(slice_shape):
     raise ValueError(f"{where}: {rule} has more axes than shape {slice_shape}; give it at most as many.")
   parts = [*rule, *[None] * (len(slice_shape) - len(rule))]
+  used: list[str] = []
   for axis, (part, size) in enumerate(zip(parts, slice_shape, strict=True)):
     names = () if part is None else (part,) if isinstance(part, str) else tuple(part)
     for one in names:
       if one not in mesh.shape:
         raise ValueError(unknown("mesh axis", one, mesh.axis_names, where))
+      if one in used:
+        raise ValueError(f"{where}: {rule} names mesh axis {one!r} twice; one axis cuts once.")
+      used.append(one)
     if size % (count := math.prod(mesh.shape[one] for one in names)):
       raise ValueError(
         f"{where}: axis {axis} of shape {slice_shape} is not a multiple of {count} ({', '.join(names)}); "

@@ -107,6 +107,44 @@ def test_candidates_side_by_side_hold_the_pool_as_often():
   assert any("holds the pool 2 times" in line for line in two["advice"])
 
 
+def test_candidates_side_by_side_take_as_long_as_one_on_all_devices():
+  one, four = (planned(mesh, compiled=False) for mesh in ("fsdp:8", "candidate:4,fsdp:2"))
+  assert four["flops_per_candidate"] == one["flops_per_candidate"]
+  np.testing.assert_allclose(four["merge_seconds"], one["merge_seconds"])
+  fast = SMALL._replace(flops=1e9)  # bound by operations
+  one, four = (planned(mesh, fast, compiled=False) for mesh in ("fsdp:8", "candidate:4,fsdp:2"))
+  np.testing.assert_allclose(four["evaluation_seconds"], one["evaluation_seconds"])
+
+
+@pytest.mark.parametrize(
+  ("mesh", "advised"), [("fsdp:8", "fsdp:2,tensor:4"), ("candidate:2,fsdp:4", "candidate:2,tensor:4"),
+                        ("candidate:4,fsdp:2", None), ("fsdp:4", None)],
+)  # fmt: skip
+def test_an_advised_mesh_is_one(mesh, advised):
+  found = [line for line in planned(mesh, compiled=False)["advice"] if "within a host" in line]
+  assert [line.split("--mesh=")[1].split()[0] for line in found] == ([advised] if advised else [])
+
+
+def test_what_is_gathered_is_two_layers_or_the_embedding():
+  small, large = job("fsdp:4"), job("fsdp:4", TINY | {"vocab_size": 9600})
+  layer = 2 * (4 * 32 * 32 // 4 * 3 + 3 * 32 * 48 + 2 * 32)  # bfloat16, two norms
+  assert costs._gathered(small, program.build(small).layout.mesh) == 2 * layer
+  assert costs._gathered(large, program.build(large).layout.mesh) == 2 * 9600 * 32
+
+
+def test_activations_of_experts_are_about_what_the_compiler_takes():
+  config = models.preset("qwen3-30b-a3b") | {
+    "vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "moe_intermediate_size": 48,
+    "head_dim": 32, "num_experts": 16, "num_hidden_layers": 9, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+  }  # fmt: skip
+  given = job("fsdp:1", config, checkpoints=2, workload=workload.of_numbers(2, 64, 65, 8))
+  given = given._replace(specs=dict(given.model.specs))
+  built = program.build(given)
+  held, compiled = costs.memory(given, built), program.compile(given, built)
+  assert 0.8 < compiled.temporaries / (held.merged + held.activations) < 1.25
+
+
 def test_time_follows_the_roofline():
   slow = planned("fsdp:2", compiled=False)
   fast = planned("fsdp:2", SMALL._replace(flops=1e13, bandwidth=1e12), compiled=False)
@@ -118,7 +156,8 @@ def test_time_follows_the_roofline():
 
 def test_a_plan_of_the_job(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(TINY))
-  words = [f"--config_json={tmp_path / 'config.json'}", "--num_checkpoints=4", "--num_devices=4"]
+  words = [f"--config_json={tmp_path / 'config.json'}", "--num_checkpoints=4", "--num_devices=4",
+           "--length=64"]  # fmt: skip
   code, out, errors = launch("plan", *words, "--device=cpu", f"--output={tmp_path / 'plan.json'}")
   assert code == 0, errors
   made = json.loads((tmp_path / "plan.json").read_text())
@@ -135,6 +174,10 @@ def test_a_plan_of_the_job(tmp_path):
     (("--preset=llama-3-8b", "--mesh=fsdp:16"), "needs 16 devices; there are 8"),
     (("--preset=llama-3-8b", "--method=line"), "did you mean 'linear'"),
     (("--preset=llama-3-8b", "--length=8", "--target_length=8"), "--target_length is 8"),
+    (("--preset=llama-3-8b", "--length=8193"), "--length is 8193; llama-3-8b takes 8192"),
+    (("--preset=llama-3-8b", "--examples=1000000"), "make 514000000 tokens; expected at most"),
+    (("--preset=llama-3-8b", f"--budget={10**400}"), "--budget=1000"),
+    (("--preset=llama-3-8b", "--disk_gb_per_second=nan"), "--disk_gb_per_second is nan"),
   ],
 )
 def test_plans_of_what_cannot_be_are_one_sentence(words, message):

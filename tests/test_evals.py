@@ -223,6 +223,16 @@ def test_a_metric_is_added_by_one_row(monkeypatch, loaded):
   assert examples.scores()["lengths"] == expected
 
 
+@pytest.mark.parametrize("multiple", [1, 8, 64])
+@pytest.mark.parametrize("batch_tokens", [50, 1000, 10**6])
+def test_rows_divided_over_many_devices_are_not_padded_with_passes(multiple, batch_tokens):
+  rows = batching.Rows([np.zeros(101, np.int32)] * 100, [90] * 100)
+  (bucket,) = evals.pack(rows, batch_tokens=batch_tokens, multiple=multiple).buckets
+  chunks, height, _ = bucket.tokens.shape
+  assert height % multiple == 0 and height - multiple < max(1, batch_tokens // 100)
+  assert (chunks - 1) * height < 100 <= chunks * height
+
+
 @pytest.mark.parametrize(
   ("options", "message"),
   [

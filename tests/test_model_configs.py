@@ -96,6 +96,7 @@ def is_one_sentence(error):
     ({"model_type": "cohere2", "sliding_window": None}, "sliding_window is not in use"),
     ({"model_type": "mixtral", "num_experts_per_tok": 9}, "tok is 9; .* num_local_experts = 8"),
     ({"model_type": "mixtral", "num_local_experts": 0}, "num_local_experts is 0"),
+    ({"model_type": "mixtral", "num_local_experts": 10**9}, "expected a whole number <= 1024"),
     ({"model_type": "qwen3_moe", "num_experts": 4}, "num_experts_per_tok is 8; .* num_experts = 4"),
     ({"model_type": "qwen3_moe", "use_sliding_window": True}, "use_sliding_window is True; only False"),
     ({"model_type": "qwen3_moe", "mlp_only_layers": [-1]}, r"mlp_only_layers\[0\] is -1"),

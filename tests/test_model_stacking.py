@@ -114,3 +114,9 @@ def test_names_and_shapes_of_stacks_are_checked():
     model.inputs(stacked, tokens)
   with pytest.raises(ValueError, match=r"layers.0.mlp.up_proj.weight' has no place"):
     model.apply(stacked | {model.stacks[name][0]: params[model.stacks[name][0]]}, tokens)
+
+
+@pytest.mark.parametrize("layers", [range(1, 9), [*range(7), 8], range(7)])
+def test_layers_that_are_few_or_not_all_there_are_not_stacked(layers):
+  spec = jax.ShapeDtypeStruct((2,), "float32")
+  assert models.stacking.find({f"model.layers.{i}.w": spec for i in layers}) == {}

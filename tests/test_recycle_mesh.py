@@ -125,6 +125,7 @@ def test_another_topology_resumes_where_it_is_allowed(world, alone, tmp_path):
     ),
     ({"placement": {"rules": [[".*norm.*", "colum"]]}}, "unknown tactic 'colum'"),
     ({"placement": {"rules": [["(", "fsdp"]]}}, "is not a regular expression"),
+    ({"placement": {"rules": [["q_proj", "fsdp"]]}}, "'q_proj' matches the whole name of no tensor"),
     ({"placement": {"rules": [[".*norm.*", ["rows"]]]}}, "unknown mesh axis 'rows'"),
     ({"placement": {"rules": [[".*embed.*", ["fsdp"]]]}}, "axis 0 of shape .97, 32. is not a multiple of 8"),
     (

@@ -54,6 +54,12 @@ def test_a_mesh_that_cannot_be_is_one_sentence(text, message):
     sharding.make_mesh(text)
 
 
+@pytest.mark.parametrize("sizes", [{"fspd": 2}, {"fsdp": 0}, {"fsdp": 2.0}, {"fsdp": -1, "data": -1}])
+def test_sizes_from_python_are_checked_as_those_of_flags(sizes):
+  with pytest.raises(ValueError, match=r"^mesh 'f.*expected|unknown mesh axis 'fspd'|several axes"):
+    sharding.make_mesh(sizes)
+
+
 @pytest.mark.parametrize(
   ("shape", "rule", "spec"),
   [
@@ -95,6 +101,7 @@ def test_the_first_rule_that_matches_wins():
     (((r"w", P(None, None, "fsdp")),), "rule 'w': .* more axes than shape"),
     (((r"w", P("fsdp")),), "axis 0 of shape \\(3, 5\\) is not a multiple of 8"),
     (((r"w", P("rows")),), "unknown mesh axis 'rows'"),
+    (((r"w", P("data", "data")),), "names mesh axis 'data' twice"),
     (((r"w", "colum"),), "unknown tactic 'colum'; did you mean 'column'"),
   ],
 )
@@ -102,6 +109,16 @@ def test_rules_that_do_not_fit_say_which_and_how_to_mend_it(rules, message):
   specs = {"w": jax.ShapeDtypeStruct((3, 5), jnp.float32)}
   with pytest.raises(ValueError, match=message):
     sharding.shardings(specs, sharding.make_mesh("fsdp:8"), rules)
+
+
+def test_rules_are_for_the_names_of_layers():
+  assert spec_of((8, 16), P("fsdp"), name="layers.b", axes=STACKED) == (None, "fsdp")
+  specs = {"layers.w": jax.ShapeDtypeStruct((8, 16, 4), jnp.float32)}
+  mesh, rest = sharding.make_mesh("fsdp:8"), (r".*", "replicate")
+  made = sharding.shardings(specs, mesh, ((r"layers\.\d+\.w", "fsdp"), rest), STACKED)
+  assert tuple(made["layers.w"].spec) == (None, "fsdp", None)
+  with pytest.raises(ValueError, match=r"layers.w: several of the sharding rules .* lie alike"):
+    sharding.shardings(specs, mesh, ((r"layers\.0\.w", "fsdp"), rest), STACKED)
 
 
 def test_rows_are_divided_where_a_mesh_is_in_use():
@@ -142,6 +159,32 @@ def test_layers_are_stacked_where_they_are_placed(written, mesh, memory):
   for name, value in whole.items():
     np.testing.assert_array_equal(placed[name], value)
     assert name == "long" or placed[name].sharding == made[name]
+
+
+def test_a_process_reads_each_layer_once(written, monkeypatch):
+  checkpoint, whole = written
+  if checkpoint.format != "safetensors":
+    pytest.skip("Orbax restores each device's part")
+  read, count = type(checkpoint).read, []
+  monkeypatch.setattr(type(checkpoint), "read", lambda *args: count.append(args[1]) or read(*args))
+  made = sharding.shardings(
+    {"layers.w": jax.ShapeDtypeStruct((3, 16, 8), jnp.float32)},
+    sharding.make_mesh("data:2,fsdp:2,tensor:2"), ((".*", "column"),), STACKED,
+  )  # fmt: skip
+  stack = checkpoint.load_stack(STACKS["layers.w"], made["layers.w"])
+  np.testing.assert_array_equal(stack, whole["layers.w"])
+  assert count == list(STACKS["layers.w"])
+
+
+def test_stacks_of_64_bits_stay_on_the_host(tmp_path):
+  tensors = {name: np.full((4,), 1 / 3) for name in STACKS["layers.b"]}
+  checkpoints.write(tmp_path, tensors)
+  where = sharding.shardings(
+    {"layers.b": jax.ShapeDtypeStruct((3, 4), "float64")}, sharding.make_mesh("fsdp:2")
+  )
+  stacks = {"layers.b": STACKS["layers.b"]}
+  placed = checkpoints.place(checkpoints.open(tmp_path), where, stacks)["layers.b"]
+  assert isinstance(placed, np.ndarray) and placed.dtype == np.float64 and placed.shape == (3, 4)
 
 
 def test_a_device_that_holds_other_bytes_is_found(written, monkeypatch):

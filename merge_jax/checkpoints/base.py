@@ -107,12 +107,15 @@ class Checkpoint(abc.ABC):
   def load_stack(self, names: Sequence[str], sharding: jax.sharding.Sharding) -> jax.Array:
     """Equal tensors as one array, stacked along a first axis that the sharding does not cut."""
     spec = self.specs[names[0]]
-
-    def part(index: Index | None) -> np.ndarray:
-      layers, *own = index or (slice(None),)
-      return np.stack([self.read(name, tuple(own)) for name in names[layers]])
-
-    return jax.make_array_from_callback((len(names), *spec.shape), sharding, part)
+    shape = (len(names), *spec.shape)
+    spans = [_spans(shape, index) for index in sharding.addressable_devices_indices_map(shape).values()]
+    parts = {span: np.empty([end - start for start, end in span], spec.dtype) for span in spans}
+    box = _box([own for _, *own in spans])
+    for i, name in enumerate(names):
+      value = self.read(name, box)
+      for (_, *own), part in parts.items():
+        part[i] = value[_inside(own, box)]
+    return jax.make_array_from_callback(shape, sharding, lambda index: parts[_spans(shape, index)])
 
   def _load(self, name: str, sharding: jax.sharding.Sharding | None) -> Any:
     spec = self.specs[name]
@@ -121,15 +124,11 @@ class Checkpoint(abc.ABC):
     if sharding is None:
       return jax.device_put(self.read(name))
     indices = sharding.addressable_devices_indices_map(spec.shape).values()
-    spans = [_spans(spec.shape, index) for index in indices]
-    box = tuple(slice(min(s for s, _ in axis), max(e for _, e in axis)) for axis in zip(*spans, strict=True))
+    box = _box([_spans(spec.shape, index) for index in indices])
     part = self.read(name, box)
-
-    def cut(index: Index | None) -> np.ndarray:
-      inside = zip(_spans(spec.shape, index), box, strict=True)
-      return part[tuple(slice(start - whole.start, end - whole.start) for (start, end), whole in inside)]
-
-    return jax.make_array_from_callback(spec.shape, sharding, cut)
+    return jax.make_array_from_callback(
+      spec.shape, sharding, lambda index: part[_inside(_spans(spec.shape, index), box)]
+    )
 
   @abc.abstractmethod
   def files(self) -> tuple[Path, ...]:
@@ -277,10 +276,20 @@ class Writer(abc.ABC):
     """Lets go of what is open; what is complete stays, for a writer that resumes."""
 
 
-def _spans(shape: tuple[int, ...], index: Index | None) -> list[tuple[int, int]]:
+def _spans(shape: tuple[int, ...], index: Index | None) -> tuple[tuple[int, int], ...]:
   """Where a slice of a tensor starts and ends on each axis."""
   whole = (slice(None),) * len(shape)
-  return [part.indices(length)[:2] for part, length in zip(index or whole, shape, strict=True)]
+  return tuple(part.indices(length)[:2] for part, length in zip(index or whole, shape, strict=True))
+
+
+def _box(spans: Sequence[Sequence[tuple[int, int]]]) -> Index:
+  """The smallest slice that holds all of these: what a process reads once for all of its devices."""
+  return tuple(slice(min(s for s, _ in axis), max(e for _, e in axis)) for axis in zip(*spans, strict=True))
+
+
+def _inside(spans: Sequence[tuple[int, int]], box: Index) -> Index:
+  """Where they lie in what was read of the box."""
+  return tuple(slice(s - whole.start, e - whole.start) for (s, e), whole in zip(spans, box, strict=True))
 
 
 def narrowed(dtype: Any) -> bool:

@@ -55,7 +55,10 @@ def _leaves(
   wide = {name: narrowed(checkpoint.specs[name].dtype) for name in alone}
   yield from checkpoint.load_some({name: None if wide[name] else shardings[name] for name in alone}).items()
   for name, parts in stacks.items():
-    yield name, checkpoint.load_stack(parts, shardings[name])
+    if narrowed(checkpoint.specs[parts[0]].dtype):
+      yield name, np.stack([checkpoint.read(part) for part in parts])
+    else:
+      yield name, checkpoint.load_stack(parts, shardings[name])
 
 
 def _compare(checkpoint: Checkpoint, name: str, value: Array, parts: tuple[str, ...] | None) -> None:

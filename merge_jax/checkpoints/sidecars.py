@@ -43,8 +43,11 @@ def copy(source: Path, target: Path) -> None:
 def read_config(folder: Path) -> dict[str, Any] | None:
   """`config.json`, or None if there is none; ValueError if it is not a JSON object."""
   path = folder / "config.json"
-  if not storage.lexists(path):
-    return None
+  return read_object(path) if storage.lexists(path) else None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+  """The JSON object in a file; ValueError if it holds another thing."""
   text = storage.read_bytes(path).removeprefix(b"\xef\xbb\xbf")
   try:
     config = json.loads(text)  # as transformers reads it: some configs hold Infinity

@@ -1,6 +1,8 @@
 """Formulas: operations and bytes of a candidate, what a device holds, and seconds from its roofline."""
 
 import math
+import re
+from collections import Counter
 from typing import Any, NamedTuple
 
 import jax
@@ -58,7 +60,7 @@ class Work(NamedTuple):
 
 
 class Seconds(NamedTuple):
-  """Of one candidate.
+  """Of one candidate: those of a program call by the candidates that it evaluates side by side.
 
   Attributes:
     merge, evaluation: bounds of the roofline.
@@ -100,16 +102,20 @@ def _activations(job: Job, bucket: Bucket, mesh: Mesh) -> int:
   scores = 2 * rows * c.num_heads * length * length * 4  # float32, where attention is not fused
   forward = 3 * rows * length * c.intermediate_size * wide
   logits = 3 * rows * asked * c.vocab_size * 4
-  return 3 * stream + max(heads + scores, forward, logits) // tensor
+  pairs = rows * length * getattr(c, "experts_per_token", 0)  # of a token and an expert: see `mixture`
+  routed = pairs * c.hidden_size * (3 * wide // 2 + 4)
+  return 3 * stream + max(max(heads + scores, forward, logits) // tensor, routed)
 
 
 def _gathered(job: Job, mesh: Mesh) -> int:
-  """A layer's parameters, whole but for `tensor`, twice: one in use, the next on its way."""
+  """Whole but for `tensor`: a layer twice (one in use, the next on its way), or the embedding."""
   if mesh.shape["fsdp"] == 1:
     return 0
-  layers = [n for n in job.specs if n.startswith("model.layers.0.")]
-  layer = sum(_nbytes(job.specs[name]) for name in layers)
-  return 2 * layer // mesh.shape["tensor"]
+  sizes: Counter[str] = Counter()
+  for name, spec in job.specs.items():
+    layer = re.match(r"model\.layers\.\d+\.", name)
+    sizes[layer[0] if layer else name] += (2 if layer else 1) * _nbytes(spec)
+  return max(sizes.values()) // mesh.shape["tensor"]
 
 
 def work(job: Job, built: Built) -> Work:
@@ -151,12 +157,12 @@ def seconds(job: Job, built: Built, done: Work, moved: float, device: Device) ->
     device: of the mesh.
   """
   mesh = built.layout.mesh
-  devices = mesh.size // mesh.shape["candidate"]  # that work on one candidate
-  merge = max(done.merge_bytes / devices / device.bandwidth, done.merge_flops / devices / device.flops)
+  side = mesh.shape["candidate"]
+  merge = max(done.merge_bytes / mesh.size / device.bandwidth, done.merge_flops / mesh.size / device.flops)
   # Rows are divided over data and fsdp, so that each of these devices reads the parameters whole.
-  read = done.evaluation_bytes / mesh.shape["tensor"] / device.bandwidth
-  evaluation = max(done.evaluation_flops / devices / (device.efficiency * device.flops), read)
-  link = device.link if devices <= device.per_host else device.network
+  read = done.evaluation_bytes / (side * mesh.shape["tensor"]) / device.bandwidth
+  evaluation = max(done.evaluation_flops / mesh.size / (device.efficiency * device.flops), read)
+  link = device.link if mesh.size // side <= device.per_host else device.network
   if job.evals.dtype != "float32":
     moved /= 2  # XLA's CPU compiler computes in float32, and gathers what it computes with
   collectives = moved / link / built.objective.batch

@@ -119,12 +119,13 @@ def advice(job: Job, held: Memory, mesh: Mapping[str, int], device: Device, mode
       f"candidate:{side} holds the pool {side} times, {gib(held.parameters)} a device ({one} with "
       f"candidate:1); --batch={side} --in_turn merges {side} candidates in one pass over one pool instead."
     )
-  hosts, heads = math.ceil(size / device.per_host), job.model.config.num_heads
-  if hosts > 1 and mesh["tensor"] == 1 and heads % device.per_host == 0 and mesh["fsdp"] % hosts == 0:
-    per = device.per_host
+  per, heads = device.per_host, job.model.config.num_heads
+  hosts = math.ceil(size / per)
+  if hosts > 1 and mesh["tensor"] == 1 and per > 1 and heads % per == 0 and mesh["fsdp"] % per == 0:
+    inside = dict(mesh) | {"fsdp": mesh["fsdp"] // per, "tensor": per}
     found.append(
-      f"--mesh=fsdp:{mesh['fsdp'] // per},tensor:{per} cuts heads and feed-forwards within a host: a device "
-      f"then gathers 1/{per} of the parameters."
+      f"--mesh={_named(inside)} cuts heads and feed-forwards within a host: a device then gathers 1/{per} of "
+      "the parameters."
     )
   if held.total <= room:
     return found
@@ -150,7 +151,6 @@ def advice(job: Job, held: Memory, mesh: Mapping[str, int], device: Device, mode
 def text(result: Mapping[str, Any]) -> str:
   """The estimate for people."""
   r = result
-  mesh = ",".join(f"{axis}:{size}" for axis, size in r["mesh"].items() if size > 1) or "fsdp:1"
   base = " and a base" if r["resident_models"] > r["checkpoints"] else ""
   took = Seconds(r["merge_seconds"], r["evaluation_seconds"], r["collective_seconds"])
   kinds = sorted((r["collectives"] or {}).items(), key=lambda item: -item[1]["bytes"])
@@ -160,7 +160,8 @@ def text(result: Mapping[str, Any]) -> str:
   hosts = f"{r['hosts']} host{'s' if r['hosts'] > 1 else ''}"
   lines = [
     ("model", f"{r['model']}: {r['parameters'] / 1e9:.1f}B parameters, {gib(r['model_bytes'])}"),
-    ("pool", f"{r['checkpoints']} checkpoints{base} on {r['devices']} {r['device']} ({hosts}), mesh {mesh}"),
+    ("pool", f"{r['checkpoints']} checkpoints{base} on {r['devices']} {r['device']} ({hosts}), "
+             f"mesh {_named(r['mesh'])}"),
     ("a device", f"{gib(r['bytes_per_device'])} of {gib(r['usable_bytes_per_device'])} usable: "
                  + ("fits" if r["fits"] else "DOES NOT FIT")),
     ("", f"{gib(r['parameter_bytes_per_device'])} of parameters, {gib(r['merged_bytes_per_device'])} merged, "
@@ -177,7 +178,8 @@ def text(result: Mapping[str, Any]) -> str:
     ("candidate", f"{r['flops_per_candidate']:.2e} FLOPs, {r['tokens_per_candidate']:,} tokens "
                   f"({r['padded_tokens_per_candidate']:,} padded): about {duration(took.total)}"),
     ("", f"merge {duration(took.merge)}, evaluation {duration(took.evaluation)} at {r['efficiency']:.0%} of "
-         f"the peak, collectives {duration(took.collectives)}, not overlapped"),
+         f"the peak, collectives {'not known' if r['collectives'] is None else duration(took.collectives)}, "
+         "not overlapped"),
     ("disk", f"{gib(r['disk_bytes'])} to read, about {duration(r['disk_seconds'])}"),
     ("in all", f"{r['budget']} candidates, finalists and loading: about {duration(r['seconds'])}, "
                f"{r['device_hours']:.2f} device-hours"),
@@ -185,6 +187,11 @@ def text(result: Mapping[str, Any]) -> str:
     *(("advice", one) for one in r["advice"]),
   ]  # fmt: skip
   return "\n".join(f"{word:<10} {line}" for word, line in lines)
+
+
+def _named(mesh: Mapping[str, int]) -> str:
+  """A mesh as its flag has it."""
+  return ",".join(f"{axis}:{size}" for axis, size in mesh.items() if size > 1) or "fsdp:1"
 
 
 def duration(seconds: float) -> str:

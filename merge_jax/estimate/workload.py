@@ -12,6 +12,9 @@ from merge_jax.evals.batching import Rows, encode
 from merge_jax.evals.tasks import Example, Task
 from merge_jax.evals.tokens import Tokens
 
+MOST = 10**8
+"""Tokens of a candidate that a plan takes: its rows are packed as those of a search are."""
+
 
 class Workload(NamedTuple):
   """The examples that a candidate of the search is scored on.
@@ -47,7 +50,7 @@ def of_numbers(count: int, examples: int, length: int, target_length: int) -> Wo
     target_length: tokens of its target.
 
   Raises:
-    ValueError: a number that is not positive, or a target that leaves no prompt.
+    ValueError: a number that is not positive, a target that leaves no prompt, or too many tokens.
 
   >>> of_numbers(2, 64, 257, 32).tokens
   32768
@@ -58,6 +61,11 @@ def of_numbers(count: int, examples: int, length: int, target_length: int) -> Wo
       raise ValueError(f"--{name} is {value}; expected 1 or more.")
   if target_length >= length:
     raise ValueError(f"--target_length is {target_length}; expected less than --length = {length}.")
+  if count * examples * length > MOST:
+    raise ValueError(
+      f"--num_tasks, --examples and --length make {count * examples * length} tokens; expected at most "
+      f"{MOST}."
+    )
   metric = next(iter(metrics.METRICS))
   tasks = tuple(Task(f"task{i}", metric, (Example("prompt", ("target",)),) * examples) for i in range(count))
   row = np.zeros(length, np.int32)

@@ -135,6 +135,7 @@ def pack(
     logits = len(chosen) * asked * vocabulary
     chunks = max(-(-len(chosen) * length // batch_tokens), -(-logits // (LOGITS * multiple)))
     height = -(-len(chosen) // (chunks * multiple)) * multiple
+    chunks = -(-len(chosen) // height)  # no pass is padding alone
     places[chosen] = base + np.arange(len(chosen))
     base += chunks * height
     buckets.append(bucket(rows, chosen, chunks, height, length, asked))

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from merge_jax.models.config import DecoderConfig, Fields, Size
 
+Count = Annotated[int, Meta(ge=1, le=1024)]
 Layers = list[Annotated[int, Meta(ge=0, le=1000)]]
 
 
@@ -41,7 +42,7 @@ class Mixtral(Fields, frozen=True, kw_only=True):
   rms_norm_eps: Annotated[float, Meta(gt=0, le=1)] = 1e-5
   max_position_embeddings: Size = 131_072
   sliding_window: Size | None = None
-  num_local_experts: Size = 8
+  num_local_experts: Count = 8
   num_experts_per_tok: Size = 2
 
   def windows(self, where: str) -> tuple[int | None, ...]:
@@ -65,7 +66,7 @@ class Qwen3Moe(Fields, frozen=True, kw_only=True):
   max_position_embeddings: Size = 32_768
   attention_bias: bool = False
   moe_intermediate_size: Size = 768
-  num_experts: Size = 128
+  num_experts: Count = 128
   num_experts_per_tok: Size = 8
   norm_topk_prob: bool = False
   decoder_sparse_step: Size = 1

@@ -36,7 +36,9 @@ def find(specs: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, tuple[str, ...]
   for name, spec in specs.items():
     if match := re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name):
       layers.setdefault(int(match[1]), {})[match[2]] = spec
-  if len(layers) < FEWEST or any(layer != layers[0] for layer in layers.values()):
+  if len(layers) < FEWEST or set(layers) != set(range(len(layers))):
+    return {}
+  if any(layer != layers[0] for layer in layers.values()):
     return {}
   return {f"{LAYERS}.{rest}": tuple(f"{LAYERS}.{i}.{rest}" for i in range(len(layers))) for rest in layers[0]}
 

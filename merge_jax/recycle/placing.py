@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from merge_jax import models, sharding
 from merge_jax.checkpoints.placement import Stacks
+from merge_jax.operators import naming
 from merge_jax.operators.naming import AxesRules
 from merge_jax.preflight import Finding, Needs
 from merge_jax.preflight.memory import per_device, verdict
@@ -33,8 +34,14 @@ def layout(
   """Where the leaves of a merge lie.
 
   Raises:
-    ValueError: a rule that does not fit a tensor.
+    ValueError: a rule that does not fit a tensor, or is for none.
   """
+  for pattern, _ in placement.rules:
+    if all(naming.first_match(name, [pattern]) is None for name in specs):
+      raise ValueError(
+        f"config: placement.rules: {pattern!r} matches the whole name of no tensor; a name is "
+        f"{next(iter(specs))!r}."
+      )
   leaves = models.stack_specs(specs, stacks)
   return sharding.Layout(mesh, sharding.shardings(leaves, mesh, rules(placement), axes))
 
