@@ -1,4 +1,4 @@
-"""Draws `report.html` and the figures of a finished recycle run again, from its files alone.
+"""Draws `report.html` and the figures of a finished recycle run or study again, from its files alone.
 
 python -m launch.report --run=runs/x
 """
@@ -11,18 +11,24 @@ from merge_jax import recycle, reports, storage
 
 from . import _common
 
-_RUN = flags.DEFINE_string("run", None, "Output folder of launch.recycle.", required=True)
+_RUN = flags.DEFINE_string("run", None, "Output folder of launch.recycle or launch.study.", required=True)
 
 
 def main() -> None:
-  """Reads result and journal, writes the page."""
+  """Reads what the job found, writes the page."""
   folder = storage.path(_RUN.value)
+  file = folder / "result.json"
+  result = json.loads(file.read_text()) if file.is_file() else None
+  if result is not None and reports.is_study(result):
+    with storage.locked(folder):
+      reports.write_study(folder, result)
+    print(f"{reports.study_console(result)}\n\nreport: {folder}/report.html")
+    return
   run = recycle.RunFolder(folder)
-  if not run.known or not (folder / "result.json").is_file():
+  if not run.known or result is None:
     raise ValueError(
-      f"{folder}: has no result.json of a recycle run; expected the output folder of a finished one."
+      f"{folder}: has no result.json of a recycle run or study; expected the output folder of a finished one."
     )
-  result = json.loads((folder / "result.json").read_text())
   with storage.locked(folder):
     recycle.write_report(run, result)
   print(f"{reports.console(result)}\n\n{reports.headline(result)}\nreport: {folder}/report.html")

@@ -2,5 +2,13 @@
 
 from merge_jax.reports.page import Report as Report
 from merge_jax.reports.page import make as make
+from merge_jax.reports.study_data import is_study as is_study
+from merge_jax.reports.study_page import make as make_study
+from merge_jax.reports.study_page import write as write_study
+from merge_jax.reports.study_text import console as study_console
 from merge_jax.reports.text import console as console
 from merge_jax.reports.text import headline as headline
+
+__all__ = [
+  "Report", "console", "headline", "is_study", "make", "make_study", "study_console", "write_study",
+]  # fmt: skip

@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from merge_jax.reports.drawing import STYLE, heatmap, plain
+
 BLUE, ORANGE, GREEN, RED, GREY = "#3b6ea5", "#d9822b", "#4c9a5b", "#b5403a", "#b9bec5"
 MARKERS = {
   "best_single": ("s", "#7a5195"), "uniform": ("D", GREEN), "merge_best": ("^", "#8c6d31"),
@@ -16,27 +18,12 @@ MARKERS = {
 }  # fmt: skip
 MOST_PAIRS = 6
 
-STYLE: Any = {
-  "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10,
-  "figure.dpi": 110, "legend.frameon": False,
-}  # fmt: skip
-
-
 Record = Mapping[str, Any]
 
 
 def signs_of(result: Mapping[str, Any]) -> dict[str, float]:
   """+1 for tasks where higher is better."""
   return {task["name"]: task["sign"] for task in result["tasks"]}
-
-
-def plain(text: str) -> str:
-  r"""A name as it is: a dollar would start a formula.
-
-  >>> plain("a$b")
-  'a\\$b'
-  """
-  return text.replace("$", r"\$")
 
 
 def pareto(result: Mapping[str, Any], records: Sequence[Record]) -> Figure:
@@ -126,14 +113,7 @@ def weights(result: Mapping[str, Any], records: Sequence[Record]) -> Figure:
   limit = max(float(np.abs(table).max()), 1e-6)
   with plt.rc_context(STYLE):
     figure, axis = plt.subplots(figsize=(1.6 + 0.62 * table.shape[1], 0.9 + 0.36 * len(table)))
-    image = axis.imshow(table, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-    axis.set_yticks(range(len(names)), names)
-    axis.set_xticks(range(table.shape[1]), map(plain, result["checkpoints"]), rotation=40, ha="right")
-    for i, j in np.ndindex(*table.shape):
-      dark = abs(table[i, j]) > 0.6 * limit
-      axis.text(j, i, f"{table[i, j]:.2f}", ha="center", va="center", fontsize=7.5,
-                color="white" if dark else "#333333")  # fmt: skip
-    axis.spines[:].set_visible(False)
+    image = heatmap(axis, table, names, [*map(plain, result["checkpoints"])], -limit, limit)
     figure.colorbar(image, ax=axis, fraction=0.03, pad=0.02)
   return figure
 
@@ -175,14 +155,7 @@ def correlations(result: Mapping[str, Any], records: Sequence[Record]) -> Figure
   size = 1.2 + 0.45 * len(tasks)
   with plt.rc_context(STYLE):
     figure, axis = plt.subplots(figsize=(size, size))
-    axis.imshow(table, cmap="RdBu", vmin=-1, vmax=1)
-    axis.set_xticks(range(len(tasks)), tasks, rotation=40, ha="right")
-    axis.set_yticks(range(len(tasks)), tasks)
-    for i, j in np.ndindex(*table.shape):
-      text = "–" if np.isnan(table[i, j]) else f"{table[i, j]:.2f}"
-      dark = abs(np.nan_to_num(table[i, j])) > 0.6
-      axis.text(j, i, text, ha="center", va="center", color="white" if dark else "#333333")
-    axis.spines[:].set_visible(False)
+    heatmap(axis, table, tasks, tasks, -1, 1, cmap="RdBu", size=9, aspect="equal")
   return figure
 
 

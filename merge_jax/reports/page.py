@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,22 +32,51 @@ def make(
   import matplotlib
 
   matplotlib.use("agg")
-  from matplotlib import pyplot as plt
-
   from merge_jax.reports import figures
 
-  drawn, problems = {}, []
-  for name, draw in figures.draw(result, records).items():
+  drawn, failed = images(figures.draw(result, records))
+  return Report(render(result, manifest, drawn, list(failed.values())), drawn)
+
+
+def images(draws: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, bytes], dict[str, str]]:
+  """The figures as PNG by name, and sentences about those that could not be drawn.
+
+  A figure that says None has nothing to show: it is in neither.
+  """
+  from matplotlib import pyplot as plt
+
+  drawn, failed = {}, {}
+  for name, draw in draws.items():
     buffer = io.BytesIO()
     try:
-      # No software tag: the same result gives the same bytes.
-      draw().savefig(buffer, format="png", bbox_inches="tight", metadata={"Software": None})
-      drawn[name] = buffer.getvalue()
+      if (figure := draw()) is not None:
+        if (layout := figure.get_layout_engine()) is not None:
+          layout.execute(figure)
+          figure.set_layout_engine(None)  # or it would be done again, and all artists drawn twice
+        # No software tag: the same result gives the same bytes.
+        crop = None if layout is not None else "tight"
+        figure.savefig(buffer, format="png", bbox_inches=crop, metadata={"Software": None})
+        drawn[name] = buffer.getvalue()
     except Exception as error:  # whatever a drawing library may raise
-      problems.append(f"The figure {name} could not be drawn: {error}")
+      failed[name] = f"The figure {name} could not be drawn: {error}"
     finally:
       plt.close("all")
-  return Report(render(result, manifest, drawn, problems), drawn)
+  return drawn, failed
+
+
+def template(path: Path) -> Any:
+  """A page to fill; names and notes are text, never markup, and what is not given is an error."""
+  import jinja2
+  import markupsafe
+
+  environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+  environment.globals["style"] = markupsafe.Markup(TEMPLATE.with_suffix(".css").read_text())
+  return environment.from_string(path.read_text())
+
+
+def sources(images: Mapping[str, bytes]) -> dict[str, str]:
+  """Addresses of images that hold the images themselves."""
+  return {name: "data:image/png;base64," + base64.b64encode(image).decode() for name, image in images.items()}
 
 
 def render(
@@ -57,17 +86,11 @@ def render(
   problems: Sequence[str] = (),
 ) -> str:
   """The page's HTML."""
-  import jinja2
-
-  environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
   analysis, front = result["analysis"], result["pareto"]
   singles = front["hypervolume_singles"]
   lower = [f"{task['name']} ({task['metric']})" for task in result["tasks"] if task["sign"] < 0]
-  sources = {
-    name: "data:image/png;base64," + base64.b64encode(image).decode() for name, image in images.items()
-  }
   pairs = len(result["tasks"]) * (len(result["tasks"]) - 1) // 2
-  return environment.from_string(TEMPLATE.read_text()).render(
+  return template(TEMPLATE).render(
     headline=text.headline(result),
     manifest=manifest,
     result=result,
@@ -75,7 +98,7 @@ def render(
     lower=", ".join(lower),
     notes=[*result["notes"], *problems],
     selected_from=text.label(result["selected_from"]),
-    images=dict.fromkeys(("weights", "fitness", "pareto", "correlations")) | sources,
+    images=dict.fromkeys(("weights", "fitness", "pareto", "correlations")) | sources(images),
     many=pairs > 6,
     front=len(front["front"]),
     evaluations=result["cost"]["evaluations"],

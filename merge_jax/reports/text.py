@@ -1,6 +1,6 @@
 """The result in words: a sentence and a table for the console."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -52,9 +52,21 @@ def console(result: Mapping[str, Any]) -> str:
       error = "" if gain["stderr"] is None else f" ± {gain['stderr']:.3f}"
       line.append(f"{gain['gain']:+.3f}{error}")
     lines.append(line)
-  widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+  return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]], left: int = 1) -> str:
+  """A table of texts; the first `left` columns begin below each other, the others end so.
+
+  >>> print(aligned([["", "gsm8k"], ["uniform", ".5"]]))
+           gsm8k
+  uniform     .5
+  """
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   return "\n".join(
-    "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+    "  ".join(
+      c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+    ).rstrip()
     for line in lines
   )
 
