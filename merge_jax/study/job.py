@@ -99,10 +99,6 @@ def _run(
 
 
 def _write(folder: Path, made: Plan, outcome: Outcome, found: dict[str, Any]) -> None:
-  report = reports.make_study(found)
   storage.write_text(folder / "results.csv", results.table(made, results.rows(made, outcome)))
-  (folder / "figures").mkdir(exist_ok=True)
-  for name, image in report.figures.items():
-    (folder / "figures" / f"{name}.png").write_bytes(image)
-  storage.write_text(folder / "report.html", report.page)
+  reports.write_study(folder, found)
   storage.write_json(folder / "result.json", found)
