@@ -3,12 +3,25 @@
     python -m launch.train --tasks=code.jsonl,math.jsonl --init=base --output_dir=expert \
       --config.mixture=code=0.8,math=0.2 --config.steps=500
 
+`--config.dtype=bfloat16`, `--config.accumulate=4` (parts of a batch, one after the other) and
+`--config.remat=true` (activations are computed again) are for models that would not fit otherwise.
+`--config.lora_rank=8` trains low-rank products beside the matrices; what is written is merged, or with
+`--save_adapter` a PEFT adapter.
+
 Without `--init` a small decoder of `config.model` with a character tokenizer is made. Cost: about
 10 ms a step of 32 short examples for the default model on two CPU cores.
 
 A training that was stopped (SIGTERM, exit status 75) continues with the same command; so does a killed
 one, from the last state of `config.save_every`. States take three times the float32 parameters, in the
 hidden folder `.NAME.training` beside the output, which is removed when the output is written.
+
+With `--config.keep_every=500` the output also holds the checkpoints `step-500`, `step-1000`, … of the run:
+
+    python -m launch.recycle --checkpoints=run/step-500,run/step-1000,run \
+      --config.search.steps=500,1000,1500 --tasks=code.jsonl --output_dir=merged
+
+`--config.decay=none` keeps the rate constant after the warm-up, `--config.decay=linear` (`cosine`,
+`minus_sqrt`) with `--config.decay_steps=200` lets it fall in the last 200 steps alone.
 """
 
 from ml_collections import config_dict
@@ -22,12 +35,20 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c.learning_rate = 1e-3
   c.warmup = 20
   c.schedule_steps = 0  # 0: steps
+  c.decay = "cosine"  # linear, minus_sqrt, none
+  c.decay_steps = 0  # at the end; 0: all after the warm-up
   c.until_loss = 0.0  # stop once the loss is below
   c.save_every = 0  # steps from state to state; 0: only when stopped
+  c.keep_every = 0  # steps from checkpoint to checkpoint along the run; 0: none
   c.batch_size = 32
+  c.accumulate = 1  # parts of a batch
+  c.dtype = "float32"  # or bfloat16, of the computation
+  c.remat = False  # compute activations again instead of keeping them
   c.weight_decay = 0.0
   c.b2 = 0.98
   c.clip = 1.0
+  c.lora_rank = 0  # 0: all parameters
+  c.lora_alpha = 0.0  # 0: the rank
   c.seed = 0
   c.mixture = ""  # task=share,…; "": all alike
   c.model = config_dict.ConfigDict({

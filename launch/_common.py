@@ -188,6 +188,11 @@ class Progress:
         of, left = f"/{self._total}", f", {(self._total - done) / max(rate, 1e-9):.0f} s left"
       print(f"{done}{of} {self._unit}, {rate:.1f} a second{left} {note}".rstrip(), flush=True)
 
+  def say(self, line: str) -> None:
+    """Prints a line above the bar."""
+    with tqdm.external_write_mode():
+      print(line, flush=True)
+
   def close(self) -> None:
     """Ends the bar."""
     self._bar.close()

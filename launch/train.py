@@ -1,6 +1,7 @@
 """Trains a checkpoint on a mixture of task files.
 
 python -m launch.train --tasks=code.jsonl,math.jsonl --init=base --output_dir=expert
+python -m launch.train --tasks=code.jsonl --init=base --output_dir=adapter --config.lora_rank=8 --save_adapter
 """
 
 import functools
@@ -12,13 +13,26 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import msgspec
+import numpy as np
 from absl import flags
 from jax import Array
 from jax.sharding import Mesh
 
 from merge_jax import checkpoints, decoding, evals, models, sharding, storage
 from merge_jax.evals import tasks as task_files
-from merge_jax.training import State, continued, corpus, pool, puzzles, read_recipe, refuse_written, states
+from merge_jax.training import (
+  Recipe,
+  State,
+  along,
+  continued,
+  corpus,
+  pool,
+  puzzles,
+  read_recipe,
+  refuse_written,
+  result,
+  states,
+)
 
 from . import _common
 
@@ -26,15 +40,17 @@ _CONFIG = _common.define_config("train")
 _TASKS = flags.DEFINE_list("tasks", [], "Training examples, as task files.")
 _INIT = flags.DEFINE_string("init", "", "Checkpoint to start from; none: random parameters.")
 _OUTPUT = flags.DEFINE_string("output_dir", None, "Folder to write; must not exist.", required=True)
+_ADAPTER = flags.DEFINE_bool("save_adapter", False, "With config.lora_rank: write the adapter, not merged.")
 
 _common.define_mesh()
 _common.define_distributed()
 
 
 class Saving(msgspec.Struct, frozen=True):
-  """When states are written; see `configs/train.py`."""
+  """When states and checkpoints are written; see `configs/train.py`."""
 
-  save_every: Annotated[int, msgspec.Meta(ge=0)]
+  save_every: Annotated[int, msgspec.Meta(ge=0)] = 0
+  keep_every: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Start(NamedTuple):
@@ -52,14 +68,19 @@ def main() -> None:
   target, config = Path(_OUTPUT.value).expanduser(), _common.config_values(_CONFIG)
   inputs = [*map(task_files.path_of, _TASKS.value), *([Path(_INIT.value)] if _INIT.value else [])]
   storage.refuse_inside(target, inputs, "--output_dir")
-  refuse_written(target)
+  given = {name: config.pop(name) for name in Saving.__struct_fields__ if name in config}
+  saving = decoding.convert(given, Saving, "config")
+  refuse_written(target, going_on=saving.keep_every > 0)
   if not _TASKS.value:
     raise ValueError("There is nothing to train on; give --tasks=a.jsonl,b.jsonl.")
   tasks = task_files.load_all(_TASKS.value)
-  saving = decoding.convert({"save_every": config.pop("save_every")}, Saving, "config")
   model_config, shares = config.pop("model"), task_files.shares(config["mixture"], "config: mixture")
   config["mixture"] = shares or {task.name: 1.0 for task in tasks}
   recipe = read_recipe(config, "config")
+  if _ADAPTER.value and not (recipe.lora_rank and _INIT.value):
+    raise ValueError(
+      "--save_adapter is for LoRA on a checkpoint; give --config.lora_rank and --init as well."
+    )
   mesh = sharding.make_mesh(flags.FLAGS.mesh)
   start = (
     trained_on(Path(_INIT.value).expanduser(), mesh)
@@ -69,13 +90,28 @@ def main() -> None:
   shape = start.model.config
   data = corpus(tasks, start.tokens, max_length=shape.max_positions, vocabulary=shape.vocab_size)
   bar = _common.Progress(recipe.steps, "steps")
+
+  def write(state: State, path: Path) -> None:
+    about = pool.describe(recipe, state)
+    if _ADAPTER.value:
+      pool.save_adapter(path, state.params, recipe, _INIT.value, about)
+    else:
+      start.write(path, result(state, recipe), about=about)
+
+  def keep(state: State) -> None:
+    along.keep(target, state.step, functools.partial(write, state))
+
   with states(target) as folder:
     trained = continued(
       start.model.apply, start.params, data, recipe, folder,
-      save_every=saving.save_every, mesh=start.mesh, stop=_common.StopFlag(), progress=shown_on(bar),
+      save_every=saving.save_every, keep_every=saving.keep_every, keep=keep,
+      mesh=start.mesh, stop=_common.StopFlag(), progress=shown_on(bar, recipe),
     )  # fmt: skip
     bar.close()
-    start.write(target, trained.params, about=pool.describe(recipe, trained))
+    if saving.keep_every:
+      along.finish(target, functools.partial(write, trained))
+    else:
+      write(trained, target)
   print(f"loss {trained.final_loss:.4f} after {trained.step} steps, {trained.tokens:,} tokens: {target}")
 
 
@@ -102,16 +138,20 @@ def trained_on(folder: Path, mesh: Mesh) -> Start:
   return Start(mesh, model, tokens, params, functools.partial(pool.save_like, like=first))
 
 
-def shown_on(bar: _common.Progress) -> Callable[[State], None]:
-  """Shows steps, loss, and the real tokens a second since it began."""
+def shown_on(bar: _common.Progress, recipe: Recipe) -> Callable[[State], None]:
+  """Shows steps, loss, and the real tokens a second since it began; a line each twentieth of the run."""
   begun: tuple[float, int] | None = None
+  told: int | None = None
 
   def progress(state: State) -> None:
-    nonlocal begun
-    now = time.monotonic()
+    nonlocal begun, told
+    now, told = time.monotonic(), state.step if told is None else told
     began, before = begun = begun or (now, state.tokens)
     rate = (state.tokens - before) / max(now - began, 1e-9)
     bar(state.step, f"loss {state.final_loss:.3f}, {rate:,.0f} tokens a second" if state.losses else "")
+    if state.step > told and (state.step - told >= recipe.steps / 20 or state.step == recipe.steps):
+      bar.say(f"step {state.step}: loss {np.mean(state.losses[told:]):.4f}")
+      told = state.step
 
   return progress
 

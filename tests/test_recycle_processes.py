@@ -139,7 +139,7 @@ def test_evaluation_and_training_by_two_processes(world, tmp_path):
   evaluate = ["-m", "merge_jax", "evaluate", f"--checkpoints={world / 'pool' / 'm0'}", f"--tasks={tasks}"]
   train = [
     "-m", "merge_jax", "train", f"--tasks={tasks}", f"--init={world / 'pool' / 'base'}", "--config.steps=6",
-    "--config.save_every=2", "--config.warmup=2", "--config.batch_size=4",
+    "--config.save_every=2", "--config.warmup=2", "--config.batch_size=4", "--config.keep_every=3",
   ]  # fmt: skip
   for count, devices in ((1, 2), (2, 1)):
     together = processes.FLAGS if count > 1 else ()
@@ -151,6 +151,7 @@ def test_evaluation_and_training_by_two_processes(world, tmp_path):
         assert result.status == 0, result
   one, two = (json.loads((tmp_path / f"{count}.json").read_text()) for count in (1, 2))
   assert one == two
-  one, two = (checkpoints.open(tmp_path / str(count)).load() for count in (1, 2))
-  for name, value in one.items():
-    np.testing.assert_array_equal(value, two[name])
+  for along in (".", "step-3"):
+    one, two = (checkpoints.open(tmp_path / str(count) / along).load() for count in (1, 2))
+    for name, value in one.items():
+      np.testing.assert_array_equal(value, two[name])

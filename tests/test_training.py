@@ -215,7 +215,10 @@ def test_a_state_of_another_training_is_refused(params, tmp_path, change, messag
 @pytest.mark.parametrize("rate", [3e38, float("nan")])
 def test_a_loss_that_is_not_finite_ends_the_training(params, tmp_path, rate):
   recipe = Recipe(**SMALL | {"learning_rate": rate, "warmup": 1})
-  with states(tmp_path / "x") as folder, pytest.raises(Diverged, match=r"step \d+ is (nan|inf); nothing was"):
+  with (
+    states(tmp_path / "x") as folder,
+    pytest.raises(Diverged, match=r"step \d+ is (nan|inf); there is no result"),
+  ):
     continued(apply, params, make_corpus(), recipe, folder, save_every=1)
   assert list(tmp_path.iterdir()) == []
 
@@ -319,10 +322,12 @@ def test_a_killed_job_continues_and_ends_in_the_same_checkpoint(world, tmp_path)
   [
     (["--config.learning_rate=nan"], "config: learning_rate is nan; expected a number > 0"),
     (["--config.save_every=-1"], "config: save_every is -1; expected a whole number >= 0"),
+    (["--config.keep_every=-1"], "config: keep_every is -1; expected a whole number >= 0"),
+    (["--save_adapter"], "--save_adapter is for LoRA on a checkpoint"),
     (["--config.mixture=copi=1"], "unknown task 'copi'; did you mean 'copy'"),
     (
       ["--config.learning_rate=1e30", "--config.warmup=1"],
-      "; nothing was written. Try a learning rate below",
+      "; there is no result. Try a learning rate below",
     ),
     (["--output_dir={init}/sub"], "lies in the input"),
     (["--output_dir={tasks}"], "is the input"),

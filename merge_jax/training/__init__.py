@@ -5,6 +5,7 @@ from merge_jax.training.corpus import corpus as corpus
 from merge_jax.training.loop import Diverged as Diverged
 from merge_jax.training.loop import State as State
 from merge_jax.training.loop import begin as begin
+from merge_jax.training.loop import result as result
 from merge_jax.training.loop import train as train
 from merge_jax.training.recipe import Recipe as Recipe
 from merge_jax.training.recipe import read_recipe as read_recipe

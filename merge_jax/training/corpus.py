@@ -89,7 +89,9 @@ def corpus(
   )  # fmt: skip
 
 
-def batches(data: Corpus, recipe: Recipe, start: int, most: int = 1) -> Iterator[tuple[Bucket, int]]:
+def batches(
+  data: Corpus, recipe: Recipe, start: int, most: int = 1, every: int = 0
+) -> Iterator[tuple[Bucket, int]]:
   """The batches of steps `start`, `start + 1`, …, stacked by calls, each call with its real tokens.
 
   An example's task is drawn by its share, then one of the task's rows uniformly. Where there are several
@@ -99,8 +101,9 @@ def batches(data: Corpus, recipe: Recipe, start: int, most: int = 1) -> Iterator
   Args:
     data: from `corpus`.
     recipe: its `mixture`, `batch_size`, `steps` and `seed` decide.
-    start: the step to begin at; what comes after does not depend on it.
+    start: the step to begin at; what comes after depends neither on it nor on the recipe's `steps`.
     most: steps of a call, at most `WINDOW`; 1 where there are several shapes.
+    every: calls also end at multiples of this step.
 
   Raises:
     ValueError: a mixture that does not fit the data.
@@ -108,17 +111,19 @@ def batches(data: Corpus, recipe: Recipe, start: int, most: int = 1) -> Iterator
   parts, key = shares(recipe.mixture, data.names), jax.random.key(recipe.seed)
   run = most if len(data.shapes) == 1 else 1
   for window in range(start - start % WINDOW, recipe.steps, WINDOW):
-    count = min(WINDOW, recipe.steps - window)
     of_window = jax.random.fold_in(key, window)
-    drawn = _draw(jax.random.split(of_window, count), parts, data.first, data.counts, recipe.batch_size)
+    drawn = _draw(jax.random.split(of_window, WINDOW), parts, data.first, data.counts, recipe.batch_size)
     rows = np.asarray(drawn)
     if len(data.shapes) > 1:
       ordered = rows.ravel()[np.argsort(data.lengths[rows.ravel()], kind="stable")]
-      order = jax.random.permutation(jax.random.fold_in(of_window, count), count)
+      order = jax.random.permutation(jax.random.fold_in(of_window, WINDOW), WINDOW)
       rows = ordered.reshape(rows.shape)[np.asarray(order)]
-    for first in range(max(start - window, 0), count, run):
-      chosen = rows[first : first + run]
+    at, end = max(start, window), min(window + WINDOW, recipe.steps)
+    while at < end:
+      after = min(at + run, end, at - at % every + every if every else end)
+      chosen = rows[at - window : after - window]
       yield batch(data, chosen), int(data.lengths[chosen].sum()) - chosen.size
+      at = after
 
 
 def batch(data: Corpus, rows: np.ndarray) -> Bucket:

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from merge_jax import sharding
 from merge_jax.evals.batching import Bucket
+from merge_jax.training import lora, schedule
 from merge_jax.training.corpus import WINDOW, Corpus, batches
 from merge_jax.training.recipe import Recipe
 
@@ -32,16 +33,18 @@ class State(NamedTuple):
   """All that a training is between two steps.
 
   Attributes:
-    params: by name.
+    params: those that are trained, by name: all, or the factors of `lora`. See `result`.
     optimizer: optax's state.
     losses: of each step done, the mean over its target tokens.
     tokens: real ones that were read, without padding.
+    frozen: the model's parameters, where `params` are factors.
   """
 
   params: Params
   optimizer: Any
   losses: list[float]
   tokens: int
+  frozen: Mapping[str, Array] = {}
 
   @property
   def step(self) -> int:
@@ -55,15 +58,34 @@ class State(NamedTuple):
 
 
 def begin(params: Mapping[str, Array], recipe: Recipe, mesh: Mesh | None = None) -> State:
-  """The state before the first step; the parameters are copied, and their moments lie as they do."""
-  own = {name: jnp.array(value) for name, value in params.items()}
+  """The state before the first step.
+
+  The parameters are copied, but for those that LoRA leaves as they are; moments lie as what they are of.
+
+  Raises:
+    ValueError: as of `lora.begin`.
+  """
+  frozen: Params = {}
+  if recipe.lora_rank:
+    frozen = {name: x if isinstance(x, Array) else jnp.array(x) for name, x in params.items()}
+  own = lora.begin(frozen, recipe) if frozen else {name: jnp.array(x) for name, x in params.items()}
   optimizer = optimizer_of(recipe).init(own)
   if mesh is not None:  # counts, rates, and moments of what is not cut
     whole = functools.partial(sharding.put, mesh=mesh, spec=P())
     optimizer = jax.tree.map(
       lambda x: x if len(x.sharding.device_set) == mesh.size else whole(np.asarray(x)), optimizer
     )
-  return State(own, optimizer, [], 0)
+  return State(own, optimizer, [], 0, frozen)
+
+
+def result(state: State, recipe: Recipe) -> Mapping[str, Array]:
+  """The parameters of the model; what LoRA adapts is merged, where it lies."""
+  if not recipe.lora_rank:
+    return state.params
+  adapted = {name: state.frozen[name] for name in lora.targets(state.frozen)}
+  lie = {name: value.sharding for name, value in adapted.items()}
+  merge = jax.jit(functools.partial(lora.merged, recipe=recipe), out_shardings=lie)
+  return {**state.frozen, **merge(adapted, state.params)}
 
 
 def train(
@@ -73,36 +95,46 @@ def train(
   recipe: Recipe,
   *,
   progress: Callable[[State], None] | None = None,
+  every: int = 0,
   mesh: Mesh | None = None,
 ) -> State:
   """Trains on a mixture of tasks; the loss of a step is the mean over the target tokens of its batch.
 
   A state continues where it was: the same steps follow, whenever it was interrupted. Each shape of the
-  corpus is compiled once, when a batch first needs it. Beside its input a step holds a gradient, the
-  activations of one padded batch, and its logits `[batch, targets, vocabulary]` in float32 about three
-  times: with a large vocabulary and long targets these are most of it, and `batch_size` bounds them.
+  corpus is compiled once, when a batch first needs it. Beside its input a step holds a gradient (two with
+  `accumulate`), the activations of one padded part of a batch, and its logits `[rows, targets, vocabulary]`
+  in float32 about three times: with a large vocabulary and long targets these are most of it, and
+  `batch_size / accumulate` bounds them. `remat` keeps one layer's activations alone. LoRA holds the merged
+  matrices, and for a moment the gradient of each; moments, states and sums are of the factors.
+
+  A run of constant rate (`decay="none"`) can branch off: its state goes on with a recipe of more `steps` and
+  a decay over the last `decay_steps` exactly as if it had had that recipe from the start. What else differs
+  counts from here on, but for `weight_decay` and `b2`, which are the state's.
 
   Args:
-    apply: `(params, tokens, positions) -> logits`.
-    state: from `begin`, or an earlier one; its arrays are given to the computation, use them no more.
+    apply: `(params, tokens, positions) -> logits`; a recipe's `dtype` and `remat` are given by name, where
+      they are not the default.
+    state: from `begin`, or an earlier one; its arrays are given to the computation, use them no more (those
+      of `frozen` are not).
     data: from `corpus`; on the host, only a batch is on the device.
     recipe: see `Recipe`.
     progress: called with the state after each call of steps (see `SMALL`; one where the corpus has several
       shapes); it may read it, the next call takes its arrays.
+    every: calls also end at multiples of this step, so that `progress` sees them.
     mesh: over which the state's arrays are cut and the rows of a batch divided, where their number allows.
 
   Raises:
     ValueError: a mixture that names unknown tasks or has no positive share.
     Diverged: see there.
   """
-  call = _compiled(apply, optimizer_of(recipe), state, mesh)
-  most = WINDOW if sum(value.size for value in state.params.values()) <= SMALL else 1
-  for batch, tokens in batches(data, recipe, state.step, most):
+  call = _compiled(apply, recipe, state, mesh)
+  size = sum(value.size for value in (*state.params.values(), *state.frozen.values()))
+  for batch, tokens in batches(data, recipe, state.step, WINDOW if size <= SMALL else 1, every):
     if _settled(state.losses, recipe.until_loss):
       break
-    params, optimizer, values = call(state.params, state.optimizer, batch)
+    params, optimizer, values = call(state.params, state.optimizer, state.frozen, batches=batch)
     losses = [float(value) for value in np.asarray(values)]
-    state = State(params, optimizer, [*state.losses, *losses], state.tokens + tokens)
+    state = State(params, optimizer, [*state.losses, *losses], state.tokens + tokens, state.frozen)
     if not all(map(math.isfinite, losses)):
       at = next(i for i, loss in enumerate(state.losses) if not math.isfinite(loss))
       raise Diverged(_words(f"The loss of step {at + 1} is {state.losses[at]}", recipe))
@@ -114,11 +146,12 @@ def train(
 
 
 def optimizer_of(recipe: Recipe) -> optax.GradientTransformation:
-  """AdamW with warm-up, cosine decay and a clipped gradient norm."""
-  schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, recipe.warmup, recipe.horizon)
+  """AdamW at the rate of the schedule, with a clipped gradient norm; its state does not tell the schedule."""
   return optax.chain(
     optax.clip_by_global_norm(recipe.clip),
-    optax.inject_hyperparams(optax.adamw)(schedule, b2=recipe.b2, weight_decay=recipe.weight_decay),
+    optax.inject_hyperparams(optax.adamw)(
+      schedule.rate(recipe), b2=recipe.b2, weight_decay=recipe.weight_decay
+    ),
   )
 
 
@@ -128,38 +161,60 @@ def _settled(losses: list[float], until: float) -> bool:
 
 def _words(what: str, recipe: Recipe) -> str:
   return (
-    f"{what}; nothing was written. Try a learning rate below {recipe.learning_rate:g}, a longer warm-up than "
+    f"{what}; there is no result. Try a learning rate below {recipe.learning_rate:g}, a longer warm-up than "
     f"{recipe.warmup} steps or a smaller clip than {recipe.clip:g}."
   )
 
 
 def _compiled(
-  apply: Callable[..., Array], optimizer: optax.GradientTransformation, like: State, mesh: Mesh | None
-) -> Callable[..., Any]:
-  def loss_of(params: Params, batch: Bucket) -> Array:
-    logits = apply(params, batch.tokens, batch.positions)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
-    return jnp.sum(losses * batch.mask) / jnp.sum(batch.mask)
+  apply: Callable[..., Array], recipe: Recipe, like: State, mesh: Mesh | None
+) -> Callable[..., tuple[Params, Any, Array]]:
+  """`(params, optimizer's state, frozen, batches) -> params, state, losses`: a step for each batch."""
+  options: dict[str, Any] = {"dtype": jnp.dtype(recipe.dtype)} if recipe.dtype != "float32" else {}
+  options |= {"remat": True} if recipe.remat else {}
+  optimizer, parts = optimizer_of(recipe), recipe.accumulate
 
-  def steps(params: Params, state: Any, batches: Bucket) -> tuple[Params, Any, Array]:
+  def loss_of(params: Params, frozen: Params, batch: Bucket, total: Array) -> Array:
+    whole = lora.merged(frozen, params, recipe) if recipe.lora_rank else params
+    logits = apply(whole, batch.tokens, batch.positions, **options).astype(jnp.float32)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+    return jnp.sum(losses * batch.mask) / total
+
+  def gradient_of(params: Params, frozen: Params, batch: Bucket) -> tuple[Array, Params]:
+    total = jnp.sum(batch.mask)
+    if parts == 1:
+      return jax.value_and_grad(loss_of)(params, frozen, batch, total)
+
+    def add(before: tuple[Array, Params], part: Bucket) -> tuple[tuple[Array, Params], None]:
+      return jax.tree.map(jnp.add, before, jax.value_and_grad(loss_of)(params, frozen, part, total)), None
+
+    return jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)), batch)[0]
+
+  def steps(params: Params, state: Any, frozen: Params, batches: Bucket) -> tuple[Params, Any, Array]:
     def one(carry: tuple[Params, Any], batch: Bucket) -> tuple[tuple[Params, Any], Array]:
       params, state = carry
-      loss, gradient = jax.value_and_grad(loss_of)(params, batch)
+      loss, gradient = gradient_of(params, frozen, batch)
       updates, state = optimizer.update(gradient, state, params)
       return (optax.apply_updates(params, updates), state), loss
 
     (params, state), losses = jax.lax.scan(one, (params, state), batches)
     return params, state, losses
 
+  def cut(x: np.ndarray) -> np.ndarray:
+    return x if parts == 1 else x.reshape(x.shape[0], parts, -1, *x.shape[2:])
+
   if mesh is None:
-    return jax.jit(steps, donate_argnums=(0, 1))
+    alone = jax.jit(steps, donate_argnums=(0, 1))
+    return lambda *state, batches: alone(*state, jax.tree.map(cut, batches))
   kept = jax.tree.map(lambda x: x.sharding, (like.params, like.optimizer))
   program = jax.jit(steps, donate_argnums=(0, 1), out_shardings=(*kept, NamedSharding(mesh, P())))
+  before = (None,) if parts == 1 else (None, None)
 
-  def call(params: Params, state: Any, batches: Bucket) -> Any:
-    fits = batches.tokens.shape[1] % sharding.row_count(mesh) == 0
-    spec = P(None, sharding.ROWS) if fits else P()
+  def call(*state: Any, batches: Bucket) -> tuple[Params, Any, Array]:
+    batches = jax.tree.map(cut, batches)
+    fits = batches.tokens.shape[len(before)] % sharding.row_count(mesh) == 0
+    spec = P(*before, sharding.ROWS) if fits else P()
     with jax.set_mesh(mesh):
-      return program(params, state, jax.tree.map(lambda x: sharding.put(x, mesh, spec), batches))
+      return program(*state, jax.tree.map(lambda x: sharding.put(x, mesh, spec), batches))
 
   return call

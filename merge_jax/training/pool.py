@@ -1,4 +1,4 @@
-"""Writes trained parameters as Hugging Face folders, one by one or a whole pool."""
+"""Writes trained parameters as Hugging Face folders or adapters, one by one or a whole pool."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import msgspec
 import numpy as np
+import safetensors.numpy
 from jax import Array
 
-from merge_jax import checkpoints, models
-from merge_jax.training import saving
+from merge_jax import checkpoints, models, sharding
+from merge_jax.training import lora, saving
 from merge_jax.training.corpus import Corpus
-from merge_jax.training.loop import State, begin, train
+from merge_jax.training.loop import State, begin, result, train
 from merge_jax.training.recipe import Recipe
 
 
@@ -69,6 +70,25 @@ def save_like(
       write_object(partial / "training.json", about)
 
 
+def save_adapter(
+  folder: Path, factors: Mapping[str, Array], recipe: Recipe, base: str, about: Mapping[str, Any]
+) -> None:
+  """Writes a PEFT adapter, whole or not at all; `checkpoints.with_adapter` reads it with its base.
+
+  Args:
+    folder, about: as in `save`.
+    factors: the parameters of a state that is trained with `lora_rank`.
+    recipe: of the training.
+    base: name or folder of the model that it adapts.
+  """
+  with saving.new_folder(folder) as partial:
+    own = {lora.peft_name(name): np.ascontiguousarray(sharding.whole(x)) for name, x in factors.items()}
+    if partial is not None:
+      safetensors.numpy.save_file(own, partial / "adapter_model.safetensors", {"format": "pt"})
+      write_object(partial / "adapter_config.json", lora.config(factors, recipe, base))
+      write_object(partial / "training.json", about)
+
+
 def write_object(path: Path, value: Mapping[str, Any]) -> None:
   """Writes a JSON file in a folder that is not complete yet."""
   path.write_text(json.dumps(value, indent=2) + "\n")
@@ -101,7 +121,7 @@ def make(
     params, tokens = model.init(jax.random.key(base[0].seed)), 0
     for recipe in base:
       trained = train(model.apply, begin(params, recipe), data, recipe)
-      params, tokens = trained.params, tokens + trained.tokens
+      params, tokens = dict(result(trained, recipe)), tokens + trained.tokens
       say(f"base: loss {trained.final_loss:.3f} after {trained.step} steps")
     about = {"tokens": tokens, "stages": [msgspec.to_builtins(recipe) for recipe in base]}
     save(folder / "base", params, config, tokenizer, about)
@@ -109,7 +129,7 @@ def make(
   for name, recipe in experts.items():
     if not (folder / name).is_dir():
       trained = train(model.apply, begin(start, recipe), data, recipe)
-      save(folder / name, trained.params, config, tokenizer, describe(recipe, trained))
+      save(folder / name, result(trained, recipe), config, tokenizer, describe(recipe, trained))
       say(f"{name}: loss {trained.final_loss:.3f} after {trained.step} steps at {recipe.learning_rate:g}")
   return [folder / name for name in experts]
 
@@ -121,4 +141,17 @@ def describe(recipe: Recipe, trained: State) -> dict[str, Any]:
     "steps": trained.step,
     "final_loss": trained.final_loss,
     "recipe": msgspec.to_builtins(recipe),
+    "curve": curve(trained.losses),
   }
+
+
+def curve(losses: Sequence[float], most: int = 100) -> list[list[float]]:
+  """Pairs of a step and the mean loss of the steps since the pair before, evenly spaced.
+
+  >>> curve([4.0, 2.0, 1.0], 2)
+  [[2, 3.0], [3, 1.0]]
+  """
+  every = max(1, -(-len(losses) // most))
+  starts = range(0, len(losses), every)
+  means = [float(f"{np.mean(losses[i : i + every]):.6g}") for i in starts]
+  return [[min(i + every, len(losses)), mean] for i, mean in zip(starts, means, strict=True)]

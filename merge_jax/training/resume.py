@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from merge_jax import checkpoints, decoding, errors, host, sharding, storage
-from merge_jax.training import saving
+from merge_jax.training import along, saving
 from merge_jax.training.corpus import Corpus
 from merge_jax.training.loop import Diverged, State, begin, train
 from merge_jax.training.recipe import Recipe
@@ -42,6 +42,8 @@ def continued(
   folder: Path,
   *,
   save_every: int = 0,
+  keep_every: int = 0,
+  keep: Callable[[State], None] = lambda state: None,
   stop: Callable[[], bool] = lambda: False,
   progress: Callable[[State], None] | None = None,
   mesh: Mesh | None = None,
@@ -52,6 +54,8 @@ def continued(
     apply, params, data, recipe, mesh: of `train` and `begin`.
     folder: of the states `step-N`; see `states`.
     save_every: least steps from state to state; 0 saves when it is asked to stop alone.
+    keep_every: `keep` is called at multiples of this step but the last, once the state is saved; 0: never.
+    keep: writes a state as a checkpoint (see `along.keep`); it gets a saved one again when that continues.
     stop: asked after each call of steps but the last; true saves the state and ends with `Stopped`.
     progress: called with the state at the start and after each call of steps.
 
@@ -67,21 +71,28 @@ def continued(
 
   last = state.step
 
+  def is_kept(state: State) -> bool:
+    return keep_every > 0 and 0 < state.step < recipe.steps and state.step % keep_every == 0
+
   def after(state: State) -> None:
     nonlocal last
     if progress is not None:
       progress(state)
     stopping = state.step < recipe.steps and host.broadcast(stop())  # of several processes all stop, or none
-    if stopping or (save_every and state.step - last >= save_every):
+    if stopping or is_kept(state) or (save_every and state.step - last >= save_every):
       _save(folder, state, about)
       last = state.step
+    if is_kept(state):
+      keep(state)
     if stopping:
       raise Stopped(f"Stopped after {state.step} steps; the same command continues.")
 
   if progress is not None:
     progress(state)
+  if is_kept(state):
+    keep(state)
   try:
-    return train(apply, state, data, recipe, progress=after, mesh=mesh)
+    return train(apply, state, data, recipe, progress=after, every=keep_every, mesh=mesh)
   except Diverged:
     _remove(_saved(folder))
     raise
@@ -94,7 +105,7 @@ def states(target: Path) -> Iterator[Path]:
   Raises:
     storage.Locked: another process trains the same checkpoint.
   """
-  folder = target.with_name(f".{target.name}.training")
+  folder = _folder(target)
   if not host.is_lead():
     host.barrier("the lead")
     yield folder
@@ -108,14 +119,23 @@ def states(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def refuse_written(target: Path) -> None:
-  """As `storage.refuse_filled`; removes states that a kill left beside a checkpoint that was written."""
+def refuse_written(target: Path, going_on: bool = False) -> None:
+  """As `storage.refuse_filled`; removes states that a kill left beside a checkpoint that was written.
+
+  Args:
+    target: of the checkpoint.
+    going_on: checkpoints along the run may be there (see `along`), if its states are.
+  """
   if _written(target):
     with states(target):
       pass
-  if host.is_lead():
+  if host.is_lead() and not (going_on and _saved(_folder(target)) and along.is_unfinished(target)):
     storage.refuse_filled(target)
   host.barrier("an output that is free")
+
+
+def _folder(target: Path) -> Path:
+  return target.with_name(f".{target.name}.training")
 
 
 def _written(target: Path) -> bool:
@@ -164,7 +184,7 @@ def _restore(path: Path, like: State, about: _Record) -> State:
 
   tree = jax.tree.structure((like.params, like.optimizer))
   params, optimizer = jax.tree.unflatten(tree, [read(*item) for item in _named(like).items()])
-  return State(params, optimizer, record.losses, record.tokens)
+  return State(params, optimizer, record.losses, record.tokens, like.frozen)
 
 
 def _named(state: State) -> dict[str, Array]:
