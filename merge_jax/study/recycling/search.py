@@ -106,6 +106,9 @@ def run(bench: Bench, tasks: Sequence[str], count: int, arm: Arm, seed: int, bud
     `answers`: for each budget `evaluations`, the points proposed; `rows`, the place in `models` by name:
       best_single, best_on_TASK, uniform, merge_best, greedy, search_best (the fittest point proposed),
       search_mean and `selected`, which `selected_from` names; `top`: weights of the five fittest proposed.
+
+  Raises:
+    ValueError: nothing that was proposed has finite scores.
   """
   fitness, members = bench.fitness(tasks), bench.best(bench.fitness(tasks), count)
   objective, journal = Members(bench, members), Journal()
@@ -148,8 +151,9 @@ class _Judged:
     fitness, records, count = self._fitness, found.records, len(self._objective.places)
     rows = final.rows(records, fitness, count, method, found.mean)
     proposed = [record for record, new in zip(records, baselines.searched(records), strict=True) if new]
-    if (at := best(fitness.of(proposed))) is not None:
-      rows["search_best"] = proposed[at].candidate  # of the search alone: known points have their rows
+    if (at := best(fitness.of(proposed))) is None:
+      raise ValueError(f"None of the {len(proposed)} points that the search proposed has finite scores.")
+    rows["search_best"] = proposed[at].candidate  # of the search alone: known points have their rows
     scored = {
       split: dict(zip(rows, measure(list(rows.values()), split, self._objective, self._journal), strict=True))
       for split in (SPLIT, VALIDATION, REPORTED)

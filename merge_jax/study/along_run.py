@@ -1,0 +1,205 @@
+"""What is trained: a run of constant learning rate with checkpoints along it, and decays that branch off."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import msgspec
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from msgspec import Meta
+
+from merge_jax import checkpoints, decoding, sharding
+from merge_jax.study.settings import Part, Positive
+from merge_jax.training import Corpus, Recipe, State, begin, continued, read_recipe, result, saving, train
+
+Params = Mapping[str, Any]
+Decay = Literal["linear", "minus_sqrt", "cosine"]
+
+
+class Along(Part, frozen=True):
+  """A run, and what is made of it.
+
+  Attributes:
+    recipe: of the run, see `merge_jax.training.Recipe`; its steps and its decay come from here.
+    every: steps from checkpoint to checkpoint.
+    points: steps at which decays branch off.
+    decay_steps: of every decay.
+    decays: shapes of the decays.
+    windows: checkpoints in a merge; that from a point to the end of its decay comes on top.
+    schedules: of the merge's weights, names in `merge_jax.operators.contrib.trajectory.SCHEDULES`.
+    bootstrap: resamplings behind each error.
+  """
+
+  recipe: dict[str, Any]
+  every: Positive
+  points: Annotated[tuple[Positive, ...], Meta(min_length=1)]
+  decay_steps: Positive
+  decays: Annotated[tuple[Decay, ...], Meta(min_length=1)] = ("linear", "minus_sqrt")
+  windows: tuple[Annotated[int, Meta(ge=2)], ...] = (2, 4, 8)
+  schedules: tuple[Literal["uniform", "ema", "linear", "minus_sqrt", "cosine"], ...] = (
+    "uniform", "ema", "linear", "minus_sqrt", "cosine"
+  )  # fmt: skip
+  bootstrap: Annotated[int, Meta(ge=100, le=100_000)] = 200
+
+  @property
+  def end(self) -> int:
+    """The last step of the run: that of the last decay."""
+    return max(self.points) + self.decay_steps
+
+  @property
+  def steps(self) -> range:
+    """Those of the checkpoints."""
+    return range(self.every, self.end + 1, self.every)
+
+  def constant(self) -> Recipe:
+    """The recipe of the run."""
+    return read_recipe({**self.recipe, "steps": self.end, "decay": "none"}, "config: along.recipe")
+
+  def decayed(self, point: int, decay: str) -> Recipe:
+    """The recipe that is the run's up to a point, and decays from there."""
+    changed = {"steps": point + self.decay_steps, "decay": decay, "decay_steps": self.decay_steps}
+    return read_recipe({**self.recipe, **changed}, "config: along.recipe")
+
+
+def read(values: Mapping[str, Any]) -> Along:
+  """Settings from plain data, `Study.along`.
+
+  Raises:
+    ValueError: an unknown key, a value that is not of its type or range, steps that do not go together, or a
+      recipe that cannot be.
+  """
+  options = decoding.convert(dict(values), Along, "config: along")
+  for name in ("steps", "decay", "decay_steps", "schedule_steps", "until_loss"):
+    if name in options.recipe:
+      raise ValueError(f"config: along.recipe.{name} is set; the run's steps and decays are those of along.")
+  for name, steps in (("points", options.points), ("decay_steps", (options.decay_steps,))):
+    if wrong := [step for step in steps if step % options.every]:
+      raise ValueError(f"config: along.{name}: {wrong[0]} is not a multiple of every, {options.every}.")
+  if list(options.points) != sorted(set(options.points)):
+    raise ValueError(f"config: along.points is {options.points}; expected different steps, increasing.")
+  if (warmup := options.constant().warmup) > options.points[0]:
+    raise ValueError(f"config: along.points: {options.points[0]} is within the warm-up of {warmup} steps.")
+  return options
+
+
+def at(step: int) -> str:
+  """Name of a checkpoint of the run."""
+  return f"step-{step:09d}"
+
+
+def decayed(point: int, decay: str, steps: int) -> str:
+  """Name of the end of a decay that begins at a point."""
+  return f"{at(point)}-{decay}-{steps}"
+
+
+def names(options: Along) -> Iterator[str]:
+  """Of everything that is trained."""
+  yield from map(at, options.steps)
+  for point in options.points:
+    yield from (decayed(point, decay, options.decay_steps) for decay in options.decays)
+
+
+class Kept:
+  """Parameters by name: in folders that appear whole or not at all, or in memory.
+
+  Args:
+    folder: of the folders; None: memory.
+  """
+
+  def __init__(self, folder: Path | None):
+    self._folder = folder
+    self._memory: dict[str, dict[str, np.ndarray]] = {}
+
+  def __contains__(self, name: str) -> bool:
+    return name in self._memory or (self._folder is not None and (self._folder / name).is_dir())
+
+  def __getitem__(self, name: str) -> dict[str, Any]:
+    return self._memory[name] if self._folder is None else checkpoints.open(self._folder / name).load()
+
+  def put(self, name: str, params: Mapping[str, Array]) -> None:
+    """Keeps a copy, unless it is there."""
+    if name in self:
+      return
+    if self._folder is None:
+      self._memory[name] = {key: np.array(sharding.whole(value)) for key, value in params.items()}
+      return
+    with saving.new_folder(self._folder / name) as partial:
+      saving.write(partial, params)
+
+
+def trained(
+  apply: Callable[..., Array],
+  params: Params,
+  data: Corpus,
+  options: Along,
+  folder: Path | None = None,
+  *,
+  stop: Callable[[], bool] = lambda: False,
+  progress: Callable[[int, str], None] = lambda step, name: None,
+  mesh: Mesh | None = None,
+) -> Kept:
+  """Trains the run, and the decays where they branch off; what is there already is kept.
+
+  Args:
+    apply, data, mesh: of `training.train`.
+    params: to start from.
+    options: see there.
+    folder: where checkpoints and states are kept, under a name of their own for each run; None: in memory.
+    stop: asked between steps of the run where there is a folder; true ends with `training.Stopped`.
+    progress: told the step, and the name of what was kept.
+
+  Raises:
+    training.Diverged: see there.
+    training.Stopped: the same call continues.
+  """
+  recipe = options.constant()
+  if folder is not None:
+    folder = folder / _identity(params, data, recipe)
+  kept, branches = Kept(folder), {point: options.decays for point in options.points}
+
+  def keep(state: State) -> None:
+    kept.put(at(state.step), result(state, recipe))
+    progress(state.step, at(state.step))
+    for decay in branches.get(state.step, ()):
+      if (name := decayed(state.step, decay, options.decay_steps)) not in kept:
+        own = options.decayed(state.step, decay)
+        kept.put(name, result(train(apply, _copy(state), data, own, mesh=mesh), own))
+        progress(own.steps, name)
+
+  def along(state: State) -> None:
+    if state.step % every == 0:
+      keep(state)
+
+  every = options.every
+  if all(name in kept for name in names(options)):
+    return kept
+  if folder is None:
+    train(apply, begin(params, recipe, mesh), data, recipe, progress=along, every=every, mesh=mesh)
+    return kept
+  states = folder / "states"
+  keep(continued(apply, params, data, recipe, states, keep_every=every, keep=keep, stop=stop, mesh=mesh))
+  shutil.rmtree(states, ignore_errors=True)
+  return kept
+
+
+def _copy(state: State) -> State:
+  """With arrays of its own: those of a state are given to its next step."""
+  return state._replace(
+    params=jax.tree.map(jnp.copy, state.params), optimizer=jax.tree.map(jnp.copy, state.optimizer)
+  )
+
+
+def _identity(params: Params, data: Corpus, recipe: Recipe) -> str:
+  """All that decides what the checkpoints of a run are."""
+  total = hashlib.sha256(msgspec.json.encode(recipe) + data.digest().encode())
+  for name in sorted(params):
+    value = np.ascontiguousarray(sharding.whole(params[name]))
+    total.update(f"{name}\0{value.dtype}\0{value.shape}\0".encode())
+    total.update(value.reshape(-1).view(np.uint8).data)
+  return f"run-{total.hexdigest()[:16]}"
