@@ -12,7 +12,8 @@ from merge_jax.evals.suite import TaskSuite
 from merge_jax.recycle import suites
 from merge_jax.recycle.settings import Evals
 from merge_jax.study import recycling
-from merge_jax.study.along import along, read_along
+from merge_jax.study.along import along
+from merge_jax.study.along_run import read as read_along
 from merge_jax.study.cells import Cell, Result
 from merge_jax.study.lineages import Lineage, Member, opened
 from merge_jax.study.settings import Recycled, Run

@@ -22,7 +22,7 @@ from merge_jax.study.cells import Cell, Result
 from merge_jax.study.data import Data
 from merge_jax.study.lineages import EXPERT, INSTRUCT, MULTITASK, PRETRAINED, Lineage, Member, opened
 from merge_jax.study.settings import Size, Training
-from merge_jax.training import Recipe, continued, corpus, pool, read_recipe, states
+from merge_jax.training import Recipe, continued, corpus, pool, read_recipe, result, states
 from merge_jax.training.corpus import Corpus
 
 STAGES = (PRETRAINED, INSTRUCT, EXPERT, MULTITASK)
@@ -216,10 +216,11 @@ class Trainer:
           save_every=SAVE_EVERY, mesh=self._mesh, stop=self._stop,
         )  # fmt: skip
         said = pool.describe(recipe, trained) | {"seconds": round(time.perf_counter() - began, 3)}
+        params = result(trained, recipe)
         if start is None:
-          pool.save(target, trained.params, self._configs[size], self._data.tokenizer, said)
+          pool.save(target, params, self._configs[size], self._data.tokenizer, said)
         else:
-          pool.save_like(target, trained.params, checkpoints.open(start.folder), said)
+          pool.save_like(target, params, checkpoints.open(start.folder), said)
     made = json.loads(about.read_bytes())
     return {key: made[key] for key in ("tokens", "steps", "final_loss", "curve", "seconds")}
 

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import optax
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from merge_jax import sharding
@@ -169,7 +170,21 @@ def _words(what: str, recipe: Recipe) -> str:
 def _compiled(
   apply: Callable[..., Array], recipe: Recipe, like: State, mesh: Mesh | None
 ) -> Callable[..., tuple[Params, Any, Array]]:
-  """`(params, optimizer's state, frozen, batches) -> params, state, losses`: a step for each batch."""
+  """`(params, optimizer's state, frozen, batches) -> params, state, losses`: a step for each batch.
+
+  Trainings that differ in their examples alone share one program.
+  """
+  leaves, tree = jax.tree.flatten((like.params, like.optimizer))
+  kept = () if mesh is None else tuple(leaf.sharding for leaf in leaves)
+  shared = msgspec.json.encode(msgspec.structs.replace(recipe, mixture={}, seed=0, until_loss=0.0))
+  return _program(apply, shared, mesh, kept, tree)
+
+
+@functools.lru_cache(maxsize=8)
+def _program(
+  apply: Callable[..., Array], shared: bytes, mesh: Mesh | None, kept: tuple[Sharding, ...], tree: Any
+) -> Callable[..., tuple[Params, Any, Array]]:
+  recipe = msgspec.json.decode(shared, type=Recipe)
   options: dict[str, Any] = {"dtype": jnp.dtype(recipe.dtype)} if recipe.dtype != "float32" else {}
   options |= {"remat": True} if recipe.remat else {}
   optimizer, parts = optimizer_of(recipe), recipe.accumulate
@@ -206,8 +221,8 @@ def _compiled(
   if mesh is None:
     alone = jax.jit(steps, donate_argnums=(0, 1))
     return lambda *state, batches: alone(*state, jax.tree.map(cut, batches))
-  kept = jax.tree.map(lambda x: x.sharding, (like.params, like.optimizer))
-  program = jax.jit(steps, donate_argnums=(0, 1), out_shardings=(*kept, NamedSharding(mesh, P())))
+  lie = jax.tree.unflatten(tree, kept)
+  program = jax.jit(steps, donate_argnums=(0, 1), out_shardings=(*lie, NamedSharding(mesh, P())))
   before = (None,) if parts == 1 else (None, None)
 
   def call(*state: Any, batches: Bucket) -> tuple[Params, Any, Array]:
