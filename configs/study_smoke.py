@@ -42,11 +42,13 @@ def get_config() -> config_dict.ConfigDict:
     "small": {"model": llama(32, 2), "seeds": (0,)},
   })  # fmt: skip
   every = dict.fromkeys((*held_in, *held_out, *INSTRUCT), 1.0)
+  # One schedule, and so one compiled program, for all stages of a size.
+  alike = {"learning_rate": 2e-3, "warmup": 5, "schedule_steps": 60}
   c.training.recipes = config_dict.ConfigDict({
-    "pretrained": {"mixture": every, "steps": 60, "learning_rate": 3e-3, "warmup": 5},
-    "instruct": {"mixture": dict.fromkeys(INSTRUCT, 1.0), "steps": 20, "learning_rate": 1e-3, "warmup": 5},
-    "expert": {"steps": 20, "learning_rate": 1e-3, "warmup": 5},
-    "multitask": {"steps": 60, "learning_rate": 1e-3, "warmup": 5},
+    "pretrained": alike | {"mixture": every, "steps": 60},
+    "instruct": alike | {"mixture": dict.fromkeys(INSTRUCT, 1.0), "steps": 20},
+    "expert": alike | {"steps": 20},
+    "multitask": alike | {"steps": 60},
   })  # fmt: skip
   # As many trials for each method that has numbers; the first are the untuned ones.
   c.methods = config_dict.ConfigDict({

@@ -69,7 +69,9 @@ def begin(params: Mapping[str, Array], recipe: Recipe, mesh: Mesh | None = None)
   frozen: Params = {}
   if recipe.lora_rank:
     frozen = {name: x if isinstance(x, Array) else jnp.array(x) for name, x in params.items()}
-  own = lora.begin(frozen, recipe) if frozen else {name: jnp.array(x) for name, x in params.items()}
+  # With a dtype, or fresh parameters of a weak type would compile the program twice.
+  copies = {name: jnp.array(x, x.dtype) for name, x in params.items()} if not frozen else {}
+  own = lora.begin(frozen, recipe) if frozen else copies
   optimizer = optimizer_of(recipe).init(own)
   if mesh is not None:  # counts, rates, and moments of what is not cut
     whole = functools.partial(sharding.put, mesh=mesh, spec=P())
@@ -172,11 +174,12 @@ def _compiled(
 ) -> Callable[..., tuple[Params, Any, Array]]:
   """`(params, optimizer's state, frozen, batches) -> params, state, losses`: a step for each batch.
 
-  Trainings that differ in their examples alone share one program.
+  Trainings that differ in their examples, or in when they stop, share one program.
   """
   leaves, tree = jax.tree.flatten((like.params, like.optimizer))
   kept = () if mesh is None else tuple(leaf.sharding for leaf in leaves)
-  shared = msgspec.json.encode(msgspec.structs.replace(recipe, mixture={}, seed=0, until_loss=0.0))
+  alike = {"mixture": {}, "seed": 0, "until_loss": 0.0, "steps": recipe.horizon, "schedule_steps": 0}
+  shared = msgspec.json.encode(msgspec.structs.replace(recipe, **alike))
   return _program(apply, shared, mesh, kept, tree)
 
 
