@@ -74,10 +74,13 @@ def begin(params: Mapping[str, Array], recipe: Recipe, mesh: Mesh | None = None)
   own = lora.begin(frozen, recipe) if frozen else copies
   optimizer = optimizer_of(recipe).init(own)
   if mesh is not None:  # counts, rates, and moments of what is not cut
-    whole = functools.partial(sharding.put, mesh=mesh, spec=P())
-    optimizer = jax.tree.map(
-      lambda x: x if len(x.sharding.device_set) == mesh.size else whole(np.asarray(x)), optimizer
-    )
+
+    def placed(x: Array) -> Array:
+      # On one device, too: what lies otherwise than what comes out compiles the program twice.
+      lies = isinstance(x.sharding, NamedSharding) or 1 < len(x.sharding.device_set) == mesh.size
+      return x if lies else sharding.put(np.asarray(x), mesh, P())
+
+    optimizer = jax.tree.map(placed, optimizer)
   return State(own, optimizer, [], 0, frozen)
 
 
