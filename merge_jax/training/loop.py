@@ -181,16 +181,20 @@ def _compiled(
   """
   leaves, tree = jax.tree.flatten((like.params, like.optimizer))
   kept = () if mesh is None else tuple(leaf.sharding for leaf in leaves)
-  alike = {"mixture": {}, "seed": 0, "until_loss": 0.0, "steps": recipe.horizon, "schedule_steps": 0}
-  shared = msgspec.json.encode(msgspec.structs.replace(recipe, **alike))
+  alike = {"seed": 0, "until_loss": 0.0, "steps": recipe.horizon, "schedule_steps": 0}
+  shared = tuple((msgspec.structs.asdict(recipe) | alike | {"mixture": None}).items())
   return _program(apply, shared, mesh, kept, tree)
 
 
 @functools.lru_cache(maxsize=8)
 def _program(
-  apply: Callable[..., Array], shared: bytes, mesh: Mesh | None, kept: tuple[Sharding, ...], tree: Any
+  apply: Callable[..., Array],
+  shared: tuple[tuple[str, Any], ...],
+  mesh: Mesh | None,
+  kept: tuple[Sharding, ...],
+  tree: Any,
 ) -> Callable[..., tuple[Params, Any, Array]]:
-  recipe = msgspec.json.decode(shared, type=Recipe)
+  recipe = Recipe(**dict(shared))
   options: dict[str, Any] = {"dtype": jnp.dtype(recipe.dtype)} if recipe.dtype != "float32" else {}
   options |= {"remat": True} if recipe.remat else {}
   optimizer, parts = optimizer_of(recipe), recipe.accumulate
