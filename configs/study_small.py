@@ -9,7 +9,7 @@ for puzzles that are in no category; experts learn the format `name question=ans
 
 from ml_collections import config_dict
 
-from merge_jax.study.puzzle_table import HELD_IN, HELD_OUT, INSTRUCT
+from merge_jax.study.data.puzzle_table import HELD_IN, HELD_OUT, INSTRUCT
 
 
 def llama(hidden: int, layers: int, heads: int = 4) -> dict[str, object]:

@@ -21,8 +21,8 @@ Steps and rates are starting points; they have not been tuned on a GPU.
 
 from ml_collections import config_dict
 
-from merge_jax.study.t0_bigbench import HELD_OUT
-from merge_jax.study.t0_sources import HELD_IN
+from merge_jax.study.data.t0_bigbench import HELD_OUT
+from merge_jax.study.data.t0_sources import HELD_IN
 
 EXPERT_STEPS = 300
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from absl import flags
 
 from merge_jax import reports, sharding
-from merge_jax.study import job, puzzles, settings, t0
-from merge_jax.study.data import Data, from_files
+from merge_jax.study import job, settings
+from merge_jax.study.data import Data, from_files, puzzles, t0
 
 from . import _common
 

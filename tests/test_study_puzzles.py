@@ -10,8 +10,8 @@ from ml_collections import config_dict
 from configs import study_small, study_smoke
 from merge_jax import evals
 from merge_jax.evals import tasks as task_files
-from merge_jax.study import puzzles
-from merge_jax.study.puzzle_table import HELD_IN, HELD_OUT, INSTRUCT, TABLE
+from merge_jax.study.data import puzzles
+from merge_jax.study.data.puzzle_table import HELD_IN, HELD_OUT, INSTRUCT, TABLE
 from merge_jax.study.settings import from_mapping
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("reasoning_gym"), reason="needs reasoning_gym")

@@ -10,9 +10,10 @@ from tokenizers import Tokenizer
 
 import configs.study_t0
 from merge_jax.evals import tasks
-from merge_jax.study import leaks, settings, t0, t0_corpora, t0_rows, t0_sources
-from merge_jax.study.t0_bigbench import HELD_OUT
-from merge_jax.study.t0_sources import HELD_IN, PASSAGES, SOURCES
+from merge_jax.study import settings
+from merge_jax.study.data import leaks, t0, t0_corpora, t0_rows, t0_sources
+from merge_jax.study.data.t0_bigbench import HELD_OUT
+from merge_jax.study.data.t0_sources import HELD_IN, PASSAGES, SOURCES
 
 CANARY = "do not train on this: 1f2e3d"
 SMALL = {"puzzles": 0, "readings": 60, "vocabulary": 400, "heldout_examples": 30}

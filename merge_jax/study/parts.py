@@ -12,13 +12,13 @@ from merge_jax.evals.suite import TaskSuite
 from merge_jax.recycle import suites
 from merge_jax.recycle.settings import Evals
 from merge_jax.study import recycling
-from merge_jax.study.along import along
-from merge_jax.study.along_run import read as read_along
 from merge_jax.study.cells import Cell, Result
 from merge_jax.study.lineages import Lineage, Member, opened
 from merge_jax.study.settings import Recycled, Run
 from merge_jax.study.tasks import TEST, VALIDATION, Tasks
 from merge_jax.study.trainer import Trainer
+from merge_jax.study.trajectory.compare import along
+from merge_jax.study.trajectory.run import read as read_along
 
 SEARCH_SHARE = 0.6
 """Of the validation examples: what a search sees; the others choose among its answers."""

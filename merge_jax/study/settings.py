@@ -122,7 +122,7 @@ class Run(Part, frozen=True):
 
   Attributes:
     size, kind, seed: of the lineage whose base it starts from.
-    options: see `study.along.Along`.
+    options: see `study.trajectory.run.Along`.
   """
 
   size: str

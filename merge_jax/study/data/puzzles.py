@@ -20,7 +20,7 @@ from merge_jax import decoding, storage
 from merge_jax.errors import unknown
 from merge_jax.evals.splits import position
 from merge_jax.study.data import Data
-from merge_jax.study.puzzle_table import TABLE
+from merge_jax.study.data.puzzle_table import TABLE
 from merge_jax.training import puzzles
 
 VERSION = 1

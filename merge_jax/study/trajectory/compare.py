@@ -24,8 +24,8 @@ from merge_jax.recycle.settings import Placement
 from merge_jax.search.baselines import METHOD
 from merge_jax.search.point import Candidate, Point
 from merge_jax.search.scores import nullable, signed
-from merge_jax.study import along_run
-from merge_jax.study.along_run import Along, Kept, Params
+from merge_jax.study.trajectory import run as along_run
+from merge_jax.study.trajectory.run import Along, Kept, Params
 from merge_jax.training.corpus import Corpus
 
 CONSTANT, DECAY, MERGE = "constant", "decay", "merge"

@@ -25,10 +25,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from merge_jax import decoding, storage
 from merge_jax.errors import unknown
 from merge_jax.evals.metrics import METRICS
-from merge_jax.study import leaks, t0_bigbench, t0_corpora, t0_rows, t0_sources
-from merge_jax.study.data import Data
-from merge_jax.study.t0_rows import Record, answer, guessing, length
-from merge_jax.study.t0_sources import ROWS, SOURCES
+from merge_jax.study.data import Data, leaks, t0_bigbench, t0_corpora, t0_rows, t0_sources
+from merge_jax.study.data.t0_rows import Record, answer, guessing, length
+from merge_jax.study.data.t0_sources import ROWS, SOURCES
 from merge_jax.training.puzzles import END, PAD
 
 VERSION = 1

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from merge_jax.study import leaks
-from merge_jax.study.t0_sources import ROWS, Line, Source
+from merge_jax.study.data import leaks
+from merge_jax.study.data.t0_sources import ROWS, Line, Source
 
 FEW = 5
 """Most answers of a template that are choices."""

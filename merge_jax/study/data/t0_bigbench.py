@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from merge_jax.decoding import decode
-from merge_jax.study.t0_sources import files
+from merge_jax.study.data.t0_sources import files
 
 HELD_OUT = {
   "inference": ("epistemic_reasoning", "presuppositions_as_nli", "entailed_polarity", "analytic_entailment"),

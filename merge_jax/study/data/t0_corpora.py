@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from merge_jax.study.t0_sources import Line
+from merge_jax.study.data.t0_sources import Line
 
 SHORTEST = 80
 """Characters of a line that is a passage rather than a title or a wording."""

@@ -1,0 +1,1 @@
+"""Merges along a training run, against decays of its learning rate."""
