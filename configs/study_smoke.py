@@ -38,8 +38,8 @@ def get_config() -> config_dict.ConfigDict:
   c.training = config_dict.ConfigDict()
   c.training.kinds = ("pretrained", "instruct")
   c.training.sizes = config_dict.ConfigDict({
-    "tiny": {"model": llama(16, 2), "seeds": (0,)},
-    "small": {"model": llama(32, 2), "seeds": (0,)},
+    "tiny": {"model": llama(16, 1), "seeds": (0,)},
+    "small": {"model": llama(32, 1), "seeds": (0,)},
   })  # fmt: skip
   every = dict.fromkeys((*held_in, *held_out, *INSTRUCT), 1.0)
   # One schedule, and so one compiled program, for all stages of a size.
@@ -63,6 +63,23 @@ def get_config() -> config_dict.ConfigDict:
     "dare_ties": {
       "operator": "dare_ties",
       "grid": ({"density": 0.5, "scaling": 1.0}, {"density": 0.2, "scaling": 1.0}),
+    },
+  })  # fmt: skip
+  c.along = config_dict.ConfigDict({
+    "size": "tiny", "options": {
+      "recipe": {"learning_rate": 2e-3, "warmup": 5}, "every": 20, "points": (40,), "decay_steps": 20,
+      "decays": ("linear",), "windows": (2,), "schedules": ("uniform",), "bootstrap": 100,
+    },
+  })  # fmt: skip
+  pool = {
+    f"sft{i}": {"recipe": alike | {"steps": 20, "mixture": {"rev": 1.0, task: 1.0}}}
+    for i, task in enumerate(("up", "hex"))
+  }
+  pool["po0"] = {"stage": "po", "start": "sft0", "recipe": alike | {"steps": 20}}
+  c.recycle = config_dict.ConfigDict({
+    "size": "tiny", "pool": pool, "options": {
+      "settings": {"up and hex": ("up", "hex")}, "counts": (2, 3), "budgets": (6,), "seeds": (0, 1),
+      "ablations": (), "bootstrap": 100,
     },
   })  # fmt: skip
   return c

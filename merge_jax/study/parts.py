@@ -47,8 +47,9 @@ def run_cell(
   stop: Callable[[], bool],
 ) -> Cell:
   """The cell of a run with its decays and merges, trained on all held-in tasks."""
-  options = read_along(part.options)
   held_in = [task for names in tasks.held_in.values() for task in names]
+  recipe = {"mixture": dict.fromkeys(held_in, 1.0), **part.options.get("recipe", {})}
+  options = read_along({**part.options, "recipe": recipe})
   data = trainer.data_of_tasks()
   spec = {
     "base": lineage.base.identity, "tasks": tasks.digest, "options": part.options, "data": data.digest(),
@@ -71,22 +72,30 @@ def pool_of(part: Recycled, lineage: Lineage, trainer: Trainer | None) -> dict[s
   """The checkpoints of a pool, in order; those to train become cells of the trainer.
 
   Raises:
-    ValueError: a checkpoint that starts from one that does not come before it, or that is neither in a folder
-      nor can be trained.
+    ValueError: a checkpoint that starts from one that is not there or from itself, or that is neither in a
+      folder nor can be trained.
   """
   found: dict[str, Member] = {}
-  for name, one in part.pool.items():
-    where = f"config: recycle.pool.{name}"
+
+  def find(name: str, asked: tuple[str, ...]) -> Member:
+    if name not in part.pool or name in asked:
+      told = f"config: recycle.pool.{asked[-1]}: it starts from {name!r}"
+      raise ValueError(
+        f"{told}, which {'is no checkpoint of the pool' if name not in part.pool else 'starts from it'}."
+      )
+    if name in found:
+      return found[name]
+    one, where = part.pool[name], f"config: recycle.pool.{name}"
     if one.folder:
       found[name] = opened(one.folder)
     elif trainer is None or not one.recipe:
       raise ValueError(f"{where}: give a folder, or a recipe where the study trains its models.")
-    elif one.start and one.start not in found:
-      raise ValueError(f"{where}: it starts from {one.start!r}, which is no checkpoint before it.")
     else:
-      start = found[one.start] if one.start else lineage.base
+      start = find(one.start, (*asked, name)) if one.start else lineage.base
       found[name] = trainer.further(name, lineage, one.recipe, start, f"{where}.recipe")
-  return found
+    return found[name]
+
+  return {name: find(name, ()) for name in part.pool}
 
 
 def searches(
