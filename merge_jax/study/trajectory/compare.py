@@ -90,7 +90,8 @@ def along(
       bootstrap `stderr`, with `step` and `kind` (see `Model`).
     `best_of_windows`: rows of a name, and the averages on validation, test and held-out tasks.
     `gains`: of the merge that validation chose over each decay: test and held-out difference with paired
-      errors, at equal tokens (`tokens` "equal") and for merges that end where the decay begins ("fewer").
+      errors, at equal tokens (`tokens` "equal") and for merges that end where the decay begins ("fewer");
+      `from` and `to` are the decay's steps.
     `runs`: the steps of the decays, from and to.
 
   Raises:
@@ -240,7 +241,14 @@ def _gains(scored: Sequence[Scored], start: int, end: int, draws: int) -> list[d
     if chosen is None:
       continue
     for decay in _decays(scored, start):
-      about = {"step": step, "tokens": tokens, "merge": chosen.model.kind, "over": decay.model.kind}
+      about = {
+        "step": step,
+        "from": start,
+        "to": end,
+        "tokens": tokens,
+        "merge": chosen.model.kind,
+        "over": decay.model.kind,
+      }
       for split in ("test", "heldout"):
         if decay.examples[split].tasks:
           gain, error = uncertainty.paired_difference(chosen.examples[split], decay.examples[split], draws)
