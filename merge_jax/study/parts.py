@@ -124,8 +124,9 @@ def _suite(found: Mapping[str, Member], tasks: Tasks, part: Recycled, mesh: Mesh
     raise ValueError(
       unknown("held-in task", name, (t.name for t in tasks.splits[VALIDATION]), "config: recycle")
     )
-  inner = evals.split(validation, (SEARCH_SHARE, 1 - SEARCH_SHARE, 0.0)).tasks
-  outer = evals.split(outside, (0.3, 0.1, 0.6)).tasks
+  # Seeds of their own: these examples were chosen by the places that seed 0 gives them.
+  inner = evals.split(validation, (SEARCH_SHARE, 1 - SEARCH_SHARE, 0.0), seed=1).tasks
+  outer = evals.split(outside, (0.3, 0.1, 0.6), seed=1).tasks
   splits = {
     "search": [*inner["search"], *outer["search"]],
     "validation": [*inner["validation"], *outer["validation"]],
