@@ -82,7 +82,8 @@ class Sample(NamedTuple):
 
   def mean(self, values: np.ndarray) -> np.ndarray:
     """Of `[1 + draws, searches]` over searches."""
-    return np.average(values, axis=1, weights=self.weights)
+    weighed = np.where(self.weights > 0, values, 0.0) * self.weights  # an infinite margin may weigh nothing
+    return weighed.sum(axis=1) / self.weights.sum(axis=1)
 
   def gain(self, over: np.ndarray, columns: Sequence[int]) -> np.ndarray:
     """Mean over tasks of the answers' scores less those of a row."""
