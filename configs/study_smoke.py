@@ -3,6 +3,8 @@
 python -m launch.study --config=configs/study_smoke.py --output_dir=runs/study_smoke
 """
 
+from typing import Any
+
 from ml_collections import config_dict
 
 HELD_IN = {"reversal": ("rev", "swap"), "sorting": ("up", "down"), "conversion": ("hex", "quad")}
@@ -71,7 +73,7 @@ def get_config() -> config_dict.ConfigDict:
       "decays": ("linear",), "windows": (2,), "schedules": ("uniform",), "bootstrap": 100,
     },
   })  # fmt: skip
-  pool = {
+  pool: dict[str, Any] = {
     f"sft{i}": {"recipe": alike | {"steps": 20, "mixture": {"rev": 1.0, task: 1.0}}}
     for i, task in enumerate(("up", "hex"))
   }
