@@ -5,13 +5,11 @@ python -m launch.study --config=configs/study_small.py --output_dir=runs/study
 
 import functools
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from merge_jax import reports, sharding
 from merge_jax.study import job, settings
-from merge_jax.study.data import Data, from_files, puzzles, t0
 
 from . import _common
 
@@ -36,7 +34,7 @@ def main() -> int:
   mesh = sharding.make_mesh(flags.FLAGS.mesh)
   say = functools.partial(print, flush=True)
   try:
-    result = job.study(chosen, sources, mesh=mesh, stop=_common.StopFlag(), say=say, progress=progress)
+    result = job.study(chosen, mesh=mesh, stop=_common.StopFlag(), say=say, progress=progress)
   finally:
     for bar in bars.values():
       bar.close()
@@ -44,15 +42,6 @@ def main() -> int:
   for name, why in result["failed"].items():
     print(f"failed: {name}: {why}", file=sys.stderr)
   return 1 if result["failed"] else 0
-
-
-def sources(study: settings.Study, folder: Path) -> Data:
-  """The data of a study, by the name of its source."""
-  if study.data.source == "puzzles":
-    return puzzles.make(folder, study.data.options)
-  if study.data.source == "t0":
-    return t0.make(folder, study.data.options)
-  return from_files(study.data.options)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from merge_jax import errors, models
 from merge_jax.evals.examples import Examples
 from merge_jax.study import grid, job, settings
 from merge_jax.study.cells import Cell, Group, Store, run
-from merge_jax.study.data import from_files
 from merge_jax.study.tasks import Tasks
 from merge_jax.training import pool, puzzles
 
@@ -185,7 +184,7 @@ def own(tmp_path_factory):
 
 def study(own, folder, **changed):
   given = settings.from_mapping({**own, "output_dir": str(folder), **changed})
-  return job.study(given, lambda study, folder: from_files(study.data.options), say=lambda line: None)
+  return job.study(given, say=lambda line: None)
 
 
 def plain(result):

@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
-from launch.study import sources
 from merge_jax import sharding
 from merge_jax.study import job, settings
 
@@ -32,14 +32,17 @@ def numbers(result):
   return {key: value for key, value in result.items() if key not in ("cost", "title")}
 
 
+def study(folder, progress):
+  given = settings.from_mapping(values(folder))
+  with jax.numpy_dtype_promotion("standard"):  # optax's schedules promote
+    return job.study(given, mesh=sharding.make_mesh("fsdp:1"), say=lambda line: None, progress=progress)
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
   folder = tmp_path_factory.mktemp("smoke") / "run"
   said = []
-  result = job.study(
-    settings.from_mapping(values(folder)), sources, mesh=sharding.make_mesh("fsdp:1"), say=lambda line: None,
-    progress=lambda what, done, total, name: said.append((what, done, total)),
-  )  # fmt: skip
+  result = study(folder, lambda what, done, total, name: said.append((what, done, total)))
   return folder, result, said
 
 
@@ -75,9 +78,7 @@ def test_the_table_is_tidy(done):
 def test_what_is_there_is_not_made_again(done):
   folder, result, _ = done
   before = {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
-  again = job.study(
-    settings.from_mapping(values(folder)), sources, mesh=sharding.make_mesh("fsdp:1"), say=lambda line: None
-  )
+  again = study(folder, lambda *said: None)
   assert numbers(again) == numbers(result)
   assert before == {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
 

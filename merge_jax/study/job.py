@@ -11,20 +11,17 @@ from jax.sharding import Mesh
 from merge_jax import reports, sharding, storage
 from merge_jax.study import grid, parts, results
 from merge_jax.study.cells import Outcome, Result, Store, run
-from merge_jax.study.data import Data
+from merge_jax.study.data import sources
 from merge_jax.study.planning import Plan, plan
 from merge_jax.study.settings import Study
 
 NAME = "study.json"
 """Marks the folder of a study; holds its settings."""
 Progress = Callable[[str, int, int, str], None]
-GENERATED = ("puzzles", "t0")
-"""Sources of examples that write files."""
 
 
 def study(
   settings: Study,
-  data: Callable[[Study, Path], Data],
   *,
   mesh: Mesh | None = None,
   stop: Callable[[], bool] = lambda: False,
@@ -37,7 +34,6 @@ def study(
 
   Args:
     settings: of the study.
-    data: names the task files; those of a source in `GENERATED` are written below the folder it is given.
     mesh: of the devices; None: all of them.
     stop: asked between cells, and between steps of a training.
     say: told what is going on.
@@ -56,10 +52,10 @@ def study(
   grid.check(settings.methods, settings.counts, len(settings.held_in))
   mesh, store = mesh or sharding.make_mesh(""), Store(folder / "cells")
   with contextlib.ExitStack() as stack:
-    claimed = settings.data.source in GENERATED  # else nothing is written before all is checked
+    claimed = sources.generated(settings)  # else nothing is written before all is checked
     if claimed:
       _claim(stack, folder, settings)
-    made = plan(settings, data(settings, folder), folder, store, mesh, stop)
+    made = plan(settings, sources.find(settings, folder), folder, store, mesh, stop)
     if not claimed:
       _claim(stack, folder, settings)
     outcome, searches = _run(made, store, mesh, stop, progress)
