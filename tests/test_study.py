@@ -247,6 +247,12 @@ def test_the_same_study_again_does_nothing_and_more_adds_what_is_missing(own, do
   assert len(after) == len(before) + 3
 
 
+def recycled(size, searched=None):
+  return {
+    "size": size, "pool": {"a": {}, "b": {}}, "options": {"settings": searched} if searched else {},
+  }  # fmt: skip
+
+
 @pytest.mark.parametrize("batch", [1, 4])
 def test_batches_score_alike(own, done, tmp_path, batch):
   _, result = done
@@ -265,6 +271,13 @@ def test_batches_score_alike(own, done, tmp_path, batch):
     ({"fractions": (0.9, 0.9)}, "at most 1"),
     ({"methods": {}}, "methods"),
     ({"along": {"size": "tiny", "options": {}}}, "along"),
+    ({"held_out": {"a/b": ("x.jsonl",)}}, "without /"),
+    ({"methods": {" ": {"operator": "uniform"}}}, "name of a method"),
+    ({"counts": (2, float("nan"))}, "counts"),
+    ({"recycle": recycled("huge", {"x": ("letters",)})}, "huge"),
+    ({"recycle": recycled("tiny")}, "settings"),
+    ({"recycle": recycled("tiny", {"x": ("leters",)})}, "did you mean 'letters'"),
+    ({"recycle": recycled("tiny", {"x": ("letters",)})}, "recycle.pool.a: give a folder"),
   ],
 )
 def test_a_refused_study_leaves_no_trace(own, tmp_path, changed, words):

@@ -68,6 +68,16 @@ def run_cell(
   return Cell("along", f"{lineage.name}/along", spec, run, lineage.base.needs[-1:])
 
 
+def read_searches(part: Recycled, tasks: Tasks) -> recycling.Recycling:
+  """The options of the searches; ValueError if they cannot be, or name a task that is not held in."""
+  options, known = recycling.read(part.options), [task.name for task in tasks.splits[VALIDATION]]
+  for name, chosen in options.settings.items():
+    for task in chosen:
+      if task not in known:
+        raise ValueError(unknown("held-in task", task, known, f"config: recycle.options.settings.{name}"))
+  return options
+
+
 def pool_of(part: Recycled, lineage: Lineage, trainer: Trainer | None) -> dict[str, Member]:
   """The checkpoints of a pool, in order; those to train become cells of the trainer.
 
@@ -107,8 +117,7 @@ def searches(
     tuple(found), tuple(one.folder for one in found.values()), lineage.base.folder,
     {name: one.stage for name, one in part.pool.items()},
   )  # fmt: skip
-  options = recycling.read(part.options)
-  return recycling.cells(pool, suite, options, mesh=mesh, name=f"{lineage.name}/recycle")
+  return recycling.cells(pool, suite, read_searches(part, tasks), mesh=mesh, name=f"{lineage.name}/recycle")
 
 
 def _suite(found: Mapping[str, Member], tasks: Tasks, part: Recycled, mesh: Mesh) -> TaskSuite:
@@ -116,14 +125,10 @@ def _suite(found: Mapping[str, Member], tasks: Tasks, part: Recycled, mesh: Mesh
 
   Test examples are those of the study; its validation examples are divided, and those of held-out tasks.
   """
-  wanted = {task for some in recycling.read(part.options).settings.values() for task in some}
+  wanted = {task for some in read_searches(part, tasks).settings.values() for task in some}
   validation = [task for task in tasks.splits[VALIDATION] if task.name in wanted]
   test = {task.name: task for task in tasks.splits[TEST]}
   outside = [test[name] for names in tasks.held_out.values() for name in names]
-  for name in wanted - {task.name for task in validation}:
-    raise ValueError(
-      unknown("held-in task", name, (t.name for t in tasks.splits[VALIDATION]), "config: recycle")
-    )
   # Seeds of their own: these examples were chosen by the places that seed 0 gives them.
   inner = evals.split(validation, (SEARCH_SHARE, 1 - SEARCH_SHARE, 0.0), seed=1).tasks
   outer = evals.split(outside, (0.3, 0.1, 0.6), seed=1).tasks

@@ -86,6 +86,7 @@ def plan(
     raise ValueError(f"config: training makes the lineage {twice[0]} (size/kind/seed), which is given, too.")
   pool: dict[str, Member] = {}
   if settings.recycle is not None:
+    parts.read_searches(settings.recycle, tasks)
     pool = parts.pool_of(settings.recycle, parts.base_of(settings.recycle, found, "recycle"), trainer)
   work += trainer.cells if trainer is not None else []
   scores, merges = dict[str, dict[str, str]](), dict[str, dict[Merge, str]]()

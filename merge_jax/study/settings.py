@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from merge_jax import decoding
+from merge_jax.errors import shown
 
 Kind = Literal["pretrained", "instruct"]
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -183,6 +184,21 @@ def from_mapping(values: Mapping[str, Any]) -> Study:
   """Settings from nested plain data, as a config file gives them.
 
   Raises:
-    ValueError: an unknown key, with the nearest valid one, or a value that is not of its type or range.
+    ValueError: an unknown key, with the nearest valid one, a value that is not of its type or range, or what
+      cannot be a name.
   """
-  return decoding.convert(dict(values), Study, "config")
+  study = decoding.convert(dict(values), Study, "config")
+  trained = study.training.sizes if study.training is not None else {}
+  for what, names in (
+    ("size", [*trained, *(one.size for one in study.families)]),
+    ("kind of base", [one.kind for one in study.families]),
+    ("category", [*study.held_in, *study.held_out]),
+    ("method", study.methods),
+    ("checkpoint", study.recycle.pool if study.recycle is not None else {}),
+  ):
+    for name in names:
+      if not name.strip() or not name.isprintable() or "/" in name:
+        raise ValueError(
+          f"config: {shown(name)} cannot be the name of a {what}; expected printable text without /."
+        )
+  return study

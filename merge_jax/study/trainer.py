@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -147,7 +148,7 @@ class Trainer:
     }
     run = functools.partial(self._train, stage, size, recipe, start)
     cell = Cell("train", name, spec, run, () if start is None else start.needs[-1:])
-    target = self._folder / f"{name.replace('/', '-')}-{cell.key[:8]}"
+    target = self._folder / f"{re.sub(r'[^A-Za-z0-9._]+', '-', name)[:80]}-{cell.key[:8]}"
     self.cells.append(cell._replace(run=functools.partial(run, target)))
     return Member(target, cell.key, (*(start.needs if start else ()), cell.key))
 
