@@ -18,7 +18,7 @@ def llama(hidden: int, layers: int, heads: int = 4) -> dict[str, object]:
     "hidden_size": hidden, "intermediate_size": hidden * 11 // 4, "num_hidden_layers": layers,
     "num_attention_heads": heads, "num_key_value_heads": heads, "max_position_embeddings": 64,
     "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True, "eos_token_id": 1,
-    "pad_token_id": 0,
+    "pad_token_id": 0, "initializer_range": hidden**-0.5,
   }  # fmt: skip
 
 
@@ -47,9 +47,9 @@ def get_config() -> config_dict.ConfigDict:
   every = dict.fromkeys((*held_in, *held_out, *INSTRUCT), 1.0)
   c.training.recipes = config_dict.ConfigDict({
     "pretrained": {"mixture": every, "steps": 4000, "learning_rate": 3e-3, "warmup": 100},
-    "instruct": {"mixture": dict.fromkeys(INSTRUCT, 1.0), "steps": 400, "learning_rate": 1e-3},
-    "expert": {"steps": 300, "learning_rate": 1e-3},
-    "multitask": {"steps": 2400, "learning_rate": 1e-3},
+    "instruct": {"mixture": dict.fromkeys(INSTRUCT, 1.0), "steps": 300, "learning_rate": 5e-4},
+    "expert": {"steps": 200, "learning_rate": 7e-4},
+    "multitask": {"steps": 1600, "learning_rate": 7e-4},
   })  # fmt: skip
   # As many trials for each method that has numbers; the first are the untuned ones.
   c.methods = config_dict.ConfigDict({

@@ -18,7 +18,7 @@ def llama(hidden: int, layers: int, heads: int = 2) -> dict[str, object]:
     "hidden_size": hidden, "intermediate_size": hidden * 11 // 4, "num_hidden_layers": layers,
     "num_attention_heads": heads, "num_key_value_heads": heads, "max_position_embeddings": 64,
     "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True, "eos_token_id": 1,
-    "pad_token_id": 0,
+    "pad_token_id": 0, "initializer_range": hidden**-0.5,
   }  # fmt: skip
 
 

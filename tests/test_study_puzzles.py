@@ -2,8 +2,10 @@
 
 import collections
 import importlib.util
+import itertools
 import json
 
+import msgspec
 import pytest
 from ml_collections import config_dict
 
@@ -59,22 +61,22 @@ def test_answers_are_the_librarys():
 
 
 def test_nothing_that_is_evaluated_is_told_anywhere_else(made):
-  told = "\n".join(
+  told = {
     row["prompt"] + row["target"]
     for part in (made.train, made.pretrain, made.instruct)
     for path in part.values()
     for row in read(path)
-  )
+  }
+  forms = (*puzzles.TEXTS, puzzles.INSTRUCTION)
   for name in ("rev", "hex", "quad", "most", "walk"):
-    for row in read(made.tasks[name]):
-      question = row["prompt"].removeprefix(f"{name} ").removeprefix(f"{TABLE[name].noun} ").rstrip("=? ")
-      answer = row["target"] if "target" in row else row["choices"][row["answer"]]
-      for text in puzzles.TEXTS:
-        assert text.format(noun=TABLE[name].noun, x=question, y=answer) not in told
-      assert f"{name} {question}={answer}" not in told
-  inverse = {(row["target"], row["prompt"][5:-1]) for row in read(made.train["quad"])}
-  asked = {(row["prompt"][4:-1], row["target"]) for row in read(made.tasks["hex"])}
-  assert not inverse & asked
+    items = puzzles.draw(name, msgspec.convert(OPTIONS, puzzles.Options), 0)
+    assert len(read(made.tasks[name])) == len(items.evaluation) == 40
+    for noun, (question, answer) in itertools.product([TABLE[name].noun], items.evaluation):
+      assert not told & {form.format(noun=noun, x=question) + answer for form in forms}
+    question, answer = items.train[0]
+    assert any(form.format(noun=TABLE[name].noun, x=question) + answer in told for form in forms)
+  parts = {name: puzzles.draw(name, msgspec.convert(OPTIONS, puzzles.Options), 0) for name in ("hex", "quad")}
+  assert not {(y, x) for x, y in parts["quad"].train} & {*parts["hex"].evaluation}
 
 
 def test_choices_differ_are_alike_and_stand_anywhere(made):

@@ -1,8 +1,8 @@
 """Task files of a study from reasoning-gym (extra `data`): text, instructions, questions and choices.
 
-The same items are told in three ways. Text to pretrain on speaks of every skill, as text at large does;
-instructions are `name question=answer`; held-out tasks are questions in other words with four choices. What
-an item is evaluated on is never told in any of them.
+Text to pretrain on speaks of every skill, as text at large does; instructions are `skill question=answer`, a
+format that a base does not know; held-out tasks ask in a third format, with four choices. Items to evaluate
+on are told in none of them.
 """
 
 import dataclasses
@@ -25,8 +25,9 @@ from merge_jax.training import puzzles
 
 VERSION = 1
 """Of what is written from the same options."""
-TEXTS = ("{noun} of {x} is {y}", "{x} has {noun} {y}", "{noun}: {x}, {y}")
-QUESTION = "{noun} {x}? "
+TEXTS = ("{noun} of {x}:", "a {noun}, {x},")
+INSTRUCTION = "{noun} {x}="
+QUESTION = "{noun} {x}:"
 CHOICES = 4
 FRUITLESS = 3000
 """After so many entries without a new item there are no more."""
@@ -150,16 +151,20 @@ def draw(name: str, options: Options, seed: int) -> Items:
 
 
 def texts(name: str, items: Sequence[tuple[str, str]]) -> Iterator[dict[str, str]]:
-  """Sentences whose every character but the first is a target."""
+  """Sentences of two kinds; the loss is that of what can be foreseen.
+
+  A question is random, so predicting it teaches nothing: with the loss of all characters a model of 0.8M
+  parameters chose held-out answers by chance after 1500 steps, without it half of them well. Answers stand
+  as far from their questions as in all other formats: tiny models are slow to learn distances.
+  """
   for i, (question, answer) in enumerate(items):
-    text = TEXTS[i % len(TEXTS)].format(noun=TABLE[name].noun, x=question, y=answer)
-    yield {"prompt": text[0], "target": text[1:]}
+    yield {"prompt": TEXTS[i % len(TEXTS)].format(noun=TABLE[name].noun, x=question), "target": answer}
 
 
 def instructions(name: str, items: Sequence[tuple[str, str]]) -> Iterator[dict[str, str]]:
   """The format of held-in tasks and of instructions."""
   for question, answer in items:
-    yield {"prompt": f"{name} {question}=", "target": answer}
+    yield {"prompt": INSTRUCTION.format(noun=TABLE[name].noun, x=question), "target": answer}
 
 
 def questions(name: str, items: Sequence[tuple[str, str]], seed: int) -> Iterator[dict[str, Any]]:
