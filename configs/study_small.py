@@ -2,10 +2,12 @@
 
     python -m launch.study --config=configs/study_small.py --output_dir=runs/study
 
-Data are reasoning-gym's (extra `data`), see `merge_jax/study/puzzles.py`: eight held-in categories of two
+Data are reasoning-gym's (extra `data`), see `merge_jax/study/data/puzzles.py`: eight held-in categories of two
 puzzles, four held-out ones. A base reads text on every puzzle, an instruction-tuned one then instructions
 for puzzles that are in no category; experts learn the format `name question=answer` with their category.
 """
+
+from typing import Any
 
 from ml_collections import config_dict
 
@@ -66,4 +68,38 @@ def get_config() -> config_dict.ConfigDict:
       "grid": tuple({"density": d, "scaling": s} for d in (0.5, 0.2) for s in (1.0, 0.5, 1.5)),
     },
   })  # fmt: skip
+  # Merges along a run against decays that branch off it.
+  c.along = config_dict.ConfigDict({
+    "size": "800K", "options": {
+      "recipe": {"learning_rate": 7e-4}, "every": 100, "points": (800, 1600), "decay_steps": 400,
+      "windows": (2, 4, 8), "schedules": ("uniform", "ema", "linear", "minus_sqrt", "cosine"),
+    },
+  })  # fmt: skip
+  # A pool like the paper's: eight of a first stage on mixtures of their own, one of them narrow, and eight of
+  # a second stage, each from one of the first.
+  names = list(held_in)
+  first = {f"sft{i}": mixture(names, i) for i in range(7)} | {"sft7": {"up": 1.0}}
+  pool: dict[str, Any] = {
+    name: {"recipe": {"steps": 300, "learning_rate": 7e-4, "mixture": shares}}
+    for name, shares in first.items()
+  }
+  for i in range(8):
+    shares = mixture(names, 3 * i + 1)
+    recipe = {"steps": 150, "learning_rate": 4e-4, "mixture": shares}
+    pool[f"po{i}"] = {"stage": "po", "start": f"sft{i % 7}", "recipe": recipe}
+  c.recycle = config_dict.ConfigDict({
+    "size": "800K", "kind": "instruct", "pool": pool, "options": {
+      "settings": {
+        "rev-hex": ("rev", "hex"), "down-enc": ("down", "enc"), "keep-rot": ("keep", "rot"),
+        "rev-hex-count": ("rev", "hex", "count"),
+      },
+      "counts": (2, 4, 8, 16), "budgets": (50, 150), "seeds": (0, 1, 2), "ablated": ("rev-hex-count",),
+    },
+  })  # fmt: skip
   return c
+
+
+def mixture(names: list[str], i: int) -> dict[str, float]:
+  """Half of the batch on four tasks from the i-th on, the rest on all."""
+  main = {names[(i + j) % len(names)] for j in range(0, 8, 2)}
+  return {name: 0.5 * (name in main) / len(main) + 0.5 / len(names) for name in names}
