@@ -2,9 +2,9 @@
 
     python -m launch.study --config=configs/study_small.py --output_dir=runs/study
 
-Data are reasoning-gym's (extra `data`), see `merge_jax/study/data/puzzles.py`: eight held-in categories of two
-puzzles, four held-out ones. A base reads text on every puzzle, an instruction-tuned one then instructions
-for puzzles that are in no category; experts learn the format `name question=answer` with their category.
+Data are reasoning-gym's (extra `data`), see `merge_jax/study/data/puzzles.py`: eight held-in categories of
+two puzzles, four held-out ones. A base reads text on every puzzle, an instruction-tuned one then instructions
+for puzzles that are in no category; experts learn the format of instructions with their category.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """The study on the paper's own data: T0's categories held in, BIG-bench's tasks held out.
 
-The data are the user's: two archives, or folders of the same layout (`merge_jax/study/data/t0.py` says what is
-made of them). Their licences are mixed: for experiments, not to be passed on.
+The data are the user's: two archives, or folders of the same layout (`merge_jax/study/data/t0.py` says what
+is made of them). Their licences are mixed: for experiments, not to be passed on.
 
     python -m launch.study --config=configs/study_t0.py --output_dir=runs/study_t0 \
       --config.data.options.t0=t0_train_50k.tar.xz --config.data.options.bigbench=bigbench_selection.tar.xz
