@@ -171,7 +171,7 @@ def _points(row: Row) -> list[Row]:
 def _forest(axis: Any, row: Row) -> None:
   points = _points(row)
   word, color, sign = verdict(row)
-  value, low, high = (column(points, name) for name in ("value", "low", "high"))
+  value, low, high = (np.round(column(points, name), 9) for name in ("value", "low", "high"))
   y = np.arange(len(points))
   axis.hlines(y, low, high, color=color, lw=1.6)
   axis.plot(value, y, ls="", marker="o", color=color, ms=5, mec="white", mew=0.5)
@@ -185,7 +185,7 @@ def _forest(axis: Any, row: Row) -> None:
   statistic = textwrap.wrap(said(row, "statistic", ""), 30)
   axis.set_xlabel(plain("\n".join(statistic[:3]) + " …" * (len(statistic) > 3)), fontsize=6.2)
   axis.tick_params(axis="x", labelsize=7)
-  axis.locator_params(axis="x", nbins=4)
+  axis.locator_params(axis="x", nbins=3)
 
 
 def _times(point: Row) -> str:
