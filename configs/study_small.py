@@ -41,10 +41,17 @@ def get_config() -> config_dict.ConfigDict:
   c.bootstrap = 1000
   c.training = config_dict.ConfigDict()
   c.training.kinds = ("pretrained", "instruct")
+  # Rates fall with width; steps are what each size needs to learn the puzzles.
   c.training.sizes = config_dict.ConfigDict({
-    "200K": {"model": llama(64, 4), "seeds": (0, 1)},
+    "200K": {"model": llama(64, 4), "seeds": (0, 1), "recipes": {
+      "pretrained": {"steps": 6000}, "instruct": {"learning_rate": 1e-3},
+      "expert": {"learning_rate": 1e-3, "steps": 250}, "multitask": {"learning_rate": 1e-3, "steps": 2000},
+    }},
     "800K": {"model": llama(128, 4), "seeds": (0, 1)},
-    "3M": {"model": llama(256, 4), "seeds": (0,)},
+    "3M": {"model": llama(256, 4), "seeds": (0,), "recipes": {
+      "pretrained": {"learning_rate": 1e-3, "steps": 1800}, "instruct": {"learning_rate": 3e-4, "steps": 150},
+      "expert": {"learning_rate": 3e-4, "steps": 150}, "multitask": {"learning_rate": 3e-4, "steps": 1200},
+    }},
   })  # fmt: skip
   every = dict.fromkeys((*held_in, *held_out, *INSTRUCT), 1.0)
   c.training.recipes = config_dict.ConfigDict({
