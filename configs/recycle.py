@@ -52,7 +52,7 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
 
   c.search = config_dict.ConfigDict()
   c.search.method = "task_arithmetic"  # linear
-  c.search.proposer = "cma_es"  # line_search, random
+  c.search.proposer = "cma_es"  # surrogate, line_search, random
   c.search.space = "free"  # simplex, softmax
   c.search.budget = 200  # may grow: the same command goes on
   c.search.seconds = 0.0
@@ -65,6 +65,7 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c.search.fitness = "mean"  # normalized, worst
   c.search.fitness_source = "metric"  # loss, auto
   c.search.task_weights = ""  # of the fitness: code=2,math=1
+  c.search.competitors = 16  # wrong tokens at each target position that a surrogate learns from
   c.search.steps = ()  # of checkpoints of one run: merges along it are known points, too
   if mode == "paper":
     c.search.method, c.search.space, c.search.start = "linear", "simplex", "uniform"

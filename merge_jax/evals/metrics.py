@@ -34,6 +34,8 @@ class Likelihoods(NamedTuple):
     return jnp.take_along_axis(values, self.right, axis=1)[:, 0]
 
 
+EXACT, CHOICES, LOSS = "exact", "choices", "loss"
+"""How a score can be smoothed: see `merge_jax.evals.answers`."""
 Ratio = tuple[Array, Array]
 """Numerator and denominator of each example, float32 `[n]`; a score is a ratio of their sums."""
 
@@ -49,6 +51,8 @@ class Metric:
     needs: what every line of the task must have: "targets", "choices", or "either".
     format: how a score is printed.
     compute: traceable, from likelihoods to each example's share of the score.
+    smooth: how it is smoothed: `EXACT`, `CHOICES`, `LOSS`, or "" if it cannot be.
+    per_token: whether losses of choices are divided by their tokens.
   """
 
   name: str
@@ -57,6 +61,8 @@ class Metric:
   needs: str
   format: str
   compute: Callable[[Likelihoods], Ratio]
+  smooth: str = ""
+  per_token: bool = False
 
   def fits(self, kind: str) -> bool:
     """Whether lines with "targets" or "choices" can be scored."""
@@ -95,22 +101,22 @@ METRICS: dict[str, Metric] = {
       "exact_match",
       "share of examples whose every target token is the most likely one; with the end-of-text token "
       "this is what greedy decoding gives",
-      1.0, "targets", ".3f", _exact_match,
+      1.0, "targets", ".3f", _exact_match, EXACT,
     ),
     Metric(
       "choice_accuracy",
       "share of examples whose right choice has the highest log-likelihood",
-      1.0, "choices", ".3f", _choice_accuracy,
+      1.0, "choices", ".3f", _choice_accuracy, CHOICES,
     ),
     Metric(
       "choice_accuracy_normalized",
       "the same with the log-likelihood divided by the number of tokens",
-      1.0, "choices", ".3f", _choice_accuracy_normalized,
+      1.0, "choices", ".3f", _choice_accuracy_normalized, CHOICES, True,
     ),
     Metric(
       "loss",
       "mean negative log-likelihood in nats over all target tokens",
-      -1.0, "either", ".4f", loss,
+      -1.0, "either", ".4f", loss, LOSS,
     ),
   )
 }  # fmt: skip

@@ -13,6 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
+from merge_jax.evals.answers import Outputs
 from merge_jax.evals.examples import Examples
 from merge_jax.evals.scoring import Scorer
 from merge_jax.sharding import Layout
@@ -27,11 +28,13 @@ class Evaluation(NamedTuple):
     scores: by task, NaN where it failed.
     losses: mean negative log-likelihood by task in nats, or None where the scorer gives scores alone.
     examples: every example's score, or None where the scorer gives scores alone.
+    outputs: what a surrogate learns from (`Outputs`), where it was asked for.
   """
 
   scores: Mapping[str, float]
   losses: Mapping[str, float] | None = None
   examples: Examples | None = None
+  outputs: Outputs | None = None
 
 
 class Merge(NamedTuple):
@@ -102,10 +105,10 @@ class JittedObjective:
     self._merges, self._scorers, self._layout, self._in_turn = merges, scorers, layout, in_turn
     self._programs = {(m, s): self._program(m, s) for m in merges for s in scorers}
 
-  def _program(self, method: str, split: str) -> Callable[..., Array]:
+  def _program(self, method: str, split: str) -> Callable[..., PyTree]:
     score, merge, traces = self._scorers[split].function, self._merge(method), [0]
 
-    def run(source: PyTree, weights: Array, numbers: Mapping[str, Array], data: Any) -> Array:
+    def run(source: PyTree, weights: Array, numbers: Mapping[str, Array], data: Any) -> PyTree:
       traces[0] += 1
       if traces[0] > 1:
         raise RuntimeError(
@@ -113,15 +116,16 @@ class JittedObjective:
           "must not differ in shape, dtype or sharding."
         )
 
-      def scored(params: PyTree) -> Array:
+      def scored(params: PyTree) -> PyTree:
         with jax.named_scope("evaluate"):
           return score(params, data)
 
-      def one(weights: Array, numbers: Mapping[str, Array]) -> Array:
+      def one(weights: Array, numbers: Mapping[str, Array]) -> PyTree:
         return scored(merge(source, weights, numbers))
 
       if self.batch == 1:
-        return one(weights[0], {name: value[0] for name, value in numbers.items()})[None]
+        found = one(weights[0], {name: value[0] for name, value in numbers.items()})
+        return jax.tree.map(lambda x: x[None], found)
       if self._in_turn:
         return jax.lax.map(scored, jax.vmap(functools.partial(merge, source))(weights, numbers))
       return jax.vmap(one, spmd_axis_name="candidate" if self._side > 1 else None)(weights, numbers)
@@ -153,8 +157,8 @@ class JittedObjective:
       places = [i for i, candidate in enumerate(candidates) if candidate.method == method]
       for start in range(0, len(places), self.batch):
         part = places[start : start + self.batch]
-        examples = self._call(method, split, [candidates[i].point for i in part])
-        results |= dict(zip(part, map(evaluation, examples), strict=True))
+        found = self._call(method, split, [candidates[i].point for i in part])
+        results |= dict(zip(part, found, strict=True))
     return [results[i] for i in range(len(candidates))]
 
   def arguments(self, method: str, split: str, points: Sequence[Point]) -> tuple[Any, ...]:
@@ -164,10 +168,12 @@ class JittedObjective:
     numbers = {name: np.array([p.numbers[name] for p in padded], np.float32) for name in points[0].numbers}
     return self._merges[method].source, weights, numbers, self._scorers[split].batches
 
-  def _call(self, method: str, split: str, points: Sequence[Point]) -> list[Examples]:
+  def _call(self, method: str, split: str, points: Sequence[Point]) -> list[Evaluation]:
     with using(self._layout):
       values = self._programs[method, split](*self.arguments(method, split, points))
-    return [self._scorers[split].read(one) for one in np.asarray(values)[: len(points)]]
+    values = jax.tree.map(np.asarray, values)
+    scorer = self._scorers[split]
+    return [evaluation(scorer, jax.tree.map(lambda x, i=i: x[i], values)) for i in range(len(points))]
 
   def lower(self, method: str, split: str, points: Sequence[Point]) -> Any:
     """The program of `evaluate` lowered, not run: sources and data may be abstract."""
@@ -223,9 +229,14 @@ def using(layout: Layout | None) -> Any:
   return contextlib.nullcontext() if layout is None else jax.set_mesh(layout.mesh)
 
 
-def evaluation(examples: Examples) -> Evaluation:
-  """Of every example's score."""
-  return Evaluation(examples.scores(), examples.scores(loss=True), examples)
+def evaluation(scorer: Scorer, found: Any) -> Evaluation:
+  """Of what a scorer's function gave."""
+  outputs = None
+  if scorer.answers is not None:
+    found, details = found
+    outputs = scorer.answers.read(details)
+  examples = scorer.read(found)
+  return Evaluation(examples.scores(), examples.scores(loss=True), examples, outputs)
 
 
 class FunctionObjective:

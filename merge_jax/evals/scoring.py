@@ -11,12 +11,14 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
 from merge_jax import sharding
 from merge_jax.evals import metrics
+from merge_jax.evals.answers import Answers, Details
 from merge_jax.evals.batching import Batches, Bucket
 from merge_jax.evals.examples import Examples
-from merge_jax.evals.tasks import Task
+from merge_jax.evals.tasks import Task, target_table
 
 Apply = Callable[..., Array]
 
@@ -25,15 +27,19 @@ Apply = Callable[..., Array]
 class Scorer:
   """A pure function `(params, batches) -> [4, examples]` and the data to call it with.
 
+  With `answers` the function gives a pair: these values, and `Details` for `Answers.read`.
+
   Attributes:
     function: traceable; combine it with a merge in one `jit`.
     batches: device arrays, passed as an argument (a closure would bake them in as constants).
     tasks: whose examples are scored.
+    answers: how the details are read, if they are given.
   """
 
-  function: Callable[[Any, Any], Array]
+  function: Callable[[Any, Any], Any]
   batches: Any
   tasks: tuple[Task, ...]
+  answers: Answers | None = None
 
   def read(self, values: Array) -> Examples:
     """The function's result on the host."""
@@ -53,6 +59,7 @@ def make_scorer(
   dtype: Any = None,
   selects: bool = True,
   mesh: Mesh | None = None,
+  competitors: int = 0,
 ) -> Scorer:
   """Scores tasks with a model's `apply`.
 
@@ -65,16 +72,17 @@ def make_scorer(
     selects: whether `apply` takes the positions that are asked for.
     mesh: whose axes `sharding.ROWS` divide the rows of each pass (`pack` them in multiples of
       `sharding.row_count`); None: the default device.
+    competitors: how many of the strongest wrong tokens are given at each target position, for a surrogate.
 
   Returns:
     A `Scorer`; jit `scorer.function` alone or together with a merge.
   """
   call = functools.partial(apply, dtype=dtype) if dtype is not None else apply
 
-  def rows(params: Any, bucket: Bucket) -> tuple[Array, Array, Array]:
-    """Negative log-likelihood, number of tokens and whether all are most likely, of each row."""
+  def rows(params: Any, bucket: Bucket) -> tuple[Array, ...]:
+    """Negative log-likelihood, number of tokens and whether all are most likely, of each row; competitors."""
 
-    def chunk(one: Bucket) -> tuple[Array, Array, Array]:
+    def chunk(one: Bucket) -> tuple[Array, ...]:
       if selects:
         logits = call(params, one.tokens, one.positions)
       else:
@@ -86,19 +94,20 @@ def make_scorer(
       # A NaN must not vanish behind a mask: scores of a broken model are NaN.
       broken = jnp.where(one.mask > 0, losses, 0.0)
       exact = jnp.where(jnp.isnan(broken.sum(1)), jnp.nan, (~wrong.any(1)).astype(jnp.float32))
-      return broken.sum(1), jnp.sum(one.mask, axis=1), exact
+      result = (broken.sum(1), jnp.sum(one.mask, axis=1), exact)
+      return (*result, *_strongest(logits, one.targets, at_target, competitors)) if competitors else result
 
     if bucket.tokens.shape[0] == 1:
       return chunk(jax.tree.map(lambda x: x[0], bucket))
-    return jax.tree.map(lambda x: x.reshape(-1), jax.lax.map(chunk, bucket))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(chunk, bucket))
 
   rules = [metrics.named(task.metric, f"Task {task.name!r}") for task in tasks]
-  tables = [_target_table(task) for task in tasks]
+  tables = [target_table(task) for task in tasks]
 
-  def function(params: Any, data: tuple[tuple[Bucket, ...], Array]) -> Array:
+  def function(params: Any, data: tuple[tuple[Bucket, ...], Array]) -> Any:
     buckets, order = data
     parts = [rows(params, bucket) for bucket in buckets]
-    every = [jnp.concatenate(x)[order] for x in zip(*parts, strict=True)]
+    every = [jnp.concatenate(x)[order] for x in zip(*(part[:3] for part in parts), strict=True)]
     results, start = [], 0
     for rule, (table, right) in zip(rules, tables, strict=True):
       exists = table >= 0
@@ -106,21 +115,23 @@ def make_scorer(
       given = metrics.Likelihoods(losses, counts, exact, jnp.asarray(exists), jnp.asarray(right))
       results.append(jnp.stack([*rule.compute(given), *metrics.loss(given)]))
       start += int(exists.sum())
-    return jnp.concatenate(results, axis=1)
+    values = jnp.concatenate(results, axis=1)
+    if not competitors:
+      return values
+    return values, Details(every[0], tuple(part[3] for part in parts), tuple(part[4] for part in parts))
 
   data = (batches.buckets, batches.order)
   if mesh is None:
     data = jax.device_put(data)
   else:
     data = jax.tree.map(lambda x: sharding.put(x, mesh, P(None, sharding.ROWS) if x.ndim > 1 else P()), data)
-  return Scorer(function, data, tuple(tasks))
+  return Scorer(function, data, tuple(tasks), Answers.of(tasks, batches) if competitors else None)
 
 
-def _target_table(task: Task) -> tuple[np.ndarray, np.ndarray]:
-  """Row numbers of each example's targets `[n, most]` (-1: none), and the place of its right one `[n, 1]`."""
-  counts = np.array([len(example.targets) for example in task.examples], np.int32)
-  starts = np.cumsum(counts) - counts
-  places = np.arange(counts.max(initial=1))
-  table = np.where(places < counts[:, None], starts[:, None] + places, -1)
-  right = np.array([example.answer for example in task.examples], np.int32)
-  return table.astype(np.int32), right[:, None]
+def _strongest(logits: Array, targets: ArrayLike, at_target: Array, count: int) -> tuple[Array, Array]:
+  """How far the strongest other tokens lie above the targets, float16 `[R, A, count]`, and which they are."""
+  others = jnp.arange(logits.shape[-1]) != jnp.expand_dims(targets, -1)
+  gaps, rivals = jax.lax.top_k(
+    jnp.where(others, logits - at_target[..., None], -jnp.inf), min(count, logits.shape[-1] - 1)
+  )
+  return jnp.clip(gaps, -6e4, 6e4).astype(jnp.float16), rivals.astype(jnp.int32)

@@ -42,7 +42,7 @@ class StreamedObjective:
       with using(self._layout):
         params = self._merges[candidate.method].at(candidate.point)
         values = self._programs[split](params, scorer.batches)
-      found.append(evaluation(scorer.read(values)))
+      found.append(evaluation(scorer, values))
     return found
 
   def merge_seconds(self, candidate: Candidate) -> float:

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from merge_jax import sharding
 from merge_jax.checkpoints.placement import NONE
+from merge_jax.evals.answers import Answers
 from merge_jax.evals.batching import Batches, Rows, encode, pack
 from merge_jax.evals.external import Command
 from merge_jax.evals.metrics import METRICS
@@ -77,6 +78,11 @@ class Suite(abc.ABC):
     """Tokens of one evaluation; 0 where it is not known."""
     return 0
 
+  @property
+  def answers(self) -> Answers | None:
+    """How outputs on the first split are read; None where evaluations have none."""
+    return None
+
   def digests(self) -> dict[str, str]:
     """SHA-256 of every file that scores depend on, by path."""
     return {}
@@ -87,13 +93,20 @@ class Suite(abc.ABC):
 
   @abc.abstractmethod
   def objective(
-    self, merges: Mapping[str, Any], batch: int = 1, layout: Layout | None = None, *, in_turn: bool = False
+    self,
+    merges: Mapping[str, Any],
+    batch: int = 1,
+    layout: Layout | None = None,
+    *,
+    in_turn: bool = False,
+    competitors: int = 0,
   ) -> JittedObjective | StreamedObjective | FunctionObjective:
     """What scores the merges of a pool: `Merge`s, or what makes parameters of a point (`at`).
 
     Args:
       merges: by method.
       batch, layout, in_turn: see `JittedObjective`.
+      competitors: see `make_scorer`; on the first split, where outputs can be had (`answers`).
     """
 
 
@@ -186,19 +199,37 @@ class TaskSuite(Suite):
     ]  # fmt: skip
 
   def objective(
-    self, merges: Mapping[str, Any], batch: int = 1, layout: Layout | None = None, *, in_turn: bool = False
+    self,
+    merges: Mapping[str, Any],
+    batch: int = 1,
+    layout: Layout | None = None,
+    *,
+    in_turn: bool = False,
+    competitors: int = 0,
   ) -> JittedObjective | StreamedObjective:
     """Merge and evaluation as one program a method and split; of a pool that is held elsewhere, two."""
+    scorers = self.scorers(competitors)
     if all(isinstance(merge, Merge) for merge in merges.values()):
-      return JittedObjective(merges, self.scorers(), batch, layout, in_turn=in_turn)
-    return StreamedObjective(merges, self.scorers(), layout)
+      return JittedObjective(merges, scorers, batch, layout, in_turn=in_turn)
+    return StreamedObjective(merges, scorers, layout)
 
-  def scorers(self) -> dict[str, Scorer]:
-    """What scores parameters, by split."""
+  def scorers(self, competitors: int = 0) -> dict[str, Scorer]:
+    """What scores parameters, by split; with outputs on the first, see `objective`."""
     return {
-      split: make_scorer(self._apply, self._tasks[split], batches, dtype=self._dtype, mesh=self._mesh)
+      split: make_scorer(
+        self._apply, self._tasks[split], batches, dtype=self._dtype, mesh=self._mesh,
+        competitors=competitors if split == self.splits[0] else 0,
+      )
       for split, batches in self._batches.items()
-    }
+    }  # fmt: skip
+
+  @property
+  def answers(self) -> Answers | None:
+    """How outputs on the first split are read; None where a metric cannot be smoothed."""
+    first = self.splits[0]
+    if any(not METRICS[task.metric].smooth for task in self._tasks[first]):
+      return None
+    return Answers.of(self._tasks[first], self._batches[first])
 
 
 def _tokens(tasks: Sequence[Task], rows: Rows) -> dict[str, int]:
@@ -251,7 +282,13 @@ class FunctionSuite(Suite):
     return [("scores", ", ".join(self.names))]
 
   def objective(
-    self, merges: Mapping[str, Any], batch: int = 1, layout: Layout | None = None, *, in_turn: bool = False
+    self,
+    merges: Mapping[str, Any],
+    batch: int = 1,
+    layout: Layout | None = None,
+    *,
+    in_turn: bool = False,
+    competitors: int = 0,
   ) -> FunctionObjective:
     """One call of the function a candidate, whatever the batch."""
     return FunctionObjective(merges, self._score)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from merge_jax import storage
@@ -30,6 +31,16 @@ class Task:
   name: str
   metric: str
   examples: tuple[Example, ...]
+
+
+def target_table(task: Task) -> tuple[np.ndarray, np.ndarray]:
+  """Row numbers of each example's targets `[n, most]` (-1: none), and the place of its right one `[n, 1]`."""
+  counts = np.array([len(example.targets) for example in task.examples], np.int32)
+  starts = np.cumsum(counts) - counts
+  places = np.arange(counts.max(initial=1))
+  table = np.where(places < counts[:, None], starts[:, None] + places, -1)
+  right = np.array([example.answer for example in task.examples], np.int32)
+  return table.astype(np.int32), right[:, None]
 
 
 _Text = Annotated[str, Meta(min_length=1)]

@@ -15,7 +15,7 @@ from merge_jax.errors import shown
 from merge_jax.recycle import manifest as manifests
 from merge_jax.recycle.manifest import Manifest
 
-MARKER, SCRATCH = ".merge_jax.json", ".merge_jax_candidates"
+MARKER, SCRATCH, ANSWERS = ".merge_jax.json", ".merge_jax_candidates", ".merge_jax_answers"
 JOURNAL, RESULT, REPORT, FIGURES, MERGED = "journal.jsonl", "result.json", "report.html", "figures", "merged"
 PROFILE = "profile"
 OUTPUTS = (manifests.NAME, JOURNAL, RESULT, REPORT, FIGURES, MERGED)
@@ -138,6 +138,7 @@ class RunFolder:
     if marker is None:
       return
     storage.remove_tree(self.path / SCRATCH)
+    storage.remove_tree(self.path / ANSWERS)
     for name in marker.wrote:
       file = self.path / name
       if file.parent.resolve().is_relative_to(self.path.resolve()):  # never through a user's link

@@ -22,6 +22,8 @@ from merge_jax.recycle.work import Work
 from merge_jax.search.final import FINALISTS
 from merge_jax.search.journal import Journal, Record
 from merge_jax.search.loop import SPLIT, search
+from merge_jax.search.options import Evidence
+from merge_jax.search.outputs import Outputs
 from merge_jax.search.point import Candidate
 
 Say = Callable[[str], None]
@@ -146,7 +148,14 @@ def _run(
     if stop() and len(journal.records) > known:
       raise Stopped(f"Stopped after {len(journal.records)} evaluations; the same command continues.")
 
-  found = search(problem.propose, work, journal, problem.fitness, problem.budget, progress=after)
+  outputs, evidence = None, None
+  if problem.foresees:
+    kept = None if isinstance(run.path, storage.Remote) else run.path / folders.ANSWERS
+    outputs = Outputs(kept)  # in memory alone for a run on a store: evaluated again when it is resumed
+    evidence = Evidence(problem.suite.answers, outputs.of, work.gram())
+  found = search(
+    problem.propose(evidence), work, journal, problem.fitness, problem.budget, outputs=outputs, progress=after
+  )
   say("search done; scoring finalists on validation and test examples")
   say(_times(work, found.records))
   result, chosen = results.conclude(problem, work, journal, found, after)
@@ -157,6 +166,7 @@ def _run(
   write_report(run, result)
   run.conclude(json.dumps(result, indent=2, allow_nan=False) + "\n")
   storage.remove_tree(run.path / folders.SCRATCH)
+  storage.remove_tree(run.path / folders.ANSWERS)
   return result
 
 

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from merge_jax import checkpoints, storage
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.evals import Merge
 from merge_jax.evals.objective import FunctionObjective, JittedObjective
 from merge_jax.evals.streamed import StreamedObjective
-from merge_jax.recycle import methods
+from merge_jax.recycle import methods, metric
 from merge_jax.recycle.problem import Problem
 from merge_jax.recycle.window import OnDisk, OnHost, Window, slice_of
 from merge_jax.search.baselines import METHOD
@@ -76,13 +78,21 @@ class Pool(NamedTuple):
   merges: Mapping[str, Merge | Window]
   objective: Watched
 
+  def gram(self, method: str) -> np.ndarray:
+    """Inner products of the task vectors as a method has them, `[K, K]`."""
+    merge = self.merges[method]
+    return metric.gram(merge.leaves() if isinstance(merge, Window) else merge.source.leaves.values())
+
 
 def place(problem: Problem) -> Pool:
   """Reads the tensors to where they are held, prepares the merges and makes the objective."""
   watch, search = Watch(problem.files), problem.settings.search
   merges = _on_devices(problem) if problem.memory == "device" else _windows(problem)
   watch.check(copied=True)
-  objective = problem.suite.objective(merges, search.batch, problem.layout, in_turn=search.in_turn)
+  competitors = search.competitors if problem.foresees else 0
+  objective = problem.suite.objective(
+    merges, search.batch, problem.layout, in_turn=search.in_turn, competitors=competitors
+  )
   return Pool(merges, Watched(objective, watch))
 
 

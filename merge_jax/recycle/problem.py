@@ -17,7 +17,8 @@ from merge_jax.recycle.manifest import Manifest
 from merge_jax.recycle.settings import Settings
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.loop import Budget, Proposer
-from merge_jax.search.proposers import Options, proposer
+from merge_jax.search.options import Evidence, Options
+from merge_jax.search.proposers import PROPOSERS, proposer
 from merge_jax.search.space import space
 from merge_jax.sharding import Layout
 
@@ -32,7 +33,7 @@ class Problem:
     labels: short names of the pool's checkpoints.
     suite: the scores.
     fitness: one number of them.
-    propose: the search's proposer, known points first.
+    options: what the search's proposer is made from.
     budget: when it stops.
     layout: the mesh, and where the leaves of a merge lie.
     memory: where the pool is held: "device", "host" or "disk".
@@ -46,12 +47,21 @@ class Problem:
   labels: tuple[str, ...]
   suite: Suite
   fitness: Fitness
-  propose: Proposer
+  options: Options
   budget: Budget
   layout: Layout
   memory: str
   findings: tuple[Finding, ...]
   manifest: Manifest
+
+  @property
+  def foresees(self) -> bool:
+    """Whether the proposer learns from what models answer."""
+    return PROPOSERS[self.settings.search.proposer].foresees
+
+  def propose(self, evidence: Evidence | None) -> Proposer:
+    """The proposer, known points first."""
+    return proposer(self.settings.search.proposer, dataclasses.replace(self.options, evidence=evidence))
 
   @property
   def method(self) -> str:
@@ -116,12 +126,19 @@ def build(settings: Settings) -> Problem:
   options = Options(
     s.method, made, fitness, len(pool), s.seed, s.sigma or None, s.population or None, s.start,
     methods.trajectory(s.steps, len(pool)),
+    based=methods.METHODS[s.method].needs_base and base is not None and made.scaled,
   )  # fmt: skip
+  proposer(s.proposer, options)
+  if PROPOSERS[s.proposer].foresees and suite.answers is None:
+    raise ValueError(
+      f"config: search.proposer {s.proposer!r} learns from what models answer at target positions, but this "
+      "scorer gives scores alone; use cma_es or line_search."
+    )
   preflight.require_disk(settings.folder, pool[0].nbytes)
   checkpoints = [*pool, *([base] if base else [])]
   return Problem(
     settings, tuple(pool), base, tuple(preflight.labels(pool)), suite, fitness,
-    proposer(s.proposer, options), Budget(s.budget, s.seconds or None), layout,
+    options, Budget(s.budget, s.seconds or None), layout,
     placed[0], findings, manifests.make(settings, checkpoints, suite.digests(), mesh),
   )  # fmt: skip
 
@@ -150,7 +167,7 @@ def _check_outputs(settings: Settings) -> None:
   """Outputs never lie on or in an input; inputs may lie in the output folder, but not under its names."""
   folder, inputs = settings.folder, list(_inputs(settings))
   storage.refuse_inside(folder, inputs, "--output_dir")
-  for name in (*folders.OUTPUTS, folders.PROFILE, folders.MARKER, folders.SCRATCH):
+  for name in (*folders.OUTPUTS, folders.PROFILE, folders.MARKER, folders.SCRATCH, folders.ANSWERS):
     storage.refuse_inside(folder / name, inputs, "--output_dir")
     for path in inputs:
       if path.resolve().is_relative_to((folder / name).resolve()):

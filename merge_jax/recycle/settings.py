@@ -77,6 +77,7 @@ class Search(Part, frozen=True):
     fitness: "mean", "normalized" or "worst".
     fitness_source: "metric", "loss", or "auto".
     task_weights: of the fitness, `task=weight,…`; tasks left out have 1.
+    competitors: strongest wrong tokens at each target position that a surrogate learns from.
     steps: training steps of the checkpoints, if they are of one run: merges along it are known points, too.
   """
 
@@ -94,6 +95,7 @@ class Search(Part, frozen=True):
   fitness: str = "mean"
   fitness_source: str = "metric"
   task_weights: str = ""
+  competitors: Annotated[int, Meta(ge=1, le=1024)] = 16
   steps: tuple[float, ...] = ()
 
 

@@ -83,6 +83,16 @@ class Window:
     self._operator, self._experts, self._base = operator, experts, base
     self._specs, self._layout, self._stacks = specs, layout, stacks
 
+  def leaves(self) -> Iterator[mj.Leaf]:
+    """The tensors of all models, one after the other."""
+    slices = {
+      part: slice_of(self._layout.shardings[name]) for name, parts in self._stacks.items() for part in parts
+    }
+    for name in self._specs:
+      sharding = slices.get(name) or self._layout.shardings[name]
+      base = None if self._base is None else self._base.read(name, sharding)
+      yield mj.Leaf(tuple(model.read(name, sharding) for model in self._experts), base)
+
   def at(self, point: Any) -> dict[str, Any]:
     """The merge at a point, laid out."""
     return dict(self._leaves(np.asarray(point.array, np.float32)))

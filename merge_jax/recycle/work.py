@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from merge_jax import host, preflight, storage
 from merge_jax.preflight import Finding
@@ -33,6 +34,10 @@ class Evaluate(msgspec.Struct, frozen=True, tag=True):
   split: str
 
 
+class Measure(msgspec.Struct, frozen=True, tag=True):
+  """Inner products of the pool's task vectors."""
+
+
 class Time(msgspec.Struct, frozen=True, tag=True):
   """The merge of a candidate, alone."""
 
@@ -52,7 +57,7 @@ class Finish(msgspec.Struct, frozen=True, tag=True):
   result: dict[str, Any]
 
 
-Command = Read | Place | Evaluate | Time | Write | Finish
+Command = Read | Place | Evaluate | Measure | Time | Write | Finish
 
 
 class Work:
@@ -87,6 +92,11 @@ class Work:
     """See `JittedObjective.evaluate`."""
     self._send(msgspec.to_builtins(Evaluate(list(candidates), split)))
     return self._placed.objective.evaluate(candidates, split)
+
+  def gram(self) -> np.ndarray:
+    """Inner products of the task vectors of the searched method, `[K, K]`."""
+    self._send(msgspec.to_builtins(Measure()))
+    return self._placed.gram(self._problem.method)
 
   def merge_seconds(self, candidate: Candidate) -> float:
     """See `JittedObjective.merge_seconds`."""
@@ -125,6 +135,8 @@ class Work:
           self.place()
         case Evaluate(candidates, split):
           self.evaluate(candidates, split)
+        case Measure():
+          self.gram()
         case Time(candidate):
           self.merge_seconds(candidate)
         case Write(candidate, folder):

@@ -14,7 +14,7 @@ from merge_jax.search.point import Candidate, Point
 from merge_jax.search.scores import best, signed
 
 METHOD = "linear"
-KINDS = ("single", "uniform", "merge_best", "trajectory", "greedy")
+KINDS = ("single", "uniform", "merge_best", "trajectory", "greedy", "base")
 """Kinds of the known points; every other kind is a proposer's."""
 
 

@@ -76,15 +76,38 @@ class Fitness:
 
   def aggregated(self, points: np.ndarray, singles: np.ndarray) -> np.ndarray:
     """Fitness of values `[models, tasks]`, given those of the single checkpoints."""
-    if self.aggregate != "mean":
-      finite = singles[np.isfinite(singles).all(axis=1)]
-      low, high = (finite.min(0), finite.max(0)) if len(finite) else (np.nan, np.nan)
-      spread = np.where(high > low, high - low, 1.0)
-      points = (points - low) / spread
+    low, spread = self._scale(singles)
+    points = (points - low) / spread
     if self.aggregate == "worst":
       return points.min(axis=1)
     weights = self._task_weights()
     return points @ weights / weights.sum()
+
+  def slope(self, scores: np.ndarray, singles: np.ndarray) -> tuple[float, np.ndarray]:
+    """The fitness of one model's values `[tasks]`, and its derivative by them."""
+    low, spread = self._scale(singles)
+    points = (scores - low) / spread
+    if self.aggregate == "worst":
+      by_point = (np.arange(len(points)) == np.argmin(points)).astype(float)
+    else:
+      weights = self._task_weights()
+      by_point = weights / weights.sum()
+    return float(points @ by_point), by_point / spread
+
+  @property
+  def of_losses(self) -> bool:
+    """Whether it is one of losses, where there are some."""
+    return self.source != "metric"
+
+  def _scale(self, singles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest value and spread of each task among the single checkpoints; 0 and 1 for the mean of scores."""
+    count = len(self.tasks)
+    if self.aggregate == "mean":
+      return np.zeros(count), np.ones(count)
+    finite = singles[np.isfinite(singles).all(axis=1)]
+    nothing = np.full(count, np.nan)
+    low, high = (finite.min(0), finite.max(0)) if len(finite) else (nothing, nothing)
+    return low, np.where(high > low, high - low, 1.0)
 
   def _task_weights(self) -> np.ndarray:
     given = dict(self.weights)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from merge_jax.errors import shown
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.journal import Journal, Record
+from merge_jax.search.outputs import Outputs
 from merge_jax.search.point import Candidate, Point
 from merge_jax.search.scores import nullable, nullables
 
@@ -38,6 +39,8 @@ class Evaluation(Protocol):
   def losses(self) -> Mapping[str, float] | None: ...
   @property
   def examples(self) -> Examples | None: ...
+  @property
+  def outputs(self) -> Mapping[str, Any] | None: ...
 
 
 class Objective(Protocol):
@@ -92,6 +95,7 @@ def search(
   fitness: Fitness,
   budget: Budget,
   *,
+  outputs: Outputs | None = None,
   progress: Progress = lambda record: None,
 ) -> Result:
   """Runs or resumes a search.
@@ -102,6 +106,8 @@ def search(
     journal: what it holds is replayed, not evaluated again.
     fitness: written beside the scores, for the reader.
     budget: when to stop; with a larger one a journal continues as if it had been so from the start.
+    outputs: keeps what evaluations give beside scores, if the proposer learns from it; what it lacks of
+      replayed records is evaluated again.
     progress: called after each record, replayed ones included.
 
   Raises:
@@ -130,7 +136,7 @@ def search(
         _compare(record, candidate)
       known = [*here, *[None] * (len(chunk) - len(here))]
       index = len(records) + len(here)
-      made = _scored(objective, journal, SPLIT, chunk, known, index, generation, fitness_of)
+      made = _scored(objective, journal, SPLIT, chunk, known, index, generation, fitness_of, outputs)
       records += made
       told += made
       for record in made:
@@ -195,18 +201,25 @@ def _scored(
   index: int,
   generation: int,
   fitness_of: Callable[[Evaluation], float | None],
+  outputs: Outputs | None = None,
 ) -> list[Record]:
   """Records of one batch; those that are not known are evaluated and written, numbered from `index`.
 
   A batch of which a part is known is evaluated whole, so that a resumed one is the same program call.
   """
-  if all(record is not None for record in known):
-    return [record for record in known if record is not None]
+  complete = [record for record in known if record is not None]
+  lacking = outputs is not None and not all(outputs.has(one.index, one.candidate) for one in complete)
+  if len(complete) == len(known) and not lacking:
+    return complete
   start = time.perf_counter()
   evaluations = objective.evaluate(candidates, split)
   seconds = round((time.perf_counter() - start) / len(candidates), 6)
-  records, new = [], []
+  records: list[Record] = []
+  new: list[Record] = []
   for candidate, old, evaluation in zip(candidates, known, evaluations, strict=True):
+    at = index if old is None else old.index
+    if outputs is not None and evaluation.outputs is not None:
+      outputs.put(at, candidate, evaluation.outputs)
     if old is not None:
       records.append(old)
       continue

@@ -1,6 +1,5 @@
 """Proposers: what to evaluate after the known points. Each is a generator that is sent its records."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
@@ -9,61 +8,11 @@ import numpy as np
 
 from merge_jax.errors import unknown
 from merge_jax.search import baselines
-from merge_jax.search.fitness import Fitness
 from merge_jax.search.journal import Record
 from merge_jax.search.loop import Generations, Proposal, Proposer
+from merge_jax.search.options import Options as Options
 from merge_jax.search.point import Candidate, Point
-from merge_jax.search.scores import best
-from merge_jax.search.space import Space
-
-STARTS = ("best", "uniform")
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """What every proposer is made from.
-
-  Attributes:
-    method: name of the merge rule that is searched.
-    space: from vectors to its points.
-    fitness: of the records.
-    count: number of checkpoints.
-    seed: of everything random.
-    sigma: first step width; None takes the space's.
-    population: candidates in a generation; None: 4 + 3 ln(size of the space).
-    start: "best" starts from the best known point, "uniform" from 1/count.
-    trajectory: known points beside the others, see `known_points`.
-
-  Raises:
-    ValueError: an unknown start.
-  """
-
-  method: str
-  space: Space
-  fitness: Fitness
-  count: int
-  seed: int = 0
-  sigma: float | None = None
-  population: int | None = None
-  start: str = "best"
-  trajectory: tuple[Point, ...] = ()
-
-  def __post_init__(self) -> None:
-    if self.start not in STARTS:
-      raise ValueError(unknown("start", self.start, STARTS))
-
-  def first(self, known: Sequence[Record]) -> tuple[np.ndarray, float]:
-    """The vector to start from and its fitness (-inf if nothing is known)."""
-    values = self.fitness.of(known)
-    uniform = Point.of(np.full(self.count, 1.0 / self.count))
-    at = best(values) if self.start == "best" else baselines.find(known, uniform)
-    point = uniform if at is None else known[at].point
-    value = -np.inf if at is None else float(np.nan_to_num(values[at], nan=-np.inf))
-    return self.space.encode(point), value
-
-  def candidate(self, kind: str, x: np.ndarray) -> Candidate:
-    """The candidate at a vector."""
-    return Candidate(kind, self.method, self.space.decode(x))
+from merge_jax.search.surrogate import surrogate
 
 
 def cma_es(known: Sequence[Record], options: Options) -> Generations:
@@ -168,16 +117,24 @@ def random(known: Sequence[Record], options: Options) -> Generations:
 
 
 class Kind(NamedTuple):
-  """A proposer: how it starts from the known records, and the smallest space it can search."""
+  """A proposer.
+
+  Attributes:
+    start: from the known records.
+    least: the smallest space it can search.
+    foresees: whether it learns from outputs (`Options.evidence`).
+  """
 
   start: Callable[[Sequence[Record], Options], Generations]
   least: int = 1
+  foresees: bool = False
 
 
 PROPOSERS: dict[str, Kind] = {
   "line_search": Kind(line_search),
   "cma_es": Kind(cma_es, least=2),
   "random": Kind(random),
+  "surrogate": Kind(surrogate, foresees=True),
 }
 
 

@@ -1,0 +1,273 @@
+"""What a model says where answers are: enough to foresee every answer of models in between.
+
+Logits move smoothly with the weights of a merge, scores do not. So of each evaluated model we keep the row
+losses and, at every target position of exact-match tasks, how far the strongest competitors lie above the
+target's logit. A surrogate predicts these numbers at other weights; from them come smoothed scores.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from merge_jax.evals import metrics
+from merge_jax.evals.batching import Batches
+from merge_jax.evals.metrics import CHOICES, EXACT, LOSS
+from merge_jax.evals.tasks import Task, target_table
+
+REACH = 12.0
+"""A competitor that stays so many nats below the target at every evaluated model is left out."""
+SMOOTHING = 0.5
+"""Temperature of a smoothed score; 1 rewards certainty more than right answers."""
+
+
+class Details(NamedTuple):
+  """What a scorer's function gives beside scores, as the devices have it.
+
+  Attributes:
+    losses: float32 `[rows]`.
+    gaps: float16 `[…, A, C]` of each bucket.
+    rivals: int32 likewise.
+  """
+
+  losses: Any
+  gaps: tuple[Any, ...]
+  rivals: tuple[Any, ...]
+
+
+Outputs = Mapping[str, np.ndarray]
+"""Of one model, as they are kept.
+
+    losses  float32 `[rows]`, negative log-likelihood of each row's target in nats
+    gaps    float16 `[positions, C]`, logits of the strongest competitors less the target's, descending
+    rivals  int32 `[positions, C]`, which tokens they are
+"""
+
+
+class Part(NamedTuple):
+  """A task's place among rows, positions and examples.
+
+  Attributes:
+    kind: `EXACT`, `CHOICES` or `LOSS`.
+    table: int `[n, c]`, each example's rows, -1 for padding.
+    right: int `[n]`, the place of its right row.
+    tokens: float `[n, c]`, tokens of each row; of choices, what their losses are divided by.
+    lengths: int `[n]`, target positions of each example, of exact tasks; they lie in order.
+  """
+
+  kind: str
+  table: np.ndarray
+  right: np.ndarray
+  tokens: np.ndarray
+  lengths: np.ndarray
+
+
+class Smoothed(NamedTuple):
+  """Scores of predicted answers, and how they change.
+
+  Attributes:
+    scores: float64 `[tasks]`, in each task's metric (losses stay losses).
+    slopes: float32 `[columns]`, derivative of the column's own task by it.
+    spread: float64 `[tasks]`, derivative by the variance.
+  """
+
+  scores: np.ndarray
+  slopes: np.ndarray
+  spread: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+  """Where the answers of a list of tasks lie.
+
+  Attributes:
+    parts: by task, in order.
+    places: int `[positions]`, where those of exact tasks lie among all positions of all buckets.
+  """
+
+  parts: tuple[Part, ...]
+  places: np.ndarray
+
+  @classmethod
+  def of(cls, tasks: Sequence[Task], batches: Batches) -> "Answers":
+    """Those of tasks and the batches that were packed of them."""
+    masks = [bucket.mask.reshape(-1, bucket.mask.shape[-1]) > 0 for bucket in batches.buckets]
+    lengths = np.concatenate([mask.sum(axis=1) for mask in masks])[batches.order]
+    starts = np.cumsum([0, *(mask.size for mask in masks)])
+    first = [start + mask.shape[1] * np.arange(len(mask)) for start, mask in zip(starts, masks, strict=False)]
+    first_of_row = np.concatenate(first)[batches.order]  # a row's targets come first among its positions
+    parts, places, row = [], [], 0
+    for task in tasks:
+      table, right = target_table(task)
+      table = np.where(table >= 0, table + row, -1)
+      rows = table[np.arange(len(right)), right[:, 0]]
+      metric = metrics.named(task.metric)
+      tokens = np.where(table >= 0, lengths[np.maximum(table, 0)], 0).astype(np.float64)
+      if metric.smooth == CHOICES:
+        mean = tokens.sum(axis=1, keepdims=True) / (table >= 0).sum(axis=1, keepdims=True)
+        tokens = np.where(tokens > 0, tokens / mean, 1.0) if metric.per_token else np.ones_like(tokens)
+      own = lengths[rows] if metric.smooth == EXACT else np.zeros(len(rows), int)
+      parts.append(Part(metric.smooth, table, right[:, 0], tokens, own))
+      if metric.smooth == EXACT:
+        places += [at + np.arange(n) for at, n in zip(first_of_row[rows], own, strict=True)]
+      row += int((table >= 0).sum())
+    return cls(tuple(parts), np.concatenate([*places, np.zeros(0, int)]).astype(np.int64))
+
+  def read(self, details: Details) -> Outputs:
+    """Outputs from what a scorer's function gave."""
+    kept = {"losses": np.asarray(details.losses, np.float32)}
+    for name, parts in (("gaps", details.gaps), ("rivals", details.rivals)):
+      every = [np.asarray(part).reshape(-1, part.shape[-1]) for part in parts]
+      kept[name] = np.concatenate(every)[self.places]
+    return kept
+
+  def table(self, outputs: Sequence[Outputs], losses: bool = False) -> "Table":
+    """Numbers of several models, column by column the same.
+
+    Args:
+      outputs: of the models.
+      losses: of the right rows alone, whatever the metrics: for a fitness of losses.
+    """
+    columns, tasks, pieces, start = [], [], [], 0
+    for number, part in enumerate(self.parts):
+      size = int(part.lengths.sum())
+      if losses or part.kind == LOSS:
+        rows = part.table[np.arange(len(part.right)), part.right]
+        values = np.stack([one["losses"][rows] for one in outputs])
+        pieces.append(Piece(LOSS, part))
+      elif part.kind == CHOICES:
+        values = np.stack([one["losses"][np.maximum(part.table, 0)] / part.tokens for one in outputs])
+        pieces.append(Piece(CHOICES, part))
+      else:
+        some = [(one["gaps"][start : start + size], one["rivals"][start : start + size]) for one in outputs]
+        values, kept = aligned(some)
+        pieces.append(Piece(EXACT, part, kept))
+      start += size
+      flat = values.reshape(len(outputs), -1).astype(np.float32)
+      columns.append(flat)
+      tasks.append(np.full(flat.shape[1], number))
+    return Table(np.concatenate(columns, axis=1), np.concatenate(tasks), tuple(pieces))
+
+
+def aligned(models: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+  """The same C competitors of every model at the positions where one could ever win.
+
+  Args:
+    models: gaps and rivals `[positions, C]` of each.
+
+  Returns:
+    Gaps float32 `[models, kept, C]`, and the kept positions, bool `[positions]`. Those that a model has
+    not kept lie at its last kept one, which is at or above them.
+  """
+  kept = np.max([gaps[:, 0] for gaps, _ in models], axis=0) > -REACH
+  gaps = np.stack([one[kept] for one, _ in models]).astype(np.float32)
+  rivals = np.stack([one[kept] for _, one in models])
+  count, positions, width = gaps.shape
+  ids = rivals.transpose(1, 0, 2).reshape(positions, count * width)
+  values = gaps.transpose(1, 0, 2).reshape(positions, count * width)
+  order = np.lexsort((-values, ids))
+  ids, values = np.take_along_axis(ids, order, 1), np.take_along_axis(values, order, 1)
+  again = np.zeros_like(ids, bool)
+  again[:, 1:] = ids[:, 1:] == ids[:, :-1]
+  values = np.where(again, -np.inf, values)  # the first of each token's is its highest
+  best = np.argsort(-values, axis=1, kind="stable")[:, :width]
+  chosen = np.take_along_axis(ids, best, 1)
+  result = np.empty((count, positions, width), np.float32)
+  for i in range(count):
+    same = chosen[:, :, None] == rivals[i][:, None, :]
+    at = same.argmax(axis=2)
+    found = np.take_along_axis(gaps[i], at, 1)
+    result[i] = np.where(same.any(axis=2), found, gaps[i][:, -1:])
+  return result, kept
+
+
+class Piece(NamedTuple):
+  """A task's columns in a table: losses of right rows, costs of all choices, or gaps at kept positions."""
+
+  kind: str
+  part: Part
+  kept: np.ndarray = np.zeros(0, bool)
+
+
+class Table(NamedTuple):
+  """Numbers of several models; see `Answers.table`.
+
+  Attributes:
+    values: float32 `[models, columns]`.
+    tasks: int `[columns]`, whose each is.
+    pieces: by task.
+  """
+
+  values: np.ndarray
+  tasks: np.ndarray
+  pieces: tuple[Piece, ...]
+
+  def smoothed(self, row: np.ndarray, variance: np.ndarray, weights: np.ndarray | None = None) -> Smoothed:
+    """Scores of a row of predicted numbers.
+
+        exact     mean over examples of Π softmax(gaps / τ)[target] over its positions
+        choices   mean of softmax(-costs / τ)[right]
+        loss      Σ losses / Σ tokens
+
+    with τ² = SMOOTHING² + variance: answers of which a prediction is unsure count less.
+
+    Args:
+      row: `[columns]`.
+      variance: float `[tasks]`, of the predicted numbers.
+      weights: of the examples of all tasks in order; None: one each.
+    """
+    scores, spread = np.zeros(len(self.pieces)), np.zeros(len(self.pieces))
+    slopes, column, example = [], 0, 0
+    for number, piece in enumerate(self.pieces):
+      n = len(piece.part.right)
+      size = int((self.tasks == number).sum())
+      own = row[column : column + size]
+      share = np.ones(n) if weights is None else weights[example : example + n]
+      temperature = np.sqrt(SMOOTHING**2 + max(float(variance[number]), 0.0))
+      score, slope, by_temperature = _RULES[piece.kind](piece, own, share, temperature)
+      scores[number], spread[number] = score, by_temperature / (2 * temperature)
+      slopes.append(slope.reshape(-1).astype(np.float32))
+      column, example = column + size, example + n
+    return Smoothed(scores, np.concatenate(slopes), spread)
+
+
+Scored = tuple[float, np.ndarray, float]
+
+
+def _exact(piece: Piece, row: np.ndarray, share: np.ndarray, temperature: float) -> Scored:
+  of = np.repeat(np.arange(len(share)), piece.part.lengths)[piece.kept]
+  gaps = row.reshape(len(of), -1)
+  scaled = gaps / temperature
+  top = np.maximum(scaled.max(axis=1, initial=0.0), 0.0)
+  powers = np.exp(scaled - top[:, None])
+  total = np.exp(-top) + powers.sum(axis=1)
+  log_right = np.bincount(of, -(top + np.log(total)), minlength=len(share))
+  right = share * np.exp(log_right) / share.sum()
+  chances = powers / total[:, None]
+  slope = -chances * (right[of] / temperature)[:, None]
+  return float(right.sum()), slope, float(-(slope * scaled).sum())
+
+
+def _choices(piece: Piece, row: np.ndarray, share: np.ndarray, temperature: float) -> Scored:
+  table, right = piece.part.table, piece.part.right[:, None]
+  costs = np.where(table >= 0, row.reshape(table.shape), np.inf)
+  scaled = -(costs - costs.min(axis=1, keepdims=True)) / temperature
+  powers = np.exp(scaled)
+  chances = powers / powers.sum(axis=1, keepdims=True)
+  chance = np.take_along_axis(chances, right, 1)[:, 0]
+  weighted = share * chance / share.sum()
+  slope = chances * weighted[:, None] / temperature
+  at = np.arange(len(chance))
+  slope[at, right[:, 0]] -= weighted / temperature
+  flat = np.where(table >= 0, scaled, 0.0)
+  return float(weighted.sum()), slope, float((slope * flat).sum())
+
+
+def _loss(piece: Piece, row: np.ndarray, share: np.ndarray, temperature: float) -> Scored:
+  at = np.arange(len(share))
+  total = float((share * piece.part.tokens[at, piece.part.right]).sum())
+  return float((share * row).sum()) / total, share / total, 0.0
+
+
+_RULES = {EXACT: _exact, CHOICES: _choices, LOSS: _loss}

@@ -1,0 +1,98 @@
+"""What a proposer is made from."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from merge_jax.errors import unknown
+from merge_jax.search import baselines
+from merge_jax.search.fitness import Fitness
+from merge_jax.search.journal import Record
+from merge_jax.search.point import Candidate, Point
+from merge_jax.search.scores import best
+from merge_jax.search.space import Space
+
+STARTS = ("best", "uniform")
+
+
+LINEAR = ("linear", "task_arithmetic")
+"""Methods that are the same function of weights that sum to one."""
+
+
+class Evidence(NamedTuple):
+  """What a surrogate learns from.
+
+  Attributes:
+    answers: reads outputs as scores; see `merge_jax.search.surrogate.model.Answers`.
+    outputs: of a record's merge.
+    gram: inner products of the directions that the weights scale, `[size, size]`; None: unit ones.
+  """
+
+  answers: Any
+  outputs: Callable[[Record], Any]
+  gram: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What every proposer is made from.
+
+  Attributes:
+    method: name of the merge rule that is searched.
+    space: from vectors to its points.
+    fitness: of the records.
+    count: number of checkpoints.
+    seed: of everything random.
+    sigma: first step width; None takes the space's.
+    population: candidates in a generation; None: 4 + 3 ln(size of the space).
+    start: "best" starts from the best known point, "uniform" from 1/count.
+    trajectory: known points beside the others, see `known_points`.
+    groups: rows of weights; 0: one weight for each checkpoint.
+    based: whether weights of zero give a base that is no mean of the pool.
+    evidence: of evaluations; None where the scorer gives scores alone.
+
+  Raises:
+    ValueError: an unknown start.
+  """
+
+  method: str
+  space: Space
+  fitness: Fitness
+  count: int
+  seed: int = 0
+  sigma: float | None = None
+  population: int | None = None
+  start: str = "best"
+  trajectory: tuple[Point, ...] = ()
+  groups: int = 0
+  based: bool = False
+  evidence: Evidence | None = None
+
+  def __post_init__(self) -> None:
+    if self.start not in STARTS:
+      raise ValueError(unknown("start", self.start, STARTS))
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    """Of the weights of a point."""
+    return (self.groups, self.count) if self.groups else (self.count,)
+
+  @property
+  def linear(self) -> bool:
+    """Whether known points tell how merges by the searched method score."""
+    return self.method in LINEAR
+
+  def first(self, known: Sequence[Record]) -> tuple[np.ndarray, float]:
+    """The vector to start from and its fitness (-inf if nothing is known)."""
+    values = self.fitness.of(known)
+    uniform = Point.of(np.full(self.count, 1.0 / self.count))
+    at = best(values) if self.start == "best" else baselines.find(known, uniform)
+    point = uniform if at is None else known[at].point
+    value = -np.inf if at is None else float(np.nan_to_num(values[at], nan=-np.inf))
+    return self.space.encode(point), value
+
+  def candidate(self, kind: str, x: np.ndarray) -> Candidate:
+    """The candidate at a vector."""
+    return Candidate(kind, self.method, self.space.decode(x))

@@ -1,0 +1,129 @@
+"""What a merge at weights that were never evaluated would score: a process of answers, read as scores."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from merge_jax.search.fitness import Fitness
+from merge_jax.search.surrogate import process
+from merge_jax.search.surrogate.process import Process
+
+
+class Smoothed(Protocol):
+  """Scores of predicted answers, and how they change; see `merge_jax.evals.answers.Smoothed`."""
+
+  @property
+  def scores(self) -> np.ndarray: ...
+  @property
+  def slopes(self) -> np.ndarray: ...
+  @property
+  def spread(self) -> np.ndarray: ...
+
+
+class Table(Protocol):
+  """Answers of several models, column by column the same; see `merge_jax.evals.answers.Table`."""
+
+  @property
+  def values(self) -> np.ndarray: ...
+  @property
+  def tasks(self) -> np.ndarray: ...
+  def smoothed(
+    self, row: np.ndarray, variance: np.ndarray, weights: np.ndarray | None = None
+  ) -> Smoothed: ...
+
+
+class Answers(Protocol):
+  """Makes tables of outputs; see `merge_jax.evals.answers.Answers`."""
+
+  def table(self, outputs: Sequence[Any], losses: bool = False) -> Table: ...
+
+
+class Foreseen(NamedTuple):
+  """Of one point.
+
+  Attributes:
+    scores: float64 `[tasks]`, smoothed, higher is better.
+    value: their fitness.
+    slope: float64 `[d]`, of the fitness by the point.
+    variance: of predictions there, in units of the outputs' own spread.
+  """
+
+  scores: np.ndarray
+  value: float
+  slope: np.ndarray
+  variance: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A surrogate of the fitness.
+
+  Attributes:
+    table: answers of the evaluated models.
+    process: of their differences from `middle`, each task's divided by its `scales`.
+    middle: float32 `[columns]`.
+    data: float32 `[n, columns]`, these differences.
+    scales: float64 `[tasks]`.
+    signs: +1 where a task's smoothed score is better higher.
+    fitness: of the scores.
+    singles: float64 `[singles, tasks]`, what normalized scores refer to.
+  """
+
+  table: Table
+  process: Process
+  middle: np.ndarray
+  data: np.ndarray
+  scales: np.ndarray
+  signs: np.ndarray
+  fitness: Fitness
+  singles: np.ndarray
+
+  def at(self, z: np.ndarray, weights: np.ndarray | None = None) -> Foreseen:
+    """What is foreseen at a point `[d]`; with weights of the examples, for other draws of them."""
+    coefficients, variance = self.process.at(z)
+    row = self.middle + (coefficients.astype(np.float32) @ self.data) * self._column_scales
+    smoothed = self.table.smoothed(row, variance * self.scales**2, weights)
+    scores = smoothed.scores * self.signs
+    value, by_task = self.fitness.slope(scores, self.singles)
+    by_task = by_task * self.signs
+    by_row = smoothed.slopes * (by_task[self.table.tasks] * self._column_scales).astype(np.float32)
+    by_point, by_variance = self.process.slopes(z)
+    slope = by_point.T @ (self.data @ by_row).astype(np.float64)
+    slope += float(by_task @ (smoothed.spread * self.scales**2)) * by_variance
+    return Foreseen(scores, value, slope, variance)
+
+  def seen(self, index: int, weights: np.ndarray | None = None) -> float:
+    """The smoothed fitness of an evaluated model, from its own answers."""
+    none = np.zeros(len(self.scales))
+    scores = self.table.smoothed(self.table.values[index], none, weights).scores * self.signs
+    return self.fitness.slope(scores, self.singles)[0]
+
+  @property
+  def _column_scales(self) -> np.ndarray:
+    return self.scales.astype(np.float32)[self.table.tasks]
+
+
+def learn(
+  points: np.ndarray,
+  table: Table,
+  fitness: Fitness,
+  signs: np.ndarray,
+  singles: np.ndarray,
+  start: np.ndarray = process.START,
+) -> Model:
+  """The surrogate of n evaluated models at `points` `[n, d]`; `start` as for `process.fit`."""
+  middle = table.values.mean(axis=0)
+  data = table.values - middle
+  count = len(signs)
+  squares = np.bincount(table.tasks, (data**2).mean(axis=0), minlength=count)
+  sizes = np.bincount(table.tasks, minlength=count)
+  scales = np.sqrt(np.where(squares > 0, squares / np.maximum(sizes, 1), 1.0))
+  data = data / scales.astype(np.float32)[table.tasks]
+  gram = np.zeros((len(points), len(points)))
+  for task in range(count):  # every task counts the same, however many outputs it has
+    own = data[:, table.tasks == task].astype(np.float64)
+    gram += own @ own.T / (max(own.shape[1], 1) * count)
+  fitted = process.fit(points, gram, start)
+  return Model(table, fitted, middle, data, scales, signs, fitness, singles)

@@ -1,0 +1,102 @@
+"""One Gaussian process for many outputs: they share the kernel, so that one n × n solve serves all.
+
+    k(z, z') = c + a z·z' + b exp(-|z - z'|² / 2 l²)
+
+plus a nugget on the diagonal, where z are points in the metric of the task vectors around the incumbent.
+Log likelihoods of all outputs differ in their data alone: Σₘ yₘᵀ K⁻¹ yₘ = tr(K⁻¹ Y Yᵀ).
+"""
+
+import dataclasses
+
+import numpy as np
+
+Vector = np.ndarray
+LOW = np.log([1e-4, 1e-4, 1e-6, 0.1, 1e-6])
+HIGH = np.log([1e4, 1e4, 1e3, 10.0, 1e-1])
+START = np.log([0.5, 1.0, 0.1, 1.0, 1e-3])
+"""c, a, b, l and the nugget: bounds and start of their logarithms, for outputs of unit variance."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+  """A fitted process.
+
+  Attributes:
+    points: float64 `[n, d]`.
+    theta: logarithms of c, a, b, l, nugget.
+    inverse: float64 `[n, n]`, of the kernel matrix with its nugget.
+  """
+
+  points: np.ndarray
+  theta: np.ndarray
+  inverse: np.ndarray
+
+  def at(self, z: Vector) -> tuple[Vector, float]:
+    """Coefficients `[n]` of the data in the mean at a point, and the variance there."""
+    k = _kernel(z[None], self.points, self.theta)[0]
+    own = np.exp(self.theta[0]) + np.exp(self.theta[1]) * z @ z + np.exp(self.theta[2])
+    coefficients = self.inverse @ k
+    return coefficients, max(float(own - k @ coefficients), 0.0)
+
+  def slopes(self, z: Vector) -> tuple[np.ndarray, Vector]:
+    """Derivatives of the coefficients `[n, d]` and of the variance `[d]` by the point."""
+    a, b, length = np.exp(self.theta[1:4])
+    apart = z - self.points
+    bump = b * np.exp(-(apart**2).sum(axis=1) / (2 * length**2))
+    dk = a * self.points - (bump / length**2)[:, None] * apart
+    by_point = self.inverse @ dk
+    coefficients, _ = self.at(z)
+    return by_point, 2 * a * z - 2 * dk.T @ coefficients
+
+
+def fit(points: np.ndarray, gram: np.ndarray, start: Vector = START) -> Process:
+  """The process whose numbers make outputs most likely.
+
+  Args:
+    points: float64 `[n, d]`.
+    gram: float64 `[n, n]`, Y Yᵀ over the number of outputs, for outputs of about unit variance.
+    start: logarithms of the numbers to start from.
+  """
+  from scipy.optimize import minimize
+
+  found = minimize(
+    _cost, start, (points, gram), "L-BFGS-B", jac=True,
+    bounds=list(zip(LOW, HIGH, strict=True)), options={"maxiter": 60},
+  )  # fmt: skip
+  theta = np.clip(found.x, LOW, HIGH)
+  return Process(points, theta, np.linalg.inv(_with_nugget(points, theta)))
+
+
+def _kernel(a: np.ndarray, b: np.ndarray, theta: Vector) -> np.ndarray:
+  constant, linear, bump, length = np.exp(theta[:4])
+  return constant + linear * a @ b.T + bump * np.exp(-_squares(a, b) / (2 * length**2))
+
+
+def _with_nugget(points: np.ndarray, theta: Vector) -> np.ndarray:
+  return _kernel(points, points, theta) + np.exp(theta[4]) * np.eye(len(points))
+
+
+def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+  return np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T, 0.0)
+
+
+def _cost(theta: Vector, points: np.ndarray, gram: np.ndarray) -> tuple[float, Vector]:
+  """Minus the log likelihood of an output, in the mean over outputs, and its derivative."""
+  constant, linear, bump, length, nugget = np.exp(theta)
+  squares = _squares(points, points)
+  bumps = bump * np.exp(-squares / (2 * length**2))
+  lines = linear * points @ points.T
+  matrix = constant + lines + bumps + nugget * np.eye(len(points))
+  sign, logdet = np.linalg.slogdet(matrix)
+  inverse = np.linalg.inv(matrix)
+  if sign <= 0:
+    return 1e10, np.zeros(5)
+  inner = inverse - inverse @ gram @ inverse
+  parts = (
+    np.full_like(matrix, constant),
+    lines,
+    bumps,
+    bumps * squares / length**2,
+    nugget * np.eye(len(points)),
+  )
+  return 0.5 * (logdet + (inverse * gram).sum()), np.array([0.5 * (inner * part).sum() for part in parts])

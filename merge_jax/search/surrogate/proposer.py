@@ -1,0 +1,130 @@
+"""A search on the surrogate: trust-region steps to its highest point, until it promises no more.
+
+Each round learns from the answers of all evaluated merges, proposes the point of the region around the best
+one where the smoothed fitness is foreseen to be highest, and widens or narrows the region by what came true.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from merge_jax.search import baselines
+from merge_jax.search.journal import Record
+from merge_jax.search.loop import Generations, Proposal
+from merge_jax.search.options import Options
+from merge_jax.search.point import Candidate, Point
+from merge_jax.search.surrogate import process
+from merge_jax.search.surrogate.model import Model, learn
+from merge_jax.search.surrogate.region import Metric, highest
+
+RADIUS = 0.5
+"""Of the first region, in lengths of a task vector."""
+PROMISE, STEP = 3e-4, 0.01
+"""A round that is foreseen to gain less, or that moves less, is idle."""
+IDLE = 2
+"""Idle rounds that end a search."""
+
+
+def surrogate(known: Sequence[Record], options: Options) -> Generations:
+  """Steps to the highest point of the surrogate; ends when it promises nothing.
+
+  Raises:
+    ValueError: evaluations without outputs.
+  """
+  if options.evidence is None:
+    raise ValueError(
+      "The surrogate needs what models answer at target positions; this scorer gives scores alone."
+    )
+  records = list(known)
+  if options.based:
+    zero = Point.of(np.zeros(options.shape))
+    records += yield Proposal([Candidate("base", options.method, zero)])
+  here = View.of(records, options)
+  radius, idle = RADIUS, 0
+  while here is not None and idle < IDLE:
+    z, promise = _step(here, radius, options)
+    length = float(np.linalg.norm(z))
+    idle = idle + 1 if promise < PROMISE or length < STEP else 0
+    point = Point.of(here.metric.weights(z).reshape(options.shape))
+    made = yield Proposal([Candidate("surrogate", options.method, point)], here.best.point)
+    records += made
+    there = View.of(records, options, here.model.process.theta)
+    if there is None:
+      return
+    gain = there.seen(made[-1]) - there.seen(here.best)
+    if gain < 0.2 * promise:
+      radius /= 2
+    elif length > 0.9 * radius:
+      radius *= 1.6
+    here = there
+
+
+class View(NamedTuple):
+  """The surrogate of all records so far, around the best of them.
+
+  Attributes:
+    records: those it has learned from.
+    model: of their answers.
+    metric: of its points; the best record lies at 0.
+    best: the record whose smoothed fitness is highest.
+  """
+
+  records: list[Record]
+  model: Model
+  metric: Metric
+  best: Record
+
+  @classmethod
+  def of(
+    cls, records: Sequence[Record], options: Options, start: np.ndarray = process.START
+  ) -> "View | None":
+    """None with fewer than two records to learn from."""
+    usable = _usable(records, options)
+    if len(usable) < 2 or options.evidence is None:
+      return None
+    fitness, evidence = options.fitness, options.evidence
+    table = evidence.answers.table([evidence.outputs(record) for record in usable], fitness.of_losses)
+    signs = -np.ones(len(fitness.tasks)) if fitness.of_losses else np.array(fitness.signs)
+    singles = fitness.singles(records)
+    none = np.zeros(len(signs))
+    scores = [table.smoothed(row, none).scores * signs for row in table.values]
+    best = int(np.argmax(fitness.aggregated(np.array(scores), singles)))
+    weights = np.array([_flat(record.point, options) for record in usable])
+    gram = np.eye(weights.shape[1]) if evidence.gram is None else evidence.gram
+    metric = Metric.of(gram, weights[best])
+    model = learn(metric.z(weights), table, fitness, signs, singles, start)
+    return cls(usable, model, metric, usable[best])
+
+  def seen(self, record: Record) -> float:
+    """The smoothed fitness of an evaluated merge; -inf if it failed."""
+    at = next((i for i, one in enumerate(self.records) if one is record), None)
+    return -np.inf if at is None else self.model.seen(at)
+
+
+def _step(view: View, radius: float, options: Options) -> tuple[np.ndarray, float]:
+  """The point of the region that is foreseen to be best, and its gain over the best so far."""
+
+  def value(z: np.ndarray) -> tuple[float, np.ndarray]:
+    found = view.model.at(z)
+    return found.value, found.slope
+
+  zero = np.zeros(len(view.metric.centre))
+  rows = 0 if options.space.scaled else len(zero) // options.count
+  z, highest_value = highest(value, view.metric, radius, [zero], rows)
+  return z, highest_value - value(zero)[0]
+
+
+def _usable(records: Sequence[Record], options: Options) -> list[Record]:
+  """The records of merges that depend on their weights as the searched method's do, and did not fail."""
+  methods = {options.method, baselines.METHOD} if options.linear else {options.method}
+  values = options.fitness.of(records)
+  return [
+    record for record, value in zip(records, values, strict=True)
+    if record.method in methods and np.isfinite(value)
+  ]  # fmt: skip
+
+
+def _flat(point: Point, options: Options) -> np.ndarray:
+  """Its weights as one vector, those of one row for all groups."""
+  return np.broadcast_to(point.array, options.shape).reshape(-1)

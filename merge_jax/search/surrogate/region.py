@@ -1,0 +1,87 @@
+"""The highest point of a surrogate within a trust region, in the metric of the task vectors."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+RIDGE = 0.01
+"""Of the metric, beside a task vector's unit length: directions that hardly change the model stay bounded."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """Coordinates z of weights around a centre, in which distances are between merged models.
+
+  Attributes:
+    centre: float64 `[d]`.
+    to_z: float64 `[d, d]`, z = to_z (weights - centre).
+    to_weights: its inverse.
+  """
+
+  centre: np.ndarray
+  to_z: np.ndarray
+  to_weights: np.ndarray
+
+  @classmethod
+  def of(cls, gram: np.ndarray, centre: np.ndarray) -> "Metric":
+    """From inner products of the directions `[d, d]`."""
+    mean = np.trace(gram) / len(gram)
+    scaled = gram / mean if mean > 0 else np.eye(len(gram))
+    values, vectors = np.linalg.eigh((scaled + scaled.T) / 2)
+    root = np.sqrt(np.maximum(values, 0.0) + RIDGE)
+    return cls(centre, root[:, None] * vectors.T, vectors / root)
+
+  def z(self, weights: np.ndarray) -> np.ndarray:
+    """Coordinates of weights `[…, d]`."""
+    return (weights - self.centre) @ self.to_z.T
+
+  def weights(self, z: np.ndarray) -> np.ndarray:
+    """Weights at coordinates `[d]`."""
+    return self.centre + self.to_weights @ z
+
+
+def highest(
+  function: Callable[[np.ndarray], tuple[float, np.ndarray]],
+  metric: Metric,
+  radius: float,
+  starts: list[np.ndarray],
+  rows: int = 0,
+) -> tuple[np.ndarray, float]:
+  """The best point that SLSQP finds within |z| ≤ radius.
+
+  Args:
+    function: value and slope at z.
+    metric: of the coordinates.
+    radius: of the region.
+    starts: points in it to start from.
+    rows: number of rows that the weights have, if each must lie on the simplex; 0: they are free.
+  """
+  from scipy.optimize import minimize
+
+  ball = {"type": "ineq", "fun": lambda z: radius**2 - z @ z, "jac": lambda z: -2 * z}
+  constraints = [ball]
+  if rows:
+    sums = np.kron(np.eye(rows), np.ones(len(metric.centre) // rows))
+    constraints += [
+      {"type": "ineq", "fun": metric.weights, "jac": lambda z: metric.to_weights},
+      {
+        "type": "eq",
+        "fun": lambda z: sums @ metric.weights(z) - 1,
+        "jac": lambda z: sums @ metric.to_weights,
+      },
+    ]
+
+  def lower(z: np.ndarray) -> tuple[float, np.ndarray]:
+    value, slope = function(z)
+    return -value, -slope
+
+  best = max(((function(z)[0], i) for i, z in enumerate(starts)), default=(-np.inf, 0))
+  value, point = best[0], starts[best[1]]
+  for start in starts:
+    found = minimize(lower, start, jac=True, method="SLSQP", constraints=constraints,
+                     options={"maxiter": 60, "ftol": 1e-7})  # fmt: skip
+    z = found.x * min(1.0, radius / max(float(np.linalg.norm(found.x)), 1e-12))
+    if np.isfinite(z).all() and (reached := function(z)[0]) > value:
+      value, point = reached, z
+  return point, value
