@@ -11,7 +11,6 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jax.typing import ArrayLike
 
 from merge_jax import sharding
 from merge_jax.evals import metrics
@@ -95,7 +94,11 @@ def make_scorer(
       broken = jnp.where(one.mask > 0, losses, 0.0)
       exact = jnp.where(jnp.isnan(broken.sum(1)), jnp.nan, (~wrong.any(1)).astype(jnp.float32))
       result = (broken.sum(1), jnp.sum(one.mask, axis=1), exact)
-      return (*result, *_strongest(logits, one.targets, at_target, competitors)) if competitors else result
+      return (
+        (*result, *_strongest(logits, jnp.asarray(one.targets), at_target, competitors))
+        if competitors
+        else result
+      )
 
     if bucket.tokens.shape[0] == 1:
       return chunk(jax.tree.map(lambda x: x[0], bucket))
@@ -128,10 +131,9 @@ def make_scorer(
   return Scorer(function, data, tuple(tasks), Answers.of(tasks, batches) if competitors else None)
 
 
-def _strongest(logits: Array, targets: ArrayLike, at_target: Array, count: int) -> tuple[Array, Array]:
+def _strongest(logits: Array, targets: Array, at_target: Array, count: int) -> tuple[Array, Array]:
   """How far the strongest other tokens lie above the targets, float16 `[R, A, count]`, and which they are."""
-  others = jnp.arange(logits.shape[-1]) != jnp.expand_dims(targets, -1)
-  gaps, rivals = jax.lax.top_k(
-    jnp.where(others, logits - at_target[..., None], -jnp.inf), min(count, logits.shape[-1] - 1)
-  )
+  right = jax.nn.one_hot(targets, logits.shape[-1], dtype=bool)
+  above = jnp.where(right, -jnp.inf, logits - at_target[..., None])
+  gaps, rivals = jax.lax.top_k(above, min(count, logits.shape[-1] - 1))
   return jnp.clip(gaps, -6e4, 6e4).astype(jnp.float16), rivals.astype(jnp.int32)

@@ -10,7 +10,7 @@ from jax import Array
 from merge_jax.operators import Leaf
 
 SAMPLE = 1 << 18
-"""Most elements of a tensor that are looked at: inner products of task vectors are known to under 1 % then."""
+"""Most elements of a tensor that are looked at: inner products of task vectors are then known to 1 %."""
 
 
 def gram(leaves: Iterable[Leaf]) -> np.ndarray:

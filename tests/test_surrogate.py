@@ -1,0 +1,240 @@
+"""The surrogate: answers read as scores, their slopes, what is foreseen, and searches that learn from it."""
+
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from merge_jax import evals, models, recycle, search
+from merge_jax.evals import answers
+from merge_jax.evals.suite import TaskSuite
+from merge_jax.operators import Leaf
+from merge_jax.recycle import metric
+from merge_jax.search.surrogate import process, region
+from merge_jax.search.surrogate.model import learn
+from merge_jax.training import puzzles
+from tests import pools
+from tests.test_recycle import job, journal_of, quiet, without_times
+
+MODEL = models.build(pools.CONFIG | {"num_hidden_layers": 1})
+METRICS = ("exact_match", "choice_accuracy", "choice_accuracy_normalized", "loss")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("world")
+  return folder, pools.make_pool(folder / "pool", 3, 0.05), pools.make_tasks(folder / "tasks")
+
+
+@pytest.fixture(scope="module")
+def scored(world):
+  """A scorer with outputs of all competitors, and what it says of five models."""
+  copy, choose = world[2]
+  specs = [f"{choose if 'choice' in metric else copy}:{metric}" for metric in METRICS]
+  tasks = [evals.load(spec) for spec in specs]
+  tasks = [type(task)(f"{task.metric}", task.metric, task.examples[:12]) for task in tasks]
+  suite = TaskSuite({"search": tasks}, MODEL.apply, evals.Tokens(puzzles.tokenizer(), 1), vocabulary=97)
+  scorer = suite.scorers(96)["search"]
+  program = jax.jit(scorer.function)
+  found = []
+  for i in range(5):
+    params = jax.tree.map(lambda x: 3 * x, MODEL.init(jax.random.key(i)))
+    values, details = program(params, scorer.batches)
+    found.append((scorer.read(values), scorer.answers.read(details)))
+  return suite, found
+
+
+def table_of(scored, chosen=slice(None)):
+  suite, found = scored
+  return suite.answers.table([outputs for _, outputs in found][chosen])
+
+
+def test_smoothed_scores_without_smoothing_are_the_scores(scored, monkeypatch):
+  monkeypatch.setattr(answers, "SMOOTHING", 1e-4)
+  monkeypatch.setattr(answers, "REACH", np.inf)
+  table = table_of(scored)
+  for row, (examples, _) in zip(table.values, scored[1], strict=True):
+    smoothed = table.smoothed(row, np.zeros(4))
+    np.testing.assert_allclose(smoothed.scores, list(examples.scores().values()), atol=2e-3)
+
+
+@pytest.mark.parametrize("variance", [0.0, 0.7])
+def test_slopes_are_derivatives(scored, variance):
+  table = table_of(scored)
+  generator = np.random.default_rng(0)
+  row, spread = table.values[0].astype(np.float64), np.full(4, variance)
+  weights = generator.exponential(size=48)
+  found = table.smoothed(row, spread, weights)
+  for task in range(4):
+    direction = np.where(table.tasks == task, generator.normal(size=row.shape), 0.0)
+    ends = [table.smoothed(row + step * direction, spread, weights).scores for step in (1e-4, -1e-4)]
+    slope = (ends[0] - ends[1]) / 2e-4
+    np.testing.assert_allclose(slope[task], (found.slopes * direction).sum(), rtol=1e-3, atol=1e-6)
+    assert all(abs(slope[other]) < 1e-9 for other in range(4) if other != task)
+  up, down = (table.smoothed(row, spread + step, weights).scores for step in (1e-3, -min(variance, 1e-3)))
+  np.testing.assert_allclose((up - down) / (1e-3 + min(variance, 1e-3)), found.spread, rtol=0.02, atol=1e-5)
+
+
+def test_weights_of_examples_are_as_if_they_stood_there_so_often(scored):
+  table = table_of(scored)
+  weights = np.tile([2.0, 0.0] * 6, 4)
+  (part, *_) = scored[0].answers.parts
+  found = table.smoothed(table.values[1], np.zeros(4), weights).scores
+  assert found[0] != table.smoothed(table.values[1], np.zeros(4)).scores[0]
+  np.testing.assert_allclose(
+    found, table.smoothed(table.values[1], np.zeros(4), weights / 2).scores, rtol=1e-6
+  )
+  assert len(part.right) == 12
+
+
+def test_competitors_of_different_models_are_aligned():
+  """Each model keeps its strongest; what one lacks lies at its lowest kept gap, never below the truth."""
+  generator = np.random.default_rng(0)
+  full = generator.normal(size=(3, 50, 20)) * 3
+  order = np.argsort(-full, axis=2)[:, :, :6]
+  kept = [(np.take_along_axis(f, o, 1).astype(np.float16), o) for f, o in zip(full, order, strict=True)]
+  gaps, positions = answers.aligned(kept)
+  assert positions.all() and gaps.shape == (3, 50, 6)
+  for position in range(50):
+    best = full[:, position].max(axis=0)
+    wanted = set(np.argsort(-best)[:4])  # those clearly in
+    for i in range(3):
+      known = {int(r) for r in order[i, position]}
+      values = {round(float(v), 2) for v in gaps[i, position]}
+      for rival in wanted & known:
+        assert min(abs(v - full[i, position, rival]) for v in values) < 0.02
+      assert gaps[i, position].min() >= np.float16(full[i, position, order[i, position, -1]]) - 0.02
+
+
+def test_positions_that_no_model_could_lose_are_left_out():
+  sure = (np.full((2, 3), -50, np.float16), np.tile(np.arange(3), (2, 1)))
+  unsure = (np.array([[-50, -50, -50], [1, 0, -1]], np.float16), sure[1])
+  assert answers.aligned([sure, unsure])[1].tolist() == [False, True]
+
+
+def test_process_foresees_what_is_linear_and_knows_what_it_does_not_know():
+  generator = np.random.default_rng(0)
+  points = generator.normal(size=(8, 3))
+  outputs = points @ generator.normal(size=(3, 200))
+  fitted = process.fit(points, outputs @ outputs.T / 200)
+  new = np.array([0.3, -0.2, 0.5])
+  coefficients, variance = fitted.at(new)
+  truth = new @ np.linalg.lstsq(points, outputs, rcond=None)[0]
+  assert np.abs(coefficients @ outputs - truth).max() < 0.05
+  assert 0 <= variance < fitted.at(10 * new)[1]
+
+
+def test_slopes_of_a_process_are_derivatives():
+  generator = np.random.default_rng(1)
+  points = generator.normal(size=(6, 3))
+  outputs = np.sin(points @ generator.normal(size=(3, 50)))
+  fitted = process.fit(points, outputs @ outputs.T / 50)
+  z, step = np.array([0.1, 0.4, -0.3]), 1e-5
+  by_point, by_variance = fitted.slopes(z)
+  for i in range(3):
+    up, down = fitted.at(z + step * np.eye(3)[i]), fitted.at(z - step * np.eye(3)[i])
+    np.testing.assert_allclose((up[0] - down[0]) / (2 * step), by_point[:, i], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose((up[1] - down[1]) / (2 * step), by_variance[i], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "normalized"])
+@pytest.mark.parametrize("source", ["metric", "loss"])
+def test_foreseen_slopes_are_derivatives(scored, aggregate, source):
+  names = tuple(METRICS)
+  fitness = search.Fitness(names, (1.0, 1.0, 1.0, -1.0), aggregate, source)
+  table = scored[0].answers.table([outputs for _, outputs in scored[1]], source == "loss")
+  signs = -np.ones(4) if source == "loss" else np.array(fitness.signs)
+  singles = np.random.default_rng(2).normal(size=(3, 4))
+  points = np.random.default_rng(3).normal(size=(5, 2))
+  model = learn(points, table, fitness, signs, singles)
+  z, step = points[0] + 0.2, 1e-4
+  found = model.at(z)
+  for i in range(2):
+    ends = [model.at(z + sign * step * np.eye(2)[i]).value for sign in (1, -1)]
+    np.testing.assert_allclose((ends[0] - ends[1]) / (2 * step), found.slope[i], rtol=0.05, atol=1e-3)
+
+
+def test_highest_stays_in_its_region_and_on_the_simplex():
+  gram = np.array([[1.0, 0.9], [0.9, 1.0]])
+  around = region.Metric.of(gram, np.array([0.5, 0.5]))
+  np.testing.assert_allclose(around.weights(around.z(np.array([0.2, 0.7]))), [0.2, 0.7])
+
+  def up(z):  # towards the first model
+    return float(around.weights(z)[0]), around.to_weights[0]
+
+  free, value = region.highest(up, around, 0.3, [np.zeros(2)])
+  assert abs(np.linalg.norm(free) - 0.3) < 1e-3 and value > 0.6
+  bound, _ = region.highest(up, around, 10.0, [np.zeros(2)], rows=1)
+  np.testing.assert_allclose(around.weights(bound), [1.0, 0.0], atol=1e-4)
+
+
+def test_gram_is_that_of_task_vectors():
+  generator = np.random.default_rng(0)
+  base, *models_ = (generator.normal(size=(700, 900)).astype(np.float32) for _ in range(4))
+  models_[1] = models_[0] + 0.1 * models_[1]
+  found = metric.gram([Leaf(tuple(models_), base), Leaf((np.arange(3),) * 3, np.arange(3))])
+  vectors = np.stack([(m - base).reshape(-1) for m in models_]).astype(np.float64)
+  exact = vectors @ vectors.T
+  np.testing.assert_allclose(found / np.trace(found), exact / np.trace(exact), atol=5e-3)
+  np.testing.assert_allclose(found, found.T, rtol=1e-5)
+
+
+SURROGATE = {"budget": 16, "proposer": "surrogate", "fitness_source": "metric"}
+
+
+def run(world, output, **options):
+  return recycle.recycle(job(world, output, **options), say=quiet)
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+  output = tmp_path_factory.mktemp("out") / "run"
+  return output, run(world, output, search=SURROGATE)
+
+
+def test_a_job_learns_from_answers(finished):
+  output, result = finished
+  records = journal_of(output)
+  kinds = [record["kind"] for record in records if record["split"] == "search"]
+  assert "base" in kinds and "surrogate" in kinds
+  assert kinds.index("base") < kinds.index("surrogate")
+  assert not (output / ".merge_jax_answers").exists()
+  assert "search_mean" in [row["name"] for row in result["rows"]]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_stopped_search_goes_on_with_or_without_its_answers(world, finished, tmp_path, lost):
+  calls = iter(range(100))
+  stopped = job(world, tmp_path / "x", search=SURROGATE)
+  with pytest.raises(recycle.Stopped):
+    recycle.recycle(stopped, say=quiet, stop=lambda: next(calls) >= 11)
+  kept = tmp_path / "x" / ".merge_jax_answers"
+  assert len(list(kept.iterdir())) == len(journal_of(tmp_path / "x"))
+  if lost:
+    shutil.rmtree(kept)
+  else:
+    sorted(kept.iterdir())[0].write_bytes(b"damaged")
+  result = run(world, tmp_path / "x", search=SURROGATE)
+  assert without_times(result) == without_times(finished[1])
+  assert without_times(journal_of(tmp_path / "x")) == without_times(journal_of(finished[0]))
+
+
+@pytest.mark.parametrize(
+  "options", [{"space": "simplex", "method": "linear"}, {"space": "softmax"}, {"batch": 3}]
+)
+def test_other_spaces_and_batches(world, tmp_path, options):
+  result = run(world, tmp_path / "x", search=SURROGATE | options)
+  found = [r for r in journal_of(tmp_path / "x") if r["kind"] == "surrogate"]
+  assert found and result["rows"]
+  if "space" in options:
+    for record in found:
+      weights = np.array(record["point"]["weights"])
+      assert abs(weights.sum() - 1) < 1e-4 and (weights > -1e-4).all()
+
+
+def test_a_scorer_without_answers_is_refused(world, tmp_path):
+  command = {"command": "true {model_dir} {scores_json}"}
+  with pytest.raises(ValueError, match="gives scores alone"):
+    run(world, tmp_path / "x", search=SURROGATE, scorer=command, tasks=["a"])
+  assert not (tmp_path / "x").exists()
