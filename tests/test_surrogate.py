@@ -52,7 +52,7 @@ def table_of(scored, chosen=slice(None)):
 
 def test_smoothed_scores_without_smoothing_are_the_scores(scored, monkeypatch):
   monkeypatch.setattr(answers, "SMOOTHING", 1e-4)
-  monkeypatch.setattr(answers, "REACH", np.inf)
+  monkeypatch.setattr(answers, "RELEVANT", 1e-30)
   table = table_of(scored)
   for row, (examples, _) in zip(table.values, scored[1], strict=True):
     smoothed = table.smoothed(row, np.zeros(4))
@@ -89,28 +89,27 @@ def test_weights_of_examples_are_as_if_they_stood_there_so_often(scored):
 
 
 def test_competitors_of_different_models_are_aligned():
-  """Each model keeps its strongest; what one lacks lies at its lowest kept gap, never below the truth."""
+  """Each model keeps its strongest; what one lacks lies at its lowest kept gap."""
   generator = np.random.default_rng(0)
-  full = generator.normal(size=(3, 50, 20)) * 3
-  order = np.argsort(-full, axis=2)[:, :, :6]
-  kept = [(np.take_along_axis(f, o, 1).astype(np.float16), o) for f, o in zip(full, order, strict=True)]
-  gaps, positions = answers.aligned(kept)
-  assert positions.all() and gaps.shape == (3, 50, 6)
+  full = generator.normal(size=(3, 50, 20)).astype(np.float16) - 1
+  order = np.argsort(-full, axis=2)[:, :, :8]
+  kept = [(np.take_along_axis(f, o, 1), o) for f, o in zip(full, order, strict=True)]
+  values, positions, weights = answers.relevant(kept)
+  assert (np.diff(positions) >= 0).all() and (weights > 0).all() and (weights <= 1).all()
   for position in range(50):
-    best = full[:, position].max(axis=0)
-    wanted = set(np.argsort(-best)[:4])  # those clearly in
+    columns = values[:, positions == position].astype(np.float16)
     for i in range(3):
-      known = {int(r) for r in order[i, position]}
-      values = {round(float(v), 2) for v in gaps[i, position]}
-      for rival in wanted & known:
-        assert min(abs(v - full[i, position, rival]) for v in values) < 0.02
-      assert gaps[i, position].min() >= np.float16(full[i, position, order[i, position, -1]]) - 0.02
+      lowest = full[i, position, order[i, position, -1]]
+      truth = {float(max(full[i, position, r], lowest)) for r in set(order[:, position].ravel())}
+      assert {float(v) for v in columns[i]} <= truth
+      assert float(full[i, position].max()) in {float(v) for v in columns[i]}
 
 
 def test_positions_that_no_model_could_lose_are_left_out():
   sure = (np.full((2, 3), -50, np.float16), np.tile(np.arange(3), (2, 1)))
-  unsure = (np.array([[-50, -50, -50], [1, 0, -1]], np.float16), sure[1])
-  assert answers.aligned([sure, unsure])[1].tolist() == [False, True]
+  unsure = (np.array([[-50, -50, -50], [1, 0, -50]], np.float16), sure[1])
+  values, positions, weights = answers.relevant([sure, unsure])
+  assert positions.tolist() == [1, 1] and values.tolist() == [[-50, -50], [1, 0]] and weights[0] > weights[1]
 
 
 def test_process_foresees_what_is_linear_and_knows_what_it_does_not_know():

@@ -16,8 +16,8 @@ from merge_jax.evals.batching import Batches
 from merge_jax.evals.metrics import CHOICES, EXACT, LOSS
 from merge_jax.evals.tasks import Task, target_table
 
-REACH = 12.0
-"""A competitor that stays so many nats below the target at every evaluated model is left out."""
+RELEVANT = 1e-3
+"""A competitor whose chance against the target, smoothed, is less at every evaluated model is left out."""
 SMOOTHING = 0.5
 """Temperature of a smoothed score; 1 rewards certainty more than right answers."""
 
@@ -129,7 +129,7 @@ class Answers:
       outputs: of the models.
       losses: of the right rows alone, whatever the metrics: for a fitness of losses.
     """
-    columns, tasks, pieces, start = [], [], [], 0
+    columns, tasks, weights, pieces, start = [], [], [], [], 0
     for number, part in enumerate(self.parts):
       size = int(part.lengths.sum())
       if losses or part.kind == LOSS:
@@ -141,53 +141,65 @@ class Answers:
         pieces.append(Piece(CHOICES, part))
       else:
         some = [(one["gaps"][start : start + size], one["rivals"][start : start + size]) for one in outputs]
-        values, kept = aligned(some)
-        pieces.append(Piece(EXACT, part, kept))
+        values, position, chances = relevant(some)
+        weights.append(chances)
+        starts = np.flatnonzero(np.diff(position, prepend=-1))
+        example = np.repeat(np.arange(len(part.right)), part.lengths)
+        pieces.append(Piece(EXACT, part, starts, example[position[starts]]))
       start += size
       flat = values.reshape(len(outputs), -1).astype(np.float32)
+      if len(weights) < len(pieces):
+        weights.append(np.ones(flat.shape[1]))
       columns.append(flat)
       tasks.append(np.full(flat.shape[1], number))
-    return Table(np.concatenate(columns, axis=1), np.concatenate(tasks), tuple(pieces))
+    values = np.concatenate(columns, axis=1)
+    return Table(values, np.concatenate(tasks), np.concatenate(weights), tuple(pieces))
 
 
-def aligned(models: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-  """The same C competitors of every model at the positions where one could ever win.
+def relevant(models: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Gaps of the competitors that could win a position, the same ones of every model.
 
   Args:
     models: gaps and rivals `[positions, C]` of each.
 
   Returns:
-    Gaps float32 `[models, kept, C]`, and the kept positions, bool `[positions]`. Those that a model has
-    not kept lie at its last kept one, which is at or above them.
+    Gaps float32 `[models, columns]`; the position of each column, ascending; and its weight, the highest
+    chance that the competitor has at a model. Where a model has not kept a gap, its last kept one stands.
   """
-  kept = np.max([gaps[:, 0] for gaps, _ in models], axis=0) > -REACH
+  least = SMOOTHING * np.log(RELEVANT)
+  kept = np.flatnonzero(np.max([gaps[:, 0] for gaps, _ in models], axis=0) > least)
   gaps = np.stack([one[kept] for one, _ in models]).astype(np.float32)
   rivals = np.stack([one[kept] for _, one in models])
-  count, positions, width = gaps.shape
-  ids = rivals.transpose(1, 0, 2).reshape(positions, count * width)
-  values = gaps.transpose(1, 0, 2).reshape(positions, count * width)
-  order = np.lexsort((-values, ids))
-  ids, values = np.take_along_axis(ids, order, 1), np.take_along_axis(values, order, 1)
-  again = np.zeros_like(ids, bool)
-  again[:, 1:] = ids[:, 1:] == ids[:, :-1]
-  values = np.where(again, -np.inf, values)  # the first of each token's is its highest
-  best = np.argsort(-values, axis=1, kind="stable")[:, :width]
-  chosen = np.take_along_axis(ids, best, 1)
-  result = np.empty((count, positions, width), np.float32)
-  for i in range(count):
-    same = chosen[:, :, None] == rivals[i][:, None, :]
-    at = same.argmax(axis=2)
-    found = np.take_along_axis(gaps[i], at, 1)
-    result[i] = np.where(same.any(axis=2), found, gaps[i][:, -1:])
-  return result, kept
+  top = np.maximum(gaps[:, :, 0], 0.0)
+  powers = np.exp((gaps - top[:, :, None]) / SMOOTHING)
+  chances = powers / (np.exp(-top / SMOOTHING) + powers.sum(axis=2))[:, :, None]
+  model, place, rank = np.nonzero(chances > RELEVANT)
+  key = place.astype(np.int64) << 32 | rivals[model, place, rank]
+  columns, inverse = np.unique(key, return_inverse=True)
+  weights = np.zeros(len(columns))
+  np.maximum.at(weights, inverse, chances[model, place, rank])
+  where, who = columns >> 32, (columns & 0xFFFFFFFF)[:, None]
+  values = np.empty((len(models), len(columns)), np.float32)
+  for i in range(len(models)):
+    same = rivals[i][where] == who
+    found = np.take_along_axis(gaps[i][where], same.argmax(axis=1)[:, None], 1)[:, 0]
+    values[i] = np.where(same.any(axis=1), found, gaps[i][where, -1])
+  return values, kept[where], weights
 
 
 class Piece(NamedTuple):
-  """A task's columns in a table: losses of right rows, costs of all choices, or gaps at kept positions."""
+  """A task's columns in a table: losses of right rows, costs of all choices, or gaps of competitors.
+
+  Attributes:
+    kind, part: the task's.
+    starts: first column of each position that has some, of exact tasks.
+    examples: whose these positions are.
+  """
 
   kind: str
   part: Part
-  kept: np.ndarray = np.zeros(0, bool)
+  starts: np.ndarray = np.zeros(0, int)
+  examples: np.ndarray = np.zeros(0, int)
 
 
 class Table(NamedTuple):
@@ -196,11 +208,13 @@ class Table(NamedTuple):
   Attributes:
     values: float32 `[models, columns]`.
     tasks: int `[columns]`, whose each is.
+    weights: float `[columns]`, how much each matters to its task's score.
     pieces: by task.
   """
 
   values: np.ndarray
   tasks: np.ndarray
+  weights: np.ndarray
   pieces: tuple[Piece, ...]
 
   def smoothed(self, row: np.ndarray, variance: np.ndarray, weights: np.ndarray | None = None) -> Smoothed:
@@ -236,16 +250,16 @@ Scored = tuple[float, np.ndarray, float]
 
 
 def _exact(piece: Piece, row: np.ndarray, share: np.ndarray, temperature: float) -> Scored:
-  of = np.repeat(np.arange(len(share)), piece.part.lengths)[piece.kept]
-  gaps = row.reshape(len(of), -1)
-  scaled = gaps / temperature
-  top = np.maximum(scaled.max(axis=1, initial=0.0), 0.0)
-  powers = np.exp(scaled - top[:, None])
-  total = np.exp(-top) + powers.sum(axis=1)
-  log_right = np.bincount(of, -(top + np.log(total)), minlength=len(share))
+  if not len(piece.starts):
+    return 1.0, row, 0.0
+  scaled = row / temperature
+  sizes = np.diff(piece.starts, append=len(row))
+  top = np.maximum(np.maximum.reduceat(scaled, piece.starts), 0.0)
+  powers = np.exp(scaled - np.repeat(top, sizes))
+  total = np.exp(-top) + np.add.reduceat(powers, piece.starts)
+  log_right = np.bincount(piece.examples, -(top + np.log(total)), minlength=len(share))
   right = share * np.exp(log_right) / share.sum()
-  chances = powers / total[:, None]
-  slope = -chances * (right[of] / temperature)[:, None]
+  slope = -powers * np.repeat(right[piece.examples] / (total * temperature), sizes)
   return float(right.sum()), slope, float(-(slope * scaled).sum())
 
 

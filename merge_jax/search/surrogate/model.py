@@ -29,6 +29,8 @@ class Table(Protocol):
   def values(self) -> np.ndarray: ...
   @property
   def tasks(self) -> np.ndarray: ...
+  @property
+  def weights(self) -> np.ndarray: ...
   def smoothed(
     self, row: np.ndarray, variance: np.ndarray, weights: np.ndarray | None = None
   ) -> Smoothed: ...
@@ -66,6 +68,8 @@ class Model:
     middle: float32 `[columns]`.
     data: float32 `[n, columns]`, these differences.
     scales: float64 `[tasks]`.
+    errors: float64 `[tasks]`, squared errors of a task's predictions for models that are left out, over what
+      the process thinks they are.
     signs: +1 where a task's smoothed score is better higher.
     fitness: of the scores.
     singles: float64 `[singles, tasks]`, what normalized scores refer to.
@@ -76,22 +80,30 @@ class Model:
   middle: np.ndarray
   data: np.ndarray
   scales: np.ndarray
+  errors: np.ndarray
   signs: np.ndarray
   fitness: Fitness
   singles: np.ndarray
 
-  def at(self, z: np.ndarray, weights: np.ndarray | None = None) -> Foreseen:
-    """What is foreseen at a point `[d]`; with weights of the examples, for other draws of them."""
+  def at(self, z: np.ndarray, weights: np.ndarray | None = None, caution: float = 1.0) -> Foreseen:
+    """What is foreseen at a point.
+
+    Args:
+      z: `[d]`.
+      weights: of the examples, for other draws of them.
+      caution: how much of the predictions' variance counts; 0 is hopeful.
+    """
     coefficients, variance = self.process.at(z)
     row = self.middle + (coefficients.astype(np.float32) @ self.data) * self._column_scales
-    smoothed = self.table.smoothed(row, variance * self.scales**2, weights)
+    unsure = caution * self.errors * self.scales**2
+    smoothed = self.table.smoothed(row, variance * unsure, weights)
     scores = smoothed.scores * self.signs
     value, by_task = self.fitness.slope(scores, self.singles)
     by_task = by_task * self.signs
     by_row = smoothed.slopes * (by_task[self.table.tasks] * self._column_scales).astype(np.float32)
     by_point, by_variance = self.process.slopes(z)
     slope = by_point.T @ (self.data @ by_row).astype(np.float64)
-    slope += float(by_task @ (smoothed.spread * self.scales**2)) * by_variance
+    slope += float(by_task @ (smoothed.spread * unsure)) * by_variance
     return Foreseen(scores, value, slope, variance)
 
   def seen(self, index: int, weights: np.ndarray | None = None) -> float:
@@ -117,13 +129,15 @@ def learn(
   middle = table.values.mean(axis=0)
   data = table.values - middle
   count = len(signs)
-  squares = np.bincount(table.tasks, (data**2).mean(axis=0), minlength=count)
-  sizes = np.bincount(table.tasks, minlength=count)
-  scales = np.sqrt(np.where(squares > 0, squares / np.maximum(sizes, 1), 1.0))
+  totals = np.bincount(table.tasks, table.weights, minlength=count)
+  squares = np.bincount(table.tasks, table.weights * (data**2).mean(axis=0), minlength=count)
+  scales = np.sqrt(np.where(squares > 0, squares / np.maximum(totals, 1e-12), 1.0))
   data = data / scales.astype(np.float32)[table.tasks]
-  gram = np.zeros((len(points), len(points)))
-  for task in range(count):  # every task counts the same, however many outputs it has
-    own = data[:, table.tasks == task].astype(np.float64)
-    gram += own @ own.T / (max(own.shape[1], 1) * count)
-  fitted = process.fit(points, gram, start)
-  return Model(table, fitted, middle, data, scales, signs, fitness, singles)
+  # Every task counts the same, however many outputs it has.
+  shares = table.weights / np.maximum(totals, 1e-12)[table.tasks] / count
+  gram = (data * shares.astype(np.float32)) @ data.T
+  fitted = process.fit(points, gram.astype(np.float64), start)
+  left_out = (fitted.inverse @ data) / np.diag(fitted.inverse)[:, None]
+  ratios = (left_out**2 * np.diag(fitted.inverse)[:, None]).mean(axis=0)
+  errors = np.bincount(table.tasks, shares * ratios, minlength=count) * count
+  return Model(table, fitted, middle, data, scales, errors, signs, fitness, singles)

@@ -24,6 +24,8 @@ PROMISE, STEP = 3e-4, 0.01
 """A round that is foreseen to gain less, or that moves less, is idle."""
 IDLE = 2
 """Idle rounds that end a search."""
+WIDE = 3.0
+"""Of the region that an idle round looks at, hopefully and from every evaluated point."""
 
 
 def surrogate(known: Sequence[Record], options: Options) -> Generations:
@@ -45,7 +47,8 @@ def surrogate(known: Sequence[Record], options: Options) -> Generations:
   while here is not None and idle < IDLE:
     z, promise = _step(here, radius, options)
     length = float(np.linalg.norm(z))
-    idle = idle + 1 if promise < PROMISE or length < STEP else 0
+    if wide := promise < PROMISE or length < STEP:
+      z, promise = _step(here, WIDE, options, hopeful=True)
     point = Point.of(here.metric.weights(z).reshape(options.shape))
     made = yield Proposal([Candidate("surrogate", options.method, point)], here.best.point)
     records += made
@@ -53,7 +56,10 @@ def surrogate(known: Sequence[Record], options: Options) -> Generations:
     if there is None:
       return
     gain = there.seen(made[-1]) - there.seen(here.best)
-    if gain < 0.2 * promise:
+    idle = idle + 1 if wide and gain < PROMISE else 0
+    if wide:
+      radius = RADIUS
+    elif gain < 0.2 * promise:
       radius /= 2
     elif length > 0.9 * radius:
       radius *= 1.6
@@ -102,16 +108,22 @@ class View(NamedTuple):
     return -np.inf if at is None else self.model.seen(at)
 
 
-def _step(view: View, radius: float, options: Options) -> tuple[np.ndarray, float]:
-  """The point of the region that is foreseen to be best, and its gain over the best so far."""
+def _step(view: View, radius: float, options: Options, *, hopeful: bool = False) -> tuple[np.ndarray, float]:
+  """The point of the region that is foreseen to be best, and its gain over the best so far.
+
+  A hopeful step starts from all evaluated points of the region and takes predictions as they are.
+  """
 
   def value(z: np.ndarray) -> tuple[float, np.ndarray]:
-    found = view.model.at(z)
+    found = view.model.at(z, caution=0.0 if hopeful else 1.0)
     return found.value, found.slope
 
   zero = np.zeros(len(view.metric.centre))
+  starts = [zero]
+  if hopeful:
+    starts += [z for z in view.model.process.points if STEP < np.linalg.norm(z) < radius]
   rows = 0 if options.space.scaled else len(zero) // options.count
-  z, highest_value = highest(value, view.metric, radius, [zero], rows)
+  z, highest_value = highest(value, view.metric, radius, starts, rows)
   return z, highest_value - value(zero)[0]
 
 
