@@ -1,8 +1,9 @@
 """Proposers: what to evaluate after the known points. Each is a generator that is sent its records."""
 
 import dataclasses
+import inspect
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +13,10 @@ from merge_jax.search import baselines
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.journal import Record
 from merge_jax.search.loop import Generations, Proposal, Proposer
+from merge_jax.search.model_based import gaussian_process, response_surface
 from merge_jax.search.point import Candidate, Point
 from merge_jax.search.scores import best
+from merge_jax.search.soce import soce
 from merge_jax.search.space import Space
 
 STARTS = ("best", "uniform")
@@ -33,6 +36,9 @@ class Options:
     population: candidates in a generation; None: 4 + 3 ln(size of the space).
     start: "best" starts from the best known point, "uniform" from 1/count.
     trajectory: known points beside the others, see `known_points`.
+    metric: Gram matrix `[K, K]` of the task vectors, for proposers that measure distances between merged
+      models; None where it is not known.
+    extra: further arguments of the proposer, by name.
 
   Raises:
     ValueError: an unknown start.
@@ -47,6 +53,8 @@ class Options:
   population: int | None = None
   start: str = "best"
   trajectory: tuple[Point, ...] = ()
+  metric: np.ndarray | None = None
+  extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self) -> None:
     if self.start not in STARTS:
@@ -167,10 +175,16 @@ def random(known: Sequence[Record], options: Options) -> Generations:
     yield Proposal([Candidate("random", options.method, Point.of(weights))])
 
 
+def known_alone(known: Sequence[Record], options: Options) -> Generations:
+  """Nothing beside the known points: what a search has to be better than."""
+  del known, options
+  yield from ()
+
+
 class Kind(NamedTuple):
   """A proposer: how it starts from the known records, and the smallest space it can search."""
 
-  start: Callable[[Sequence[Record], Options], Generations]
+  start: Callable[..., Generations]
   least: int = 1
 
 
@@ -178,6 +192,10 @@ PROPOSERS: dict[str, Kind] = {
   "line_search": Kind(line_search),
   "cma_es": Kind(cma_es, least=2),
   "random": Kind(random),
+  "gaussian_process": Kind(gaussian_process),
+  "response_surface": Kind(response_surface),
+  "soce": Kind(soce, least=2),
+  "known": Kind(known_alone),
 }
 
 
@@ -190,10 +208,14 @@ def proposer(name: str, options: Options, *, known: bool = True) -> Proposer:
     known: off leaves the known points out (a cold start).
 
   Raises:
-    ValueError: an unknown name, or a space that is too small.
+    ValueError: an unknown name or argument, or a space that is too small.
   """
   if name not in PROPOSERS:
     raise ValueError(unknown("proposer", name, PROPOSERS))
+  taken = list(inspect.signature(PROPOSERS[name].start).parameters)[2:]
+  for extra in options.extra:
+    if extra not in taken:
+      raise ValueError(unknown(f"argument of {name}", extra, taken))
   if options.space.size < PROPOSERS[name].least:
     raise ValueError(
       f"{name} needs at least {PROPOSERS[name].least} numbers to search, one for each checkpoint; got "
@@ -204,6 +226,6 @@ def proposer(name: str, options: Options, *, known: bool = True) -> Proposer:
     records: list[Record] = []
     if known:
       records = yield from baselines.known_points(options.fitness, options.count, options.trajectory)
-    yield from PROPOSERS[name].start(records, options)
+    yield from PROPOSERS[name].start(records, options, **options.extra)
 
   return propose

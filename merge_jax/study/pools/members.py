@@ -1,0 +1,106 @@
+"""The trainings of a suite: a base for each size and seed, and from it the members of every kind of pool."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from merge_jax.study.cells import Cell
+from merge_jax.study.data import Data
+from merge_jax.study.lineages import PRETRAINED, Lineage
+from merge_jax.study.lineages import Member as Trained
+from merge_jax.study.pools.settings import Member, Pools
+from merge_jax.study.settings import Size, Training
+from merge_jax.study.trainer import Trainer
+from merge_jax.training import read_recipe
+
+SECONDS = 0.11
+"""CPU-seconds of a training step of 32 short rows a million parameters, on the machine of the notes."""
+
+
+class Pool(NamedTuple):
+  """A pool that is trained, or will be.
+
+  Attributes:
+    size, kind, seed: of the suite.
+    members: checkpoints by name.
+    base: their common ancestor.
+  """
+
+  size: str
+  kind: str
+  seed: int
+  members: dict[str, Trained]
+  base: Trained
+
+  @property
+  def name(self) -> str:
+    """For people."""
+    return f"{self.size}/{self.kind}/{self.seed}"
+
+
+class Plan(NamedTuple):
+  """What a size and seed come to: `cells` of trainings, and the pools that are made of them."""
+
+  cells: list[Cell]
+  pools: list[Pool]
+
+
+def plan(
+  suite: Pools, data: Data, size: str, seed: int, folder: Path, mesh: Mesh, stop: Callable[[], bool]
+) -> Plan:
+  """Trainings and pools of one size and seed.
+
+  Raises:
+    ValueError: recipes that cannot be.
+  """
+  recipes = _recipes(suite, size)
+  alone = Size(model=suite.sizes[size].model, seeds=(seed,), recipes={PRETRAINED: recipes[PRETRAINED]})
+  trained = Training(sizes={size: alone}, recipes={}, kinds=("pretrained",))
+  trainer = Trainer(trained, data, {}, folder, mesh, stop)
+  (lineage,) = trainer.lineages
+  pools = [_pool(trainer, lineage, kind, members, recipes["member"]) for kind, members in suite.kinds.items()]
+  return Plan(trainer.cells, pools)
+
+
+def _recipes(suite: Pools, size: str) -> dict[str, dict[str, Any]]:
+  common: Mapping[str, dict[str, Any]] = suite.recipes
+  own = suite.sizes[size].recipes
+  return {stage: {**common.get(stage, {}), **own.get(stage, {})} for stage in (PRETRAINED, "member")}
+
+
+def _values(member: Member, common: Mapping[str, Any]) -> dict[str, Any]:
+  values = {**common, **member.recipe}
+  return values | {"learning_rate": values["learning_rate"] * member.rate}
+
+
+def _pool(
+  trainer: Trainer, lineage: Lineage, kind: str, members: Mapping[str, Member], common: Mapping[str, Any]
+) -> Pool:
+  found, shown = dict[str, Trained](), dict[str, Trained]()
+  for name, member in members.items():
+    where, start = (
+      f"config: kinds.{kind}.{name}.recipe",
+      found[member.start] if member.start else lineage.base,
+    )
+    values, label = _values(member, common), f"{kind}/{name}"
+    if member.every:
+      run = trainer.along(label, lineage, values, start, member.every, where)
+      some = {f"{name}-{i}": one for i, one in enumerate(run, 1)}
+    else:
+      some = {name: trainer.further(label, lineage, values, start, where)}
+    found[name] = list(some.values())[-1]
+    shown |= {} if member.hidden else some
+  return Pool(lineage.size, kind, lineage.seed, shown, lineage.base)
+
+
+def steps(suite: Pools, size: str) -> int:
+  """Training steps of one seed of a size, those of preferences counted as what they cost (2.7)."""
+  recipes = _recipes(suite, size)
+  total = float(recipes[PRETRAINED]["steps"])
+  for members in suite.kinds.values():
+    for member in members.values():
+      recipe = read_recipe({"mixture": {}, **_values(member, recipes["member"])}, "config: kinds")
+      total += recipe.steps * recipe.batch_size / 32 * (2.7 if recipe.dpo_beta else 1.0)
+  return round(total)
