@@ -1,11 +1,13 @@
 """The trainings of a suite: a base for each size and seed, and from it the members of every kind of pool."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
+from merge_jax import models
 from merge_jax.study.cells import Cell
 from merge_jax.study.data import Data
 from merge_jax.study.lineages import PRETRAINED, Lineage
@@ -15,8 +17,8 @@ from merge_jax.study.settings import Size, Training
 from merge_jax.study.trainer import Trainer
 from merge_jax.training import read_recipe
 
-SECONDS = 0.11
-"""CPU-seconds of a training step of 32 short rows a million parameters, on the machine of the notes."""
+OVERHEAD, SECONDS = 0.02, 0.085
+"""CPU-seconds of a training step of 32 short rows: of a tiny model, and more for a million parameters."""
 
 
 class Pool(NamedTuple):
@@ -78,20 +80,24 @@ def _values(member: Member, common: Mapping[str, Any]) -> dict[str, Any]:
 def _pool(
   trainer: Trainer, lineage: Lineage, kind: str, members: Mapping[str, Member], common: Mapping[str, Any]
 ) -> Pool:
-  found, shown = dict[str, Trained](), dict[str, Trained]()
-  for name, member in members.items():
-    where, start = (
-      f"config: kinds.{kind}.{name}.recipe",
-      found[member.start] if member.start else lineage.base,
-    )
-    values, label = _values(member, common), f"{kind}/{name}"
-    if member.every:
-      run = trainer.along(label, lineage, values, start, member.every, where)
-      some = {f"{name}-{i}": one for i, one in enumerate(run, 1)}
-    else:
-      some = {name: trainer.further(label, lineage, values, start, where)}
-    found[name] = list(some.values())[-1]
-    shown |= {} if member.hidden else some
+  made = dict[str, dict[str, Trained]]()  # what each stands for
+
+  def of(name: str) -> dict[str, Trained]:
+    if name not in made:
+      member, label, where = members[name], f"{kind}/{name}", f"config: kinds.{kind}.{name}.recipe"
+      start = list(of(member.start).values())[-1] if member.start else lineage.base
+      values = _values(member, common)
+      if member.every:
+        run = trainer.along(label, lineage, values, start, member.every, where)
+        made[name] = {f"{name}-{i}": one for i, one in enumerate(run, 1)}
+      else:
+        made[name] = {name: trainer.further(label, lineage, values, start, where)}
+    return made[name]
+
+  every = {name: of(name) for name in members}
+  shown = {
+    name: one for outer, some in every.items() if not members[outer].hidden for name, one in some.items()
+  }
   return Pool(lineage.size, kind, lineage.seed, shown, lineage.base)
 
 
@@ -104,3 +110,9 @@ def steps(suite: Pools, size: str) -> int:
       recipe = read_recipe({"mixture": {}, **_values(member, recipes["member"])}, "config: kinds")
       total += recipe.steps * recipe.batch_size / 32 * (2.7 if recipe.dpo_beta else 1.0)
   return round(total)
+
+
+def seconds(suite: Pools, size: str) -> float:
+  """CPU-seconds of a step, a rough guess: it grows with the parameters, and takes a little for none."""
+  specs = models.build({**suite.sizes[size].model}).specs
+  return OVERHEAD + SECONDS * sum(math.prod(spec.shape) for spec in specs.values()) / 1e6

@@ -163,11 +163,13 @@ def from_mapping(values: Mapping[str, Any]) -> Pools:
         f"config: {shown(name)} cannot be a name here; expected letters, digits, blanks, .,+=-_"
       )
   for kind, members in made.kinds.items():
-    names = list(members)
-    for i, member in enumerate(members.values()):
-      if member.start and member.start not in names[:i]:
-        where = f"config: kinds.{kind}.{names[i]}"
-        raise ValueError(f"{where} starts from {member.start!r}; expected a member that stands before it.")
+    for name in members:
+      chain = [name]
+      while start := members[chain[-1]].start:
+        if start not in members or start in chain:
+          told = "is no member of the pool" if start not in members else "starts from it"
+          raise ValueError(f"config: kinds.{kind}.{chain[-1]} starts from {start!r}, which {told}.")
+        chain.append(start)
   for name, one in made.contestants.items():
     _check(one, f"config: contestants.{name}")
   return made
