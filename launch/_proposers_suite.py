@@ -14,6 +14,7 @@ _FOLDER = flags.DEFINE_string("output_dir", "", "proposers: folder of the suite;
 _WORKERS = flags.DEFINE_integer("workers", 1, "proposers: processes side by side.", 1)
 _SEEDS = flags.DEFINE_list("seeds", ["tune"], "proposers: parts of the training seeds, tune and confirm.")
 _PROPOSERS = flags.DEFINE_list("proposers", None, "proposers: names of contestants; default all, none: '-'.")
+_ATTAINABLE = flags.DEFINE_bool("attainable", False, "proposers: also find out what there is to gain.")
 _KINDS = flags.DEFINE_list("kinds", [], "proposers: kinds of pools; default all.")
 
 
@@ -25,7 +26,8 @@ def suite(repeats: int) -> dict[str, Any]:
   names = None if _PROPOSERS.value is None else [name for name in _PROPOSERS.value if name != "-"]
   found = job.compare(
     settings.from_mapping(_common.config_values(_CONFIG)), Path(_FOLDER.value).expanduser(),
-    workers=_WORKERS.value, parts=_SEEDS.value, names=names, kinds=_KINDS.value, stop=_common.StopFlag(),
+    workers=_WORKERS.value, parts=_SEEDS.value, names=names, kinds=_KINDS.value,
+    attainable=_ATTAINABLE.value, stop=_common.StopFlag(),
   )  # fmt: skip
   print(table.text(found["lines"]))
   return {"output_dir": _FOLDER.value, "lines": len(found["lines"]), "failed": found["failed"]}

@@ -74,15 +74,15 @@ def known(scores: Scores, draws: int) -> Plain:
     `run`; `counts`: of the test examples, by task.
   """
   records, rows = _known(scores)
-  reference = examples(scores, rows["greedy"])
+  compared = examples(scores, rows["greedy"])
   chosen = {name: rows[name] for name in ("greedy", "uniform", "best_single")}
   return {
     "checkpoints": list(scores.pool.members),
     "records": [{"kind": r.kind, "weights": r.point.weights, "fitness": r.fitness} for r in records],
     "metric": scores.metric.tolist(),
     "seconds": scores.seconds,
-    "rows": {name: judged(scores, one, reference, draws) for name, one in chosen.items()},
-    "counts": _columns(reference, "counts"),
+    "rows": {name: judged(scores, one, compared, draws) for name, one in chosen.items()},
+    "counts": _columns(compared, "counts"),
   }
 
 
@@ -109,7 +109,7 @@ def run(
   fitness = scores.fitness(one.fitness)
   watched = Watched(proposer(one.proposer, options_of(one, scores, seed), known=one.known))
   records = search(watched, scores, journal, fitness, Budget(budgets[-1])).records
-  reference = examples(scores, _known(scores)[1]["greedy"])
+  compared = reference(scores)
   found = []
   for budget in budgets:
     some, mark = records[:budget], watched.at(budget)
@@ -118,7 +118,7 @@ def run(
     found.append(
       {"budget": budget, "evaluations": len(some), "proposing": round(mark.seconds, 4), "name": name,
        "search": own[0] if own else None, "validation": validation}
-      | judged(scores, chosen, reference, draws)
+      | judged(scores, chosen, compared, draws)
     )  # fmt: skip
   return {"evaluations": len(records), "fitness": [r.fitness for r in records], "answers": found}
 
@@ -136,15 +136,15 @@ def selected(
   return name, rows[name], nullable(float(fitness.aggregated(values, fitness.singles(records))[0]))
 
 
-def judged(scores: Scores, candidate: Candidate, reference: Examples, draws: int) -> Plain:
+def judged(scores: Scores, candidate: Candidate, compared: Examples, draws: int) -> Plain:
   """What a merge is worth on test examples.
 
   Returns:
     `method`, `weights`, `numbers`; `test`: scores by task; `average`: their mean, higher is better;
-    `gain`, `stderr`: over the reference, paired by example; `sums` of each example by task, as text.
+    `gain`, `stderr`: over what it is compared with, paired by example; `sums` of each example, as text.
   """
   own, point = examples(scores, candidate), candidate.point
-  gain, error = paired_difference(own, reference, draws)
+  gain, error = paired_difference(own, compared, draws)
   table = nullables(own.scores())
   average = float(signed([table], own.tasks, own.signs).mean())
   return {
@@ -152,6 +152,11 @@ def judged(scores: Scores, candidate: Candidate, reference: Examples, draws: int
     "average": nullable(average), "gain": nullable(gain), "stderr": nullable(error), 
     "sums": _columns(own, "sums"),
   }  # fmt: skip
+
+
+def reference(scores: Scores) -> Examples:
+  """What every test example scored by the greedy soup of the pool, which gains are over."""
+  return examples(scores, _known(scores)[1]["greedy"])
 
 
 def examples(scores: Scores, candidate: Candidate) -> Examples:

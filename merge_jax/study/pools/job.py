@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ def compare(
   parts: Collection[str] = SEEDS,
   names: Collection[str] | None = None,
   kinds: Collection[str] = (),
+  attainable: bool = False,
   inside: bool = False,
   stop: Callable[[], bool] = lambda: False,
   say: Callable[[str], None] = print,
@@ -50,6 +51,7 @@ def compare(
     parts: of the training seeds, of `SEEDS`.
     names: of contestants; None: all. Empty: pools are trained alone.
     kinds: of pools; none: all.
+    attainable: also finds out what there is to gain (`suite.attainable`).
     inside: everything in this process.
     stop: asked again and again.
     say: told what is going on.
@@ -77,9 +79,12 @@ def compare(
     found: list[Result] = []
     if inside:
       for size, seed in wanted:
-        found.append(Unit(suite, files, size, seed, folder, chosen, kinds, stop).run(say))
+        unit = Unit(suite, files, size, seed, folder, chosen, kinds, attainable, stop)
+        found.append(unit.run(say))
     else:
-      found = _side_by_side(folder, wanted, chosen, kinds, workers, stop)
+      found = _side_by_side(
+        folder, wanted, {"names": chosen, "kinds": [*kinds], "attainable": attainable}, workers, stop
+      )
     result: Result = {part: [line for one in found for line in one[part]] for part in PARTS}
     result["failed"] = {name: why for one in found for name, why in one["failed"].items()}
     _write(folder, result)
@@ -106,8 +111,7 @@ def _write(folder: Path, result: Result) -> None:
 def _side_by_side(
   folder: Path,
   wanted: Sequence[tuple[str, int]],
-  names: Sequence[str],
-  kinds: Collection[str],
+  asked: Mapping[str, Any],
   workers: int,
   stop: Callable[[], bool],
 ) -> list[Result]:
@@ -124,9 +128,7 @@ def _side_by_side(
       while waiting and len(running) < workers and not stopped and not broken:
         size, seed = waiting.pop(0)
         paths.append(folder / "units" / f"{size}-{seed}.json")
-        told = json.dumps(
-          {"folder": str(folder), "size": size, "seed": seed, "names": names, "kinds": [*kinds]}
-        )
+        told = json.dumps({"folder": str(folder), "size": size, "seed": seed, **asked})
         running.append(
           subprocess.Popen([sys.executable, "-m", __package__ + ".worker", told], env=environment)
         )

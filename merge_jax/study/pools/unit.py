@@ -15,12 +15,14 @@ from merge_jax.recycle.settings import Evals
 from merge_jax.search.journal import Journal
 from merge_jax.study.cells import Cell, Outcome, Result, Store, run
 from merge_jax.study.data import Data
-from merge_jax.study.pools import contest, data
+from merge_jax.study.pools import attainable, contest, data
 from merge_jax.study.pools.members import Pool, plan
 from merge_jax.study.pools.scores import Scores
 from merge_jax.study.pools.settings import Pools
 
 Say = Callable[[str], None]
+LONG = ("sums", "smooth", "fitness")
+"""Of a result what lines leave out."""
 
 
 class Unit:
@@ -33,6 +35,7 @@ class Unit:
     folder: of the whole suite.
     names: of the contestants that are to run; of the others what is there is read.
     kinds: of the pools; none: all.
+    attainable: also finds out what there is (`attainable`).
     stop: asked between cells, steps of trainings and evaluations.
   """
 
@@ -45,10 +48,12 @@ class Unit:
     folder: Path,
     names: Collection[str],
     kinds: Collection[str] = (),
+    attainable: bool = False,
     stop: Callable[[], bool] = lambda: False,
   ):
     self._suite, self._files, self._folder, self._stop = suite, files, folder, stop
     self._names, self._kinds, self._store = names, kinds, Store(folder / "cells")
+    self._attainable = attainable
     self.size, self.seed = size, seed
     mesh = sharding.make_mesh("fsdp:1")
     self._plan = plan(suite, files, size, seed, folder / "models", mesh, stop)
@@ -100,7 +105,7 @@ class Unit:
     failed |= done.failed
     where = {"size": pool.size, "kind": pool.kind, "seed": pool.seed, "part": self._suite.part_of(pool.seed),
              "count": len(pool.members)}  # fmt: skip
-    known = done.results.get(first.key)
+    known = self._store.get(first.key)
     lines = []
     for name, seed, cell in places:
       if (result := self._store.get(cell.key)) is not None:
@@ -111,7 +116,41 @@ class Unit:
       where | {"row": row, "known": len(known["records"]), "cell": first.key} | _short(one)
       for row, one in known["rows"].items()
     ]  # fmt: skip
-    return {"lines": lines, "references": references}
+    most = [] if known is None else self._most(scores, known, about, failed, say)
+    return {"lines": lines, "references": references, "attainable": [where | _short(one) for one in most]}
+
+  def _most(
+    self, scores: Scores, known: Result, about: dict[str, Any], failed: dict[str, str], say: Say
+  ) -> list[Result]:
+    """What is attainable in each space, as far as it is there or asked for."""
+    options, draws = self._suite.attainable, self._suite.bootstrap
+    if options is None:
+      return []
+
+    @functools.cache
+    def ground() -> attainable.Ground:
+      return attainable.ground(scores.bench, self._splits, known, contest.reference(scores), draws)
+
+    def cell(space: str, values: Result, work: Callable[[], Result]) -> Cell:
+      return Cell(
+        "attainable", f"{scores.pool.name} attainable {space}", about | {"space": space} | values, work
+      )
+
+    ascents = {name: getattr(options, name) for name in ("steps", "rate", "temperature", "checks")}
+    cells = [
+      cell(space, ascents, lambda space=space: attainable.ascent(ground(), space, options))
+      for space in options.spaces
+    ]  # fmt: skip
+    for name, ranges in options.numbers.items():
+      values = {
+        "ranges": {key: list(pair) for key, pair in ranges.items()},
+        "evaluations": options.evaluations,
+      }
+      work = functools.partial(attainable.numbers, name=name, ranges=ranges, options=options)
+      cells.append(cell(name, values, lambda work=work: work(ground())))
+    if self._attainable:
+      failed |= self._do(cells, say).failed
+    return [result for cell in cells if (result := self._store.get(cell.key)) is not None]
 
   def _search(self, scores: Scores, name: str, seed: int, about: dict[str, Any]) -> Cell:
     one = self._suite.contestants[name]
@@ -148,7 +187,7 @@ class Unit:
 
 def _short(answer: Result, seconds: float | None = None) -> Result:
   """A line: an answer without what every example scored, with the seconds that its evaluations take."""
-  line = {key: value for key, value in answer.items() if key != "sums"}
+  line = {key: value for key, value in answer.items() if key not in LONG}
   if seconds is not None:
     line["evaluating"] = round(seconds * answer["evaluations"], 3)
   return line

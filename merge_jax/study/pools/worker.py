@@ -23,6 +23,7 @@ class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   seed: int
   names: tuple[str, ...]
   kinds: tuple[str, ...]
+  attainable: bool
 
 
 def main() -> int:
@@ -41,9 +42,9 @@ def main() -> int:
   folder = Path(told.folder)
   suite = decoding.decode((folder / NAME).read_bytes(), Pools, str(folder / NAME))
   try:
-    unit = Unit(
-      suite, data.make(folder, suite.data), told.size, told.seed, folder, told.names, told.kinds, stop
-    )
+    files = data.make(folder, suite.data)
+    wanted = (told.names, told.kinds, told.attainable)
+    unit = Unit(suite, files, told.size, told.seed, folder, *wanted, stop)
     found = unit.run(lambda line: print(line, flush=True))
   except errors.Stopped as error:
     print(f"{told.size}/{told.seed}: {error}", flush=True)
