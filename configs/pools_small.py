@@ -118,13 +118,13 @@ def get_config() -> config_dict.ConfigDict:
     "random": {"proposer": "random", "method": "linear", "space": "simplex"},
   })  # fmt: skip
   c.attainable = config_dict.ConfigDict({
-    "spaces": ("simplex", "free", "group", "layer"), "steps": 200, "rate": 0.03, "temperature": 0.5,
-    "checks": 10,
+    "spaces": ("simplex", "free", "group", "layer"), "steps": 60, "rate": 0.05, "temperature": 0.5,
+    "checks": 6,
     "numbers": {
       "ties": {"density": (0.05, 1.0), "scaling": (0.2, 3.0)},
       "dare_ties": {"density": (0.1, 1.0), "scaling": (0.2, 3.0)},
       "task_arithmetic": {"scaling": (0.2, 3.0)},
     },
-    "evaluations": 100,
+    "evaluations": 60,
   })  # fmt: skip
   return c

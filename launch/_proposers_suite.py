@@ -16,6 +16,7 @@ _SEEDS = flags.DEFINE_list("seeds", ["tune"], "proposers: parts of the training 
 _PROPOSERS = flags.DEFINE_list("proposers", None, "proposers: names of contestants; default all, none: '-'.")
 _ATTAINABLE = flags.DEFINE_bool("attainable", False, "proposers: also find out what there is to gain.")
 _KINDS = flags.DEFINE_list("kinds", [], "proposers: kinds of pools; default all.")
+_SIZES = flags.DEFINE_list("sizes", [], "proposers: sizes of models; default all.")
 
 
 def suite(repeats: int) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def suite(repeats: int) -> dict[str, Any]:
   names = None if _PROPOSERS.value is None else [name for name in _PROPOSERS.value if name != "-"]
   found = job.compare(
     settings.from_mapping(_common.config_values(_CONFIG)), Path(_FOLDER.value).expanduser(),
-    workers=_WORKERS.value, parts=_SEEDS.value, names=names, kinds=_KINDS.value,
+    workers=_WORKERS.value, parts=_SEEDS.value, names=names, kinds=_KINDS.value, sizes=_SIZES.value,
     attainable=_ATTAINABLE.value, stop=_common.StopFlag(),
   )  # fmt: skip
   print(table.text(found["lines"]))

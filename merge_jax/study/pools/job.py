@@ -37,6 +37,7 @@ def compare(
   parts: Collection[str] = SEEDS,
   names: Collection[str] | None = None,
   kinds: Collection[str] = (),
+  sizes: Collection[str] = (),
   attainable: bool = False,
   inside: bool = False,
   stop: Callable[[], bool] = lambda: False,
@@ -50,7 +51,7 @@ def compare(
     workers: processes.
     parts: of the training seeds, of `SEEDS`.
     names: of contestants; None: all. Empty: pools are trained alone.
-    kinds: of pools; none: all.
+    kinds, sizes: of pools; none: all.
     attainable: also finds out what there is to gain (`suite.attainable`).
     inside: everything in this process.
     stop: asked again and again.
@@ -65,13 +66,13 @@ def compare(
   """
   chosen = tuple(suite.contestants) if names is None else tuple(names)
   for kind, some, known in (("contestant", chosen, suite.contestants), ("kind of pool", kinds, suite.kinds),
-                            ("part of the seeds", parts, SEEDS)):  # fmt: skip
+                            ("size", sizes, suite.sizes), ("part of the seeds", parts, SEEDS)):  # fmt: skip
     for name in some:
       if name not in known:
         raise ValueError(unknown(kind, name, known, "--suite=proposers"))
   if not (folder / NAME).is_file():
     storage.refuse_filled(folder)
-  wanted = list(units(suite, parts))
+  wanted = [one for one in units(suite, parts) if not sizes or one[0] in sizes]
   with storage.locked(folder):
     storage.write_json(folder / NAME, msgspec.to_builtins(suite))
     say(estimate(suite, wanted))

@@ -21,7 +21,7 @@ def smoothed(apply: Callable[..., Array], tasks: Sequence[Task], temperature: fl
       choice accuracies  mean of softmax(-costs / τ)[right] over the choices, costs as those of the metric
       loss               minus the loss, which is smooth
 
-  Activations of a pass are computed again for the gradient, so that memory is that of one pass.
+  A gradient holds the activations of all rows: that of few thousand short ones is for small models.
 
   Args:
     apply: `(params, tokens, positions) -> logits`.
@@ -30,7 +30,6 @@ def smoothed(apply: Callable[..., Array], tasks: Sequence[Task], temperature: fl
   """
   tables = [_table(task) for task in tasks]
 
-  @jax.checkpoint
   def passed(params: Any, one: Bucket) -> tuple[Array, Array, Array]:
     """Of each row: log-likelihood at the temperature and at 1, number of tokens."""
     logits = apply(params, one.tokens, one.positions).astype(jnp.float32)

@@ -94,7 +94,7 @@ class Unit:
     first = Cell(
       "known", f"{pool.name} known points", about, lambda: contest.known(scores, self._suite.bootstrap)
     )
-    cells, places = [first], []
+    cells, places = [first] if self._names or self._attainable else [], []
     for name in self._suite.contestants:
       for seed in self._suite.search_seeds:
         cell = self._search(scores, name, seed, about)
