@@ -114,7 +114,7 @@ def get_config() -> config_dict.ConfigDict:
     "line search loss": {"proposer": "line_search", "fitness": "loss"},
     "response surface": {"proposer": "response_surface"},
     "GP on fitness": {"proposer": "gaussian_process"},
-    "SoCE": {"proposer": "soce", "method": "linear", "space": "simplex"},
+    "SoCE": {"proposer": "soce", "method": "linear", "space": "simplex", "known": False},
     "random": {"proposer": "random", "method": "linear", "space": "simplex"},
   })  # fmt: skip
   c.attainable = config_dict.ConfigDict({
