@@ -55,7 +55,7 @@ def kinds() -> dict[str, dict[str, dict[str, Any]]]:
     f"variant{i}": {"rate": rate, "recipe": {"mixture": EVERY} | change}
     for i, (rate, change) in enumerate(changes)
   }
-  dominant = {
+  dominant: dict[str, dict[str, Any]] = {
     "main": {"recipe": {"mixture": EVERY, "steps": 300}},
     "narrow": {"recipe": {"mixture": {"swap": 1.0}, "steps": 150}},
     "two": {"rate": 1.5, "recipe": {"mixture": {"least": 1.0, "hex": 1.0}, "steps": 150}},

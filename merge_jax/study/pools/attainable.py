@@ -157,7 +157,7 @@ def numbers(own: Ground, name: str, ranges: Mapping[str, tuple[float, float]], o
     params = merged(made, own.experts, own.base, jax.random.key(0))
     return scorers[split].read(programs[split](params, scorers[split].batches))
 
-  tried, values = [], []
+  tried, values = list[np.ndarray](), list[float]()
   for i in range(options.evaluations):
     x = low + (high - low) * generator.random(len(names))
     if i > max(options.evaluations // 3, 1):

@@ -67,8 +67,7 @@ def plan(
 
 
 def _recipes(suite: Pools, size: str) -> dict[str, dict[str, Any]]:
-  common: Mapping[str, dict[str, Any]] = suite.recipes
-  own = suite.sizes[size].recipes
+  common, own = {str(stage): values for stage, values in suite.recipes.items()}, suite.sizes[size].recipes
   return {stage: {**common.get(stage, {}), **own.get(stage, {})} for stage in (PRETRAINED, "member")}
 
 

@@ -131,23 +131,22 @@ class Unit:
     def ground() -> attainable.Ground:
       return attainable.ground(scores.bench, self._splits, known, contest.reference(scores), draws)
 
-    def cell(space: str, values: Result, work: Callable[[], Result]) -> Cell:
-      return Cell(
-        "attainable", f"{scores.pool.name} attainable {space}", about | {"space": space} | values, work
-      )
+    def cell(space: str, values: Result, work: Callable[..., Result]) -> Cell:
+      words = f"{scores.pool.name} attainable {space}"
+      return Cell("attainable", words, about | {"space": space} | values, lambda: work(ground()))
 
     ascents = {name: getattr(options, name) for name in ("steps", "rate", "temperature", "checks")}
     cells = [
-      cell(space, ascents, lambda space=space: attainable.ascent(ground(), space, options))
+      cell(space, ascents, functools.partial(attainable.ascent, space=space, options=options))
       for space in options.spaces
-    ]  # fmt: skip
+    ]
     for name, ranges in options.numbers.items():
       values = {
         "ranges": {key: list(pair) for key, pair in ranges.items()},
         "evaluations": options.evaluations,
       }
       work = functools.partial(attainable.numbers, name=name, ranges=ranges, options=options)
-      cells.append(cell(name, values, lambda work=work: work(ground())))
+      cells.append(cell(name, values, work))
     if self._attainable:
       failed |= self._do(cells, say).failed
     return [result for cell in cells if (result := self._store.get(cell.key)) is not None]
