@@ -10,6 +10,7 @@ merge: every method as a whole process on a Llama-shaped pool, in turns with mer
   has it is given; wall, CPU seconds and peak private memory, beside what copying the same bytes takes.
 operators: methods in device memory on tensors of the shapes of Llama 3 8B, against copying.
 plan: what `launch.plan` says against what happens, on one device.
+proposers: ways of searching on a suite of pools, which are trained first (`configs/pools_small.py`).
 mesh: compile times of shallow and deep models, candidates a minute side by side (JAX_NUM_CPU_DEVICES=8).
 """
 
@@ -21,11 +22,20 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from . import _common, _merge_suite, _mesh_suite, _operators_suite, _plan_suite, _search_suite
+from . import (
+  _common,
+  _merge_suite,
+  _mesh_suite,
+  _operators_suite,
+  _plan_suite,
+  _proposers_suite,
+  _search_suite,
+)
 
 SUITES = {
   "search": _search_suite.suite, "merge": _merge_suite.suite, "operators": _operators_suite.suite,
   "plan": _plan_suite.suite, "mesh": _mesh_suite.suite,
+  "proposers": _proposers_suite.suite,
 }  # fmt: skip
 
 _SUITE = flags.DEFINE_enum("suite", "search", list(SUITES), "What to time.")

@@ -2,6 +2,7 @@
 
 python -m launch.train --tasks=code.jsonl,math.jsonl --init=base --output_dir=expert
 python -m launch.train --tasks=code.jsonl --init=base --output_dir=adapter --config.lora_rank=8 --save_adapter
+python -m launch.train --tasks=quiz.jsonl --init=expert --output_dir=preferring --config.dpo_beta=0.1
 """
 
 import functools
@@ -88,7 +89,10 @@ def main() -> None:
     else fresh(model_config, recipe.seed, mesh)
   )
   shape = start.model.config
-  data = corpus(tasks, start.tokens, max_length=shape.max_positions, vocabulary=shape.vocab_size)
+  data = corpus(
+    tasks, start.tokens,
+    max_length=shape.max_positions, vocabulary=shape.vocab_size, paired=recipe.dpo_beta > 0,
+  )  # fmt: skip
   bar = _common.Progress(recipe.steps, "steps")
 
   def write(state: State, path: Path) -> None:

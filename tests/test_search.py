@@ -82,6 +82,44 @@ def test_finds_the_optimum(proposer):
   assert len(result.records) == 400
 
 
+@pytest.mark.parametrize("metric", [None, np.diag([1.0, 2.0, 0.5, 1.0])])
+@pytest.mark.parametrize("proposer", ["gaussian_process", "response_surface"])
+def test_models_of_the_fitness_need_few_evaluations(proposer, metric):
+  result = run(proposer, 25, metric=metric)
+  best = max(result.records, key=lambda r: r.fitness)
+  np.testing.assert_allclose(best.point.weights, BEST, atol=0.03)
+  cold = run(proposer, 25, known=False, name="simplex", metric=metric)
+  assert len(cold.records) == 25 and cold.records[0].point.weights == (0.25,) * 4
+
+
+def test_soce_takes_the_experts_of_weakly_correlated_tasks_and_ends():
+  scores = [{"a": 3.0, "b": 1.0, "c": 1.1}, {"a": 2.0, "b": 2.0, "c": 2.1}, {"a": 2.5, "b": 3.0, "c": 2.9}]
+
+  def scored(candidate):
+    weights = candidate.point.array[:3] / candidate.point.array.sum()
+    return Evaluation({t: float(sum(w * s[k] for w, s in zip(weights, scores, strict=True)))
+                       for t, k in zip(TASKS, "abc", strict=True)}, None)  # fmt: skip
+
+  chosen = search.Options("linear", search.space("simplex", 3), fitness(), 3)
+  result = search.search(
+    search.proposer("soce", chosen, known=False), Objective(scored), Journal(), chosen.fitness,
+    search.Budget(100),
+  )  # fmt: skip
+  points = [r.point.weights for r in result.records if r.kind == "soce"]
+  assert len(result.records) == 3 + 9 and {w[1] for w in points} == {0.0}
+  assert sorted(w[0] for w in points) == pytest.approx([i / 10 for i in range(1, 10)])
+  more = {"most": 1}
+  alone = search.Options("linear", search.space("simplex", 3), fitness(), 3, extra=more)
+  ended = search.search(
+    search.proposer("soce", alone, known=False), Objective(scored), Journal(), alone.fitness,
+    search.Budget(100),
+  )  # fmt: skip
+  assert len(ended.records) == 4
+  with pytest.raises(ValueError, match="unknown argument of soce 'mots'; did you mean 'most'"):
+    search.proposer("soce", search.Options("linear", search.space("simplex", 3), fitness(), 3,
+                                           extra={"mots": 1}))  # fmt: skip
+
+
 def test_simplex_stays_on_the_simplex_and_improves():
   result = run("cma_es", 150, name="simplex")
   searched = [r for r in result.records if r.kind == "cma_es"]
@@ -136,7 +174,7 @@ def test_resume_is_replay(tmp_path, proposer, cut):
   objective = Objective(sometimes)
   second = run(proposer, 50, Journal(path), objective)  # a budget that grew
   assert plain(second.records) == plain(whole.records)
-  assert len(objective.calls) == 50 - len(first.records)
+  assert len(objective.calls) == len(whole.records) - len(first.records)
   assert second.mean == whole.mean
 
 

@@ -1,5 +1,6 @@
 """The recycle job: build, check, search, choose, measure, write. Everything but the journal is derived."""
 
+import dataclasses
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from merge_jax.search.loop import SPLIT, search
 from merge_jax.search.options import Evidence
 from merge_jax.search.outputs import Outputs
 from merge_jax.search.point import Candidate
+from merge_jax.search.proposers import proposer
 
 Say = Callable[[str], None]
 
@@ -148,13 +150,20 @@ def _run(
     if stop() and len(journal.records) > known:
       raise Stopped(f"Stopped after {len(journal.records)} evaluations; the same command continues.")
 
-  outputs, evidence = None, None
+  outputs, options = None, problem.options
   if problem.foresees:
     kept = None if isinstance(run.path, storage.Remote) else run.path / folders.ANSWERS
     outputs = Outputs(kept)  # in memory alone for a run on a store: evaluated again when it is resumed
-    evidence = Evidence(problem.suite.answers, outputs.of, work.gram())
+    evidence = Evidence(problem.suite.answers, outputs.of)
+    options = dataclasses.replace(options, evidence=evidence, metric=work.gram())
   found = search(
-    problem.propose(evidence), work, journal, problem.fitness, problem.budget, outputs=outputs, progress=after
+    proposer(problem.settings.search.proposer, options),
+    work,
+    journal,
+    problem.fitness,
+    problem.budget,
+    outputs=outputs,
+    progress=after,
   )
   say("search done; scoring finalists on validation and test examples")
   say(_times(work, found.records))

@@ -16,8 +16,8 @@ from merge_jax.recycle import methods, placing, suites
 from merge_jax.recycle.manifest import Manifest
 from merge_jax.recycle.settings import Settings
 from merge_jax.search.fitness import Fitness
-from merge_jax.search.loop import Budget, Proposer
-from merge_jax.search.options import Evidence, Options
+from merge_jax.search.loop import Budget
+from merge_jax.search.options import Options
 from merge_jax.search.proposers import PROPOSERS, proposer
 from merge_jax.search.space import space
 from merge_jax.sharding import Layout
@@ -58,10 +58,6 @@ class Problem:
   def foresees(self) -> bool:
     """Whether the proposer learns from what models answer."""
     return PROPOSERS[self.settings.search.proposer].foresees
-
-  def propose(self, evidence: Evidence | None) -> Proposer:
-    """The proposer, known points first."""
-    return proposer(self.settings.search.proposer, dataclasses.replace(self.options, evidence=evidence))
 
   @property
   def method(self) -> str:

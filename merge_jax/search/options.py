@@ -1,7 +1,7 @@
 """What a proposer is made from."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,12 +27,10 @@ class Evidence(NamedTuple):
   Attributes:
     answers: reads outputs as scores; see `merge_jax.search.surrogate.model.Answers`.
     outputs: of a record's merge.
-    gram: inner products of the directions that the weights scale, `[size, size]`; None: unit ones.
   """
 
   answers: Any
   outputs: Callable[[Record], Any]
-  gram: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +47,9 @@ class Options:
     population: candidates in a generation; None: 4 + 3 ln(size of the space).
     start: "best" starts from the best known point, "uniform" from 1/count.
     trajectory: known points beside the others, see `known_points`.
+    metric: Gram matrix of the task vectors, `[K, K]`, for proposers that measure distances between merged
+      models; None where it is not known.
+    extra: further arguments of the proposer, by name.
     groups: rows of weights; 0: one weight for each checkpoint.
     based: whether weights of zero give a base that is no mean of the pool.
     evidence: of evaluations; None where the scorer gives scores alone.
@@ -66,6 +67,8 @@ class Options:
   population: int | None = None
   start: str = "best"
   trajectory: tuple[Point, ...] = ()
+  metric: np.ndarray | None = None
+  extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   groups: int = 0
   based: bool = False
   evidence: Evidence | None = None

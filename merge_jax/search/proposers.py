@@ -1,5 +1,6 @@
 """Proposers: what to evaluate after the known points. Each is a generator that is sent its records."""
 
+import inspect
 import math
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
@@ -10,8 +11,10 @@ from merge_jax.errors import unknown
 from merge_jax.search import baselines
 from merge_jax.search.journal import Record
 from merge_jax.search.loop import Generations, Proposal, Proposer
+from merge_jax.search.model_based import gaussian_process, response_surface
 from merge_jax.search.options import Options as Options
 from merge_jax.search.point import Candidate, Point
+from merge_jax.search.soce import soce
 from merge_jax.search.surrogate import surrogate
 
 
@@ -116,6 +119,12 @@ def random(known: Sequence[Record], options: Options) -> Generations:
     yield Proposal([Candidate("random", options.method, Point.of(weights))])
 
 
+def known_alone(known: Sequence[Record], options: Options) -> Generations:
+  """Nothing beside the known points: what a search has to be better than."""
+  del known, options
+  yield from ()
+
+
 class Kind(NamedTuple):
   """A proposer.
 
@@ -125,7 +134,7 @@ class Kind(NamedTuple):
     foresees: whether it learns from outputs (`Options.evidence`).
   """
 
-  start: Callable[[Sequence[Record], Options], Generations]
+  start: Callable[..., Generations]
   least: int = 1
   foresees: bool = False
 
@@ -135,6 +144,10 @@ PROPOSERS: dict[str, Kind] = {
   "cma_es": Kind(cma_es, least=2),
   "random": Kind(random),
   "surrogate": Kind(surrogate, foresees=True),
+  "gaussian_process": Kind(gaussian_process),
+  "response_surface": Kind(response_surface),
+  "soce": Kind(soce, least=2),
+  "known": Kind(known_alone),
 }
 
 
@@ -147,10 +160,14 @@ def proposer(name: str, options: Options, *, known: bool = True) -> Proposer:
     known: off leaves the known points out (a cold start).
 
   Raises:
-    ValueError: an unknown name, or a space that is too small.
+    ValueError: an unknown name or argument, or a space that is too small.
   """
   if name not in PROPOSERS:
     raise ValueError(unknown("proposer", name, PROPOSERS))
+  taken = list(inspect.signature(PROPOSERS[name].start).parameters)[2:]
+  for extra in options.extra:
+    if extra not in taken:
+      raise ValueError(unknown(f"argument of {name}", extra, taken))
   if options.space.size < PROPOSERS[name].least:
     raise ValueError(
       f"{name} needs at least {PROPOSERS[name].least} numbers to search, one for each checkpoint; got "
@@ -161,6 +178,6 @@ def proposer(name: str, options: Options, *, known: bool = True) -> Proposer:
     records: list[Record] = []
     if known:
       records = yield from baselines.known_points(options.fitness, options.count, options.trajectory)
-    yield from PROPOSERS[name].start(records, options)
+    yield from PROPOSERS[name].start(records, options, **options.extra)
 
   return propose

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import msgspec
 from jax import Array
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
@@ -23,8 +22,19 @@ from merge_jax.study.cells import Cell, Result
 from merge_jax.study.data import Data
 from merge_jax.study.lineages import EXPERT, INSTRUCT, MULTITASK, PRETRAINED, Lineage, Member, opened
 from merge_jax.study.settings import Size, Training
-from merge_jax.training import Recipe, continued, corpus, pool, read_recipe, result, states
+from merge_jax.training import (
+  Recipe,
+  State,
+  along,
+  continued,
+  corpus,
+  pool,
+  read_recipe,
+  result,
+  states,
+)
 from merge_jax.training.corpus import Corpus
+from merge_jax.training.recipe import plain
 
 STAGES = (PRETRAINED, INSTRUCT, EXPERT, MULTITASK)
 SAVE_EVERY = 500
@@ -104,6 +114,17 @@ class Trainer:
     recipe = _seeded(values, f"{lineage.name}/{name}", where)
     return self._add(f"{lineage.name}/further/{name}", EXPERT, recipe, lineage.size, start)
 
+  def along(
+    self, name: str, lineage: Lineage, values: Mapping[str, Any], start: Member, every: int, where: str
+  ) -> list[Member]:
+    """As `further`, a model after those at each multiple of `every` steps before it."""
+    values = {"mixture": dict.fromkeys(self._files[EXPERT], 1.0), **values}
+    recipe = _seeded(values, f"{lineage.name}/{name}", where)
+    last = self._add(f"{lineage.name}/further/{name}", EXPERT, recipe, lineage.size, start, every)
+    before = range(every, recipe.steps, every)
+    return [last._replace(folder=last.folder / f"step-{step}", identity=f"{last.identity}/{step}")
+            for step in before] + [last]  # fmt: skip
+
   def _lineages(self, name: str, size: Size, seed: int) -> list[Lineage]:
     """One for each kind of base; all begin at the same pretrained one, unless their bases are given."""
     result, first = [], None
@@ -134,19 +155,22 @@ class Trainer:
     name = "/".join(map(str, (*label, stage, *([category] if category else ()))))
     return self._add(name, stage, _seeded(values, text, f"config: training.recipes.{stage}"), label[0], start)
 
-  def _add(self, name: str, stage: str, recipe: Recipe, size: str, start: Member | None) -> Member:
-    data, digests = self._corpus(stage), self._digests[stage]
+  def _add(
+    self, name: str, stage: str, recipe: Recipe, size: str, start: Member | None, every: int = 0
+  ) -> Member:
+    data, digests = self._corpus(stage, recipe.dpo_beta > 0), self._digests[stage]
     for task in recipe.mixture:
       if task not in data.names:
         raise ValueError(f"config: {name}: the stage has no training examples of {task!r}.")
-    spec = {
+    spec: dict[str, Any] = {
       "start": self._configs[size] if start is None else start.identity,
-      "recipe": msgspec.to_builtins(recipe),
+      "recipe": plain(recipe),
       "data": {task: digests[task] for task, share in recipe.mixture.items() if share > 0},
       "shapes": [list(shape) for shape in data.shapes],
       "tokenizer": _digest(self._data.tokenizer.encode()),
     }
-    run = functools.partial(self._train, stage, size, recipe, start)
+    spec |= {"every": every} if every else {}
+    run = functools.partial(self._train, stage, size, recipe, start, every)
     cell = Cell("train", name, spec, run, () if start is None else start.needs[-1:])
     target = self._folder / f"{re.sub(r'[^A-Za-z0-9._]+', '-', name)[:80]}-{cell.key[:8]}"
     self.cells.append(cell._replace(run=functools.partial(run, target)))
@@ -181,22 +205,23 @@ class Trainer:
       raise ValueError("config: training.sizes have different eos_token_id; they share one tokenizer.")
     return evals.Tokens(Tokenizer.from_str(self._data.tokenizer), ends.pop())
 
-  def _corpus(self, stage: str) -> Corpus:
+  def _corpus(self, stage: str, paired: bool = False) -> Corpus:
     stage = EXPERT if stage == MULTITASK else stage
-    if stage not in self._corpora:
+    if (stage, paired) not in self._corpora:
       if not self._files[stage]:
         raise ValueError(f"config: the data have no training examples for the stage {stage!r}.")
       tasks = [task_files.load(str(path)) for path in self._files[stage].values()]
-      self._corpora[stage] = corpus(
+      self._corpora[stage, paired] = corpus(
         tasks,
         self._tokens,
         max_length=self._longest,
         vocabulary=min(c["vocab_size"] for c in self._configs.values()),
+        paired=paired,
       )
-    return self._corpora[stage]
+    return self._corpora[stage, paired]
 
   @functools.cached_property
-  def _corpora(self) -> dict[str, Corpus]:
+  def _corpora(self) -> dict[tuple[str, bool], Corpus]:
     return {}
 
   @functools.cached_property
@@ -206,22 +231,32 @@ class Trainer:
       for stage, some in self._files.items()
     }
 
-  def _train(self, stage: str, size: str, recipe: Recipe, start: Member | None, target: Path) -> Result:
+  def _train(
+    self, stage: str, size: str, recipe: Recipe, start: Member | None, every: int, target: Path
+  ) -> Result:
     """Trains one model into a folder, unless a kill came between the folder and its cell."""
     about = target / "training.json"
     if not about.is_file():
       began, model = time.perf_counter(), self._models[size]
+
+      def write(state: State, path: Path) -> None:
+        said = pool.describe(recipe, state) | {"seconds": round(time.perf_counter() - began, 3)}
+        params = result(state, recipe)
+        if start is None:
+          pool.save(path, params, self._configs[size], self._data.tokenizer, said)
+        else:
+          pool.save_like(path, params, checkpoints.open(start.folder), said)
+
       with states(target) as folder:
         trained = continued(
-          model.apply, self._start(model, recipe, start), self._corpus(stage), recipe, folder,
-          save_every=SAVE_EVERY, mesh=self._mesh, stop=self._stop,
+          model.apply, self._start(model, recipe, start), self._corpus(stage, recipe.dpo_beta > 0), recipe,
+          folder, save_every=SAVE_EVERY, keep_every=every, mesh=self._mesh, stop=self._stop,
+          keep=lambda state: along.keep(target, state.step, functools.partial(write, state)),
         )  # fmt: skip
-        said = pool.describe(recipe, trained) | {"seconds": round(time.perf_counter() - began, 3)}
-        params = result(trained, recipe)
-        if start is None:
-          pool.save(target, params, self._configs[size], self._data.tokenizer, said)
+        if every:
+          along.finish(target, functools.partial(write, trained))
         else:
-          pool.save_like(target, params, checkpoints.open(start.folder), said)
+          write(trained, target)
     made = json.loads(about.read_bytes())
     return {key: made[key] for key in ("tokens", "steps", "final_loss", "curve", "seconds")}
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from merge_jax.evals.batching import Bucket, encode
-from merge_jax.evals.tasks import Task
+from merge_jax.evals.tasks import Example, Task
 from merge_jax.evals.tokens import Tokens
 from merge_jax.training.recipe import Recipe, shares
 
@@ -33,6 +33,7 @@ class Corpus(NamedTuple):
     names: of the tasks.
     first: int64 `[tasks]`, the first row of each; `counts`, how many it has.
     shapes: pairs of most tokens that are read and most targets of a row, increasing.
+    paired: whether as many further rows follow those of the tasks: the wrong answer to each.
   """
 
   ids: np.ndarray
@@ -43,6 +44,7 @@ class Corpus(NamedTuple):
   first: np.ndarray
   counts: np.ndarray
   shapes: tuple[tuple[int, int], ...]
+  paired: bool = False
 
   def digest(self) -> str:
     """SHA-256 of rows and tasks."""
@@ -53,7 +55,12 @@ class Corpus(NamedTuple):
 
 
 def corpus(
-  tasks: Sequence[Task], tokens: Tokens, *, max_length: int | None = None, vocabulary: int | None = None
+  tasks: Sequence[Task],
+  tokens: Tokens,
+  *,
+  max_length: int | None = None,
+  vocabulary: int | None = None,
+  paired: bool = False,
 ) -> Corpus:
   """Encodes the right answers of all tasks.
 
@@ -65,28 +72,42 @@ def corpus(
     tokens: the tokenizer.
     max_length: of the model.
     vocabulary: of the model.
+    paired: a row for each pair of the right answer and a wrong choice, for preferences.
 
   Raises:
-    ValueError: a row that is longer than the model takes, or a token outside its vocabulary.
+    ValueError: a row that is longer than the model takes, or a token outside its vocabulary; pairs of a task
+      without choices.
   """
-  right = [
-    dataclasses.replace(
-      task,
-      examples=tuple(e._replace(targets=(e.targets[e.answer],), answer=0) for e in task.examples),
-    )
-    for task in tasks
-  ]
-  rows = encode(right, tokens, max_length=max_length)
+  pairs = [_pairs(task) if paired else [(e, e.answer, e.answer) for e in task.examples] for task in tasks]
+  first = [_answers(task, [(e, at) for e, at, _ in some]) for task, some in zip(tasks, pairs, strict=True)]
+  second = [_answers(task, [(e, at) for e, _, at in some]) for task, some in zip(tasks, pairs, strict=True)]
+  rows = encode([*first, *second] if paired else first, tokens, max_length=max_length)
   ids, lengths = np.concatenate(rows.ids), np.array([len(row) for row in rows.ids])
   if vocabulary is not None and ids.max() >= vocabulary:
     raise ValueError(
       f"The tokenizer gives token {ids.max()}, the model has {vocabulary}; they do not belong together."
     )
-  counts, prompts = np.array([len(task.examples) for task in tasks]), np.array(rows.starts)
+  counts, prompts = np.array([len(some) for some in pairs]), np.array(rows.starts)
   return Corpus(
     ids, _before(lengths), lengths, prompts, tuple(task.name for task in tasks), _before(counts), counts,
-    _shapes(lengths, prompts),
+    _shapes(lengths, prompts), paired,
   )  # fmt: skip
+
+
+def _pairs(task: Task) -> list[tuple[Example, int, int]]:
+  """Each example with the places of its right and of a wrong choice."""
+  found = [(e, e.answer, at) for e in task.examples for at in range(len(e.targets)) if at != e.answer]
+  if not found:
+    raise ValueError(
+      f"Task {task.name!r} has targets; preferences (dpo_beta) need choices, of which one is right."
+    )
+  return found
+
+
+def _answers(task: Task, chosen: Sequence[tuple[Example, int]]) -> Task:
+  """A task with one answer each."""
+  examples = tuple(e._replace(targets=(e.targets[at],), answer=0) for e, at in chosen)
+  return dataclasses.replace(task, examples=examples)
 
 
 def batches(
@@ -96,7 +117,8 @@ def batches(
 
   An example's task is drawn by its share, then one of the task's rows uniformly. Where there are several
   shapes, the examples of `WINDOW` steps are sorted by length and cut into batches, whose order is drawn:
-  each example is as likely as before, and a batch holds rows of like lengths.
+  each example is as likely as before, and a batch holds rows of like lengths. Of pairs a batch holds twice
+  the rows: right, wrong, right, ….
 
   Args:
     data: from `corpus`.
@@ -115,15 +137,23 @@ def batches(
     drawn = _draw(jax.random.split(of_window, WINDOW), parts, data.first, data.counts, recipe.batch_size)
     rows = np.asarray(drawn)
     if len(data.shapes) > 1:
-      ordered = rows.ravel()[np.argsort(data.lengths[rows.ravel()], kind="stable")]
+      ordered = rows.ravel()[np.argsort(_lengths(data, rows.ravel()), kind="stable")]
       order = jax.random.permutation(jax.random.fold_in(of_window, WINDOW), WINDOW)
       rows = ordered.reshape(rows.shape)[np.asarray(order)]
+    if data.paired:
+      rows = np.stack([rows, rows + data.counts.sum()], axis=-1).reshape(len(rows), -1)
     at, end = max(start, window), min(window + WINDOW, recipe.steps)
     while at < end:
       after = min(at + run, end, at - at % every + every if every else end)
       chosen = rows[at - window : after - window]
       yield batch(data, chosen), int(data.lengths[chosen].sum()) - chosen.size
       at = after
+
+
+def _lengths(data: Corpus, rows: np.ndarray) -> np.ndarray:
+  """Of rows; of pairs that of the longer."""
+  own = data.lengths[rows]
+  return np.maximum(own, data.lengths[rows + data.counts.sum()]) if data.paired else own
 
 
 def batch(data: Corpus, rows: np.ndarray) -> Bucket:

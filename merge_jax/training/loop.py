@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from merge_jax import sharding
 from merge_jax.evals.batching import Bucket
-from merge_jax.training import lora, schedule
+from merge_jax.training import lora, preference, schedule
 from merge_jax.training.corpus import WINDOW, Corpus, batches
 from merge_jax.training.recipe import Recipe
 
@@ -38,7 +38,7 @@ class State(NamedTuple):
     optimizer: optax's state.
     losses: of each step done, the mean over its target tokens.
     tokens: real ones that were read, without padding.
-    frozen: the model's parameters, where `params` are factors.
+    frozen: the parameters of the start, where `params` are factors, or preferences are learned.
   """
 
   params: Params
@@ -61,17 +61,17 @@ class State(NamedTuple):
 def begin(params: Mapping[str, Array], recipe: Recipe, mesh: Mesh | None = None) -> State:
   """The state before the first step.
 
-  The parameters are copied, but for those that LoRA leaves as they are; moments lie as what they are of.
+  The parameters are copied, but for `frozen` ones, which stay as they are; moments lie as what they are of.
 
   Raises:
     ValueError: as of `lora.begin`.
   """
   frozen: Params = {}
-  if recipe.lora_rank:
+  if recipe.lora_rank or recipe.dpo_beta:
     frozen = {name: x if isinstance(x, Array) else jnp.array(x) for name, x in params.items()}
   # With a dtype, or fresh parameters of a weak type would compile the program twice.
-  copies = {name: jnp.array(x, x.dtype) for name, x in params.items()} if not frozen else {}
-  own = lora.begin(frozen, recipe) if frozen else copies
+  copies = {name: jnp.array(x, x.dtype) for name, x in params.items()} if not recipe.lora_rank else {}
+  own = lora.begin(frozen, recipe) if recipe.lora_rank else copies
   optimizer = optimizer_of(recipe).init(own)
   if mesh is not None:  # counts, rates, and moments of what is not cut
 
@@ -104,7 +104,8 @@ def train(
   every: int = 0,
   mesh: Mesh | None = None,
 ) -> State:
-  """Trains on a mixture of tasks; the loss of a step is the mean over the target tokens of its batch.
+  """Trains on a mixture of tasks; the loss of a step is the mean over the target tokens of its batch, or with
+  `dpo_beta` over its pairs (see `preference`).
 
   A state continues where it was: the same steps follow, whenever it was interrupted. Each shape of the
   corpus is compiled once, when a batch first needs it. Beside its input a step holds a gradient (two with
@@ -130,9 +131,13 @@ def train(
     mesh: over which the state's arrays are cut and the rows of a batch divided, where their number allows.
 
   Raises:
-    ValueError: a mixture that names unknown tasks or has no positive share.
+    ValueError: a mixture that names unknown tasks or has no positive share; pairs for another objective.
     Diverged: see there.
   """
+  if data.paired != bool(recipe.dpo_beta):
+    what = "pairs" if data.paired else "right answers alone"
+    raise ValueError(f"The corpus has {what}, and dpo_beta is {recipe.dpo_beta:g}; make it with paired="
+                     f"{bool(recipe.dpo_beta)}.")  # fmt: skip
   call = _compiled(apply, recipe, state, mesh)
   size = sum(value.size for value in (*state.params.values(), *state.frozen.values()))
   for batch, tokens in batches(data, recipe, state.step, WINDOW if size <= SMALL else 1, every):
@@ -205,13 +210,23 @@ def _program(
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
     return jnp.sum(losses * batch.mask) / total
 
+  def preference_of(params: Params, frozen: Params, batch: Bucket, total: Array) -> Array:
+    whole = lora.merged(frozen, params, recipe) if recipe.lora_rank else params
+    policy, reference = (
+      preference.log_likelihoods(apply(one, batch.tokens, batch.positions, **options), batch)
+      for one in (whole, frozen)
+    )
+    return jnp.sum(preference.losses(policy, reference, recipe.dpo_beta)) / total
+
+  objective = preference_of if recipe.dpo_beta else loss_of
+
   def gradient_of(params: Params, frozen: Params, batch: Bucket) -> tuple[Array, Params]:
-    total = jnp.sum(batch.mask)
+    total = jnp.float32(recipe.batch_size) if recipe.dpo_beta else jnp.sum(batch.mask)
     if parts == 1:
-      return jax.value_and_grad(loss_of)(params, frozen, batch, total)
+      return jax.value_and_grad(objective)(params, frozen, batch, total)
 
     def add(before: tuple[Array, Params], part: Bucket) -> tuple[tuple[Array, Params], None]:
-      return jax.tree.map(jnp.add, before, jax.value_and_grad(loss_of)(params, frozen, part, total)), None
+      return jax.tree.map(jnp.add, before, jax.value_and_grad(objective)(params, frozen, part, total)), None
 
     return jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)), batch)[0]
 

@@ -33,6 +33,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     weight_decay, b2, clip: of AdamW, and the global gradient norm.
     lora_rank: of the products that are trained instead of the matrices (see `lora`); 0 trains all parameters.
     lora_alpha: the product is multiplied by alpha / rank; 0 for the rank.
+    dpo_beta: β of direct preference optimisation on pairs of a right and a wrong answer (see `preference`);
+      0 learns the right answers.
     seed: of the examples that are drawn, and of what LoRA begins with.
   """
 
@@ -53,6 +55,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
   clip: Annotated[float, Meta(gt=0)] = 1.0
   lora_rank: Annotated[int, Meta(ge=0)] = 0
   lora_alpha: Annotated[float, Meta(ge=0)] = 0.0
+  dpo_beta: Annotated[float, Meta(ge=0)] = 0.0
   seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
 
   @property
@@ -64,6 +67,14 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
   def decay_begin(self) -> int:
     """The step from which the rate falls."""
     return self.horizon - self.decay_steps if self.decay_steps else self.warmup
+
+
+def plain(recipe: Recipe) -> dict[str, Any]:
+  """A recipe for a JSON file. A preference that is not asked for is left out: what was written, or known by a
+  digest of it, before there were any stays as it is.
+  """
+  values: dict[str, Any] = msgspec.to_builtins(recipe)
+  return values if recipe.dpo_beta else {name: x for name, x in values.items() if name != "dpo_beta"}
 
 
 def read_recipe(settings: Mapping[str, Any], where: str) -> Recipe:

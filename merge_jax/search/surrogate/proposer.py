@@ -97,7 +97,7 @@ class View(NamedTuple):
     scores = [table.smoothed(row, none).scores * signs for row in table.values]
     best = int(np.argmax(fitness.aggregated(np.array(scores), singles)))
     weights = np.array([_flat(record.point, options) for record in usable])
-    gram = np.eye(weights.shape[1]) if evidence.gram is None else evidence.gram
+    gram = np.eye(weights.shape[1]) if options.metric is None else options.metric
     metric = Metric.of(gram, weights[best])
     model = learn(metric.z(weights), table, fitness, signs, singles, start)
     return cls(usable, model, metric, usable[best])

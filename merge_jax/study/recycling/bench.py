@@ -49,12 +49,13 @@ class Bench:
     suite: its tasks; all of them are scored, whatever a search looks at.
     batch: candidates of one program call.
     mesh: of the suite; None: one device.
+    competitors: see `merge_jax.evals.make_scorer`.
 
   Raises:
     ValueError: names or checkpoints that do not go together.
   """
 
-  def __init__(self, pool: Pool, suite: TaskSuite, batch: int, mesh: Mesh | None):
+  def __init__(self, pool: Pool, suite: TaskSuite, batch: int, mesh: Mesh | None, *, competitors: int = 0):
     if not len(set(pool.names)) == len(pool.names) == len(pool.folders):
       raise ValueError(f"The pool has {len(pool.folders)} folders and the names {', '.join(pool.names)}; "
                        "expected a different one for each.")  # fmt: skip
@@ -65,7 +66,7 @@ class Bench:
     preflight.require(tuple(preflight.check(opened, base, memory=tuple, values=False)))
     self.pool, self.suite, self.batch = pool, suite, batch
     self.checkpoints, self.base = tuple(opened), base
-    self._mesh = mesh
+    self._mesh, self._competitors = mesh, competitors
     self._singles: dict[str, list[Evaluation]] = {}
 
   @property
@@ -91,7 +92,7 @@ class Bench:
     experts = [placed(checkpoint) for checkpoint in self.checkpoints]
     base = None if self.base is None else placed(self.base)
     merges = methods.merges(tuple(methods.METHODS), experts, base, suite.axes)
-    return JittedObjective(merges, suite.scorers(), self.batch, layout)
+    return JittedObjective(merges, suite.scorers(self._competitors), self.batch, layout)
 
   def singles(self, split: str) -> list[Evaluation]:
     """What each checkpoint scores."""

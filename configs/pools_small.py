@@ -1,0 +1,130 @@
+"""The suite of pools on which ways of searching are compared: seven kinds, two sizes, six training seeds.
+
+    python -m launch.benchmark --suite=proposers --config=configs/pools_small.py --output_dir=runs/pools \
+      --workers=2 --seeds=tune
+
+Tasks are reasoning-gym's (extra `data`) as in `configs/study_small.py`: three by exact match, two by choice
+and one by loss. Bases have the recipes of that study. Kinds of pools:
+
+    overlapping   half of the batch on two tasks of their own, the rest on all
+    specialists   one task each
+    stages        eight checkpoints along one run of constant rate
+    variants      one mixture; rates, lengths, batches and weight decay differ
+    dominant      one good checkpoint, and five that are narrow, short or spoilt by a high rate
+    recipes       eight of supervised fine-tuning, and eight that prefer right answers to wrong ones (DPO)
+    null          six continuations of one checkpoint that differ by noise alone
+
+Cost: 115,000 training steps, 3 CPU-hours (1 h 40 min on two cores); then a pool and contestant take 150
+evaluations of about .5 (200K) to 1.6 (800K) CPU-seconds.
+"""
+
+from typing import Any
+
+from ml_collections import config_dict
+
+from configs.study_small import llama
+from merge_jax.study.data.puzzle_table import HELD_IN, HELD_OUT, INSTRUCT
+
+TASKS = {
+  "swap": "exact_match", "add": "exact_match", "flip": "exact_match", "least": "choice_accuracy",
+  "enc": "choice_accuracy", "hex": "loss",
+}  # fmt: skip
+NAMES = tuple(TASKS)
+EVERY = dict.fromkeys(NAMES, 1.0)
+
+
+def mixture(*main: str, share: float = 0.5) -> dict[str, float]:
+  """A share of the batch on some tasks, the rest on all."""
+  rest = (1 - share) / len(NAMES)
+  return {name: share * (name in main) / len(main) + rest for name in NAMES}
+
+
+def kinds() -> dict[str, dict[str, dict[str, Any]]]:
+  """Members of each kind of pool."""
+  pairs = [(NAMES[i % 6], NAMES[(i + 1 + i // 6) % 6]) for i in range(8)]
+  overlapping = {f"mix{i}": {"recipe": {"mixture": mixture(*pair)}} for i, pair in enumerate(pairs)}
+  specialists = {name: {"recipe": {"mixture": {name: 1.0}}} for name in NAMES}
+  run: dict[str, dict[str, Any]] = {
+    "run": {"every": 50, "recipe": {"mixture": EVERY, "steps": 400, "decay": "none"}}
+  }
+  changes: tuple[tuple[float, dict[str, Any]], ...] = (
+    (1.0, {}), (0.5, {}), (2.0, {}), (1.0, {"steps": 100}), (0.7, {"steps": 300}),
+    (1.0, {"weight_decay": 0.1}), (1.5, {"batch_size": 16}), (3.0, {"decay": "linear"}),
+  )  # fmt: skip
+  variants = {
+    f"variant{i}": {"rate": rate, "recipe": {"mixture": EVERY} | change}
+    for i, (rate, change) in enumerate(changes)
+  }
+  dominant: dict[str, dict[str, Any]] = {
+    "main": {"recipe": {"mixture": EVERY, "steps": 300}},
+    "narrow": {"recipe": {"mixture": {"swap": 1.0}, "steps": 150}},
+    "two": {"rate": 1.5, "recipe": {"mixture": {"least": 1.0, "hex": 1.0}, "steps": 150}},
+    "short": {"recipe": {"mixture": EVERY, "steps": 30}},
+    "slow": {"rate": 0.1, "recipe": {"mixture": EVERY, "steps": 100}},
+    "spoilt": {"rate": 6.0, "recipe": {"mixture": EVERY, "steps": 60, "decay": "none"}},
+  }
+  recipes: dict[str, dict[str, Any]] = {
+    f"sft{i}": {"recipe": {"mixture": mixture(NAMES[i % 6], NAMES[(i + 2) % 6]), "steps": 150}}
+    for i in range(8)
+  }
+  for i in range(8):
+    preferred = mixture(NAMES[(i + 3) % 6], share=0.7)
+    recipe = {"mixture": preferred, "steps": 80, "dpo_beta": 0.2}
+    recipes[f"po{i}"] = {"start": f"sft{i}", "rate": 0.15, "recipe": recipe}
+  null: dict[str, dict[str, Any]] = {"common": {"hidden": True, "recipe": {"mixture": EVERY}}}
+  for i in range(6):
+    null[f"noise{i}"] = {"start": "common", "rate": 0.05, "recipe": {"mixture": EVERY, "steps": 100}}
+  return {
+    "overlapping": overlapping, "specialists": specialists, "stages": run, "variants": variants,
+    "dominant": dominant, "recipes": recipes, "null": null,
+  }  # fmt: skip
+
+
+def get_config() -> config_dict.ConfigDict:
+  c = config_dict.ConfigDict()
+  every = (*sum((*HELD_IN.values(), *HELD_OUT.values()), ()), *INSTRUCT)
+  others = tuple(name for name in every if name not in TASKS)
+  c.data = config_dict.ConfigDict({
+    "tasks": TASKS, "others": others, "train": 3000, "search": 150, "validation": 150, "test": 1000,
+    "share": 0.3,
+  })  # fmt: skip
+  c.recipes = config_dict.ConfigDict({
+    "pretrained": {"mixture": dict.fromkeys(every, 1.0), "steps": 4000, "learning_rate": 3e-3, "warmup": 100},
+    "member": {"steps": 200, "learning_rate": 7e-4},
+  })  # fmt: skip
+  c.sizes = config_dict.ConfigDict({
+    "200K": {
+      "model": llama(64, 4),
+      "recipes": {"pretrained": {"steps": 6000}, "member": {"learning_rate": 1e-3}},
+    },
+    "800K": {"model": llama(128, 4)},
+  })  # fmt: skip
+  c.seeds = config_dict.ConfigDict({"tune": (0, 1, 2), "confirm": (10, 11, 12)})
+  c.kinds = config_dict.ConfigDict(kinds())
+  c.budgets = (25, 50, 150)
+  c.opening = 10
+  c.search_seeds = (0,)
+  c.bootstrap = 1000
+  paper = {"proposer": "cma_es", "method": "linear", "space": "simplex", "start": "uniform", "known": False}
+  c.contestants = config_dict.ConfigDict({
+    "known points": {"proposer": "known"},
+    "CMA-ES cold": paper,
+    "CMA-ES warm": {"proposer": "cma_es"},
+    "line search": {"proposer": "line_search"},
+    "line search loss": {"proposer": "line_search", "fitness": "loss"},
+    "response surface": {"proposer": "response_surface"},
+    "GP on fitness": {"proposer": "gaussian_process"},
+    "SoCE": {"proposer": "soce", "method": "linear", "space": "simplex", "known": False},
+    "random": {"proposer": "random", "method": "linear", "space": "simplex"},
+  })  # fmt: skip
+  c.attainable = config_dict.ConfigDict({
+    "spaces": ("simplex", "free", "group", "layer"), "steps": 60, "rate": 0.05, "temperature": 0.5,
+    "checks": 6,
+    "numbers": {
+      "ties": {"density": (0.05, 1.0), "scaling": (0.2, 3.0)},
+      "dare_ties": {"density": (0.1, 1.0), "scaling": (0.2, 3.0)},
+      "task_arithmetic": {"scaling": (0.2, 3.0)},
+    },
+    "evaluations": 60,
+  })  # fmt: skip
+  return c

@@ -1,0 +1,198 @@
+"""How much there is to gain on a pool: gradient ascent in the weights, long searches over operators' numbers.
+
+Both see the search's examples, and what they found is chosen on validation examples, as of a search.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from merge_jax import evals, models, tuning
+from merge_jax import operators as mj
+from merge_jax.evals.examples import Examples
+from merge_jax.evals.suite import TaskSuite
+from merge_jax.evals.uncertainty import paired_difference
+from merge_jax.recipes.own_methods import factory
+from merge_jax.search.scores import nullable, nullables
+from merge_jax.study.pools.settings import Attainable
+from merge_jax.study.pools.smooth import smoothed
+from merge_jax.study.recycling.bench import Bench
+
+Plain = dict[str, Any]
+PASS = 8192
+"""Tokens of a pass of the gradient."""
+GROUPS = (r"(?s:.*self_attn.*)", r"(?s:.*mlp.*)", r"(?s:.*)")
+FINALISTS = 5
+
+
+class Ground(NamedTuple):
+  """What both need of a pool.
+
+  Attributes:
+    experts, base: parameters.
+    apply: of the model.
+    tasks: by split.
+    suite: scores them.
+    tokens: of the models.
+    greedy: weights of the greedy soup.
+    reference: what it scores on test examples.
+    draws: resamplings behind each error.
+  """
+
+  experts: list[dict[str, Any]]
+  base: dict[str, Any]
+  apply: Callable[..., Array]
+  tasks: Mapping[str, Sequence[evals.Task]]
+  suite: TaskSuite
+  tokens: evals.Tokens
+  greedy: Sequence[float]
+  reference: Examples
+  draws: int
+
+
+def ground(
+  bench: Bench, tasks: Mapping[str, Sequence[evals.Task]], known: Plain, reference: Examples, draws: int
+) -> Ground:
+  """Reads a pool; `known` is the result of `contest.known`."""
+  first = bench.checkpoints[0]
+  model = models.build(first.config or {}, str(first.path))
+  assert bench.base is not None  # every pool of a suite has one
+  return Ground(
+    [checkpoint.load() for checkpoint in bench.checkpoints], bench.base.load(), model.apply, tasks,
+    bench.suite, evals.Tokens.from_folder(first.path), known["rows"]["greedy"]["weights"], reference, draws,
+  )  # fmt: skip
+
+
+def ascent(own: Ground, space: str, options: Attainable) -> Plain:
+  """Adam on the smoothed score, from the greedy soup; the best of its checks on validation.
+
+  Weights on the simplex are a softmax; in the other spaces they are free, on the base, alike for all tensors,
+  for each group (attention, feed-forward, the rest) or for each layer.
+
+  Returns:
+    `weights` by `patterns`; `step` it is from; `smooth`: score before each step; `validation`, and as of
+    `judged`.
+  """
+  count = len(own.experts)
+  prepared = mj.prepare(mj.task_arithmetic(), own.experts, base=own.base)
+  row = np.asarray(own.greedy, np.float32)
+  if space == "layer":
+    first = tuning.per_layer(prepared.leaves, row.tolist())
+  else:
+    patterns = GROUPS if space == "group" else GROUPS[-1:]
+    first = mj.Weights(jnp.tile(jnp.asarray(row)[None], (len(patterns), 1)), patterns)
+  simplex = space == "simplex"
+  # A weight of zero has no logarithm; at a fiftieth of the mean it can come back.
+  values = (
+    jnp.log(jnp.maximum(first.values, 0.02 / count)) if simplex else jnp.asarray(first.values, jnp.float32)
+  )
+
+  def weights(values: Array) -> mj.Weights:
+    return mj.Weights(jax.nn.softmax(values, axis=-1) if simplex else values, first.patterns)
+
+  score = smoothed(own.apply, own.tasks["search"], options.temperature)
+  data = _packed(own, "search")
+  optimizer = optax.adam(optax.cosine_decay_schedule(options.rate * (5 if simplex else 1), options.steps))
+
+  @jax.jit
+  def step(prepared: mj.Prepared, values: Array, state: Any, data: Any) -> tuple[Array, Any, Array]:
+    def cost(values: Array) -> Array:
+      return -score(mj.combine(prepared, weights(values)), data)
+
+    value, gradient = jax.value_and_grad(cost)(values)
+    with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic promotes
+      updates, state = optimizer.update(gradient, state, values)
+      return jnp.asarray(optax.apply_updates(values, updates)), state, -value
+
+  scorers = own.suite.scorers()
+
+  def scored(split: str) -> Callable[[Array], Examples]:
+    program = jax.jit(lambda prepared, values, data: scorers[split].function(
+        mj.combine(prepared, weights(values)), data))  # fmt: skip
+    return lambda values: scorers[split].read(program(prepared, values, scorers[split].batches))
+
+  validated = scored("validation")
+  state, smooth, checks = optimizer.init(values), [], [(0, values, _average(validated(values)))]
+  marks = {round(options.steps * (i + 1) / options.checks) for i in range(options.checks)}
+  for number in range(1, options.steps + 1):
+    values, state, value = step(prepared, values, state, data)
+    smooth.append(float(f"{float(value):.6g}"))
+    if number in marks:
+      checks.append((number, values, _average(validated(values))))
+  at, best, validation = max(checks, key=lambda check: -np.inf if np.isnan(check[2]) else check[2])
+  found = weights(best)
+  return {
+    "space": space, "step": at, "smooth": smooth, "validation": nullable(validation),
+    "patterns": list(found.patterns), "weights": np.asarray(found.values, np.float64).tolist(),
+  } | _judged(own, scored("test")(best))  # fmt: skip
+
+
+def numbers(own: Ground, name: str, ranges: Mapping[str, tuple[float, float]], options: Attainable) -> Plain:
+  """A search over the numbers of an operator with equal weights: a third by chance, then around the best.
+
+  Returns:
+    `numbers` of the best on validation among the best on the search's examples; `fitness` of all that were
+    evaluated; `validation`, and as of `judged`.
+  """
+  generator, names = np.random.default_rng(0), list(ranges)
+  low, high = (np.array([ranges[name][i] for name in names]) for i in (0, 1))
+  scorers, count = own.suite.scorers(), len(own.experts)
+
+  @jax.jit
+  def merged(made: mj.Operator, experts: Any, base: Any, key: Array) -> Any:
+    return mj.merge(
+      made, experts, None if made.weightless else jnp.full(count, 1.0 / count),
+      base=base if made.needs_base else None, key=key if made.needs_key else None,
+    )  # fmt: skip
+
+  programs = {split: jax.jit(scorer.function) for split, scorer in scorers.items()}
+
+  def scored(x: np.ndarray, split: str) -> Examples:
+    made = factory(name)(**{n: jnp.float32(v) for n, v in zip(names, x, strict=True)})
+    params = merged(made, own.experts, own.base, jax.random.key(0))
+    return scorers[split].read(programs[split](params, scorers[split].batches))
+
+  tried, values = list[np.ndarray](), list[float]()
+  for i in range(options.evaluations):
+    x = low + (high - low) * generator.random(len(names))
+    if i > max(options.evaluations // 3, 1):
+      centre = tried[int(np.nanargmax(values))]
+      step = 0.3 * (1 - i / options.evaluations) * (high - low) * generator.standard_normal(len(names))
+      only = np.arange(len(names)) == generator.integers(len(names))
+      x = np.clip(centre + (step * only if generator.random() < 0.5 else step), low, high)
+    tried.append(x)
+    values.append(_average(scored(x, "search")))
+  order = np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")[:FINALISTS]
+  validation = [_average(scored(tried[i], "validation")) for i in order]
+  best = int(np.argmax(np.nan_to_num(validation, nan=-np.inf)))
+  x = tried[order[best]]
+  return {
+    "space": name, "numbers": dict(zip(names, x.tolist(), strict=True)),
+    "validation": nullable(validation[best]), "fitness": [nullable(value) for value in values],
+  } | _judged(own, scored(x, "test"))  # fmt: skip
+
+
+def _judged(own: Ground, examples: Examples) -> Plain:
+  gain, error = paired_difference(examples, own.reference, own.draws)
+  table = nullables(examples.scores())
+  return {
+    "test": table,
+    "average": nullable(_average(examples)),
+    "gain": nullable(gain),
+    "stderr": nullable(error),
+  }
+
+
+def _average(examples: Examples) -> float:
+  return float(np.mean(np.array(list(examples.scores().values())) * np.array(examples.signs)))
+
+
+def _packed(own: Ground, split: str) -> Any:
+  rows = evals.encode(own.tasks[split], own.tokens)
+  batches = evals.pack(rows, batch_tokens=PASS)
+  return jax.device_put((batches.buckets, batches.order))

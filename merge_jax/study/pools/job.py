@@ -1,0 +1,152 @@
+"""A comparison of proposers from its settings to its table; sizes and seeds side by side in processes.
+
+What is done is kept by the digest of all that it depends on (`cells`), so that a killed comparison goes on,
+and another contestant adds what is missing alone.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from merge_jax import decoding, errors, storage
+from merge_jax.errors import unknown
+from merge_jax.study.cells import Result
+from merge_jax.study.pools import data, members, table
+from merge_jax.study.pools.settings import SEEDS, Pools
+from merge_jax.study.pools.unit import Unit, units
+
+NAME = "pools.json"
+"""Marks the folder of a suite; holds its settings."""
+PARTS = ("lines", "references", "attainable")
+ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+"""For models this small threads cost more than they gain, and workers have a core each."""
+
+
+def compare(
+  suite: Pools,
+  folder: Path,
+  *,
+  workers: int = 1,
+  parts: Collection[str] = SEEDS,
+  names: Collection[str] | None = None,
+  kinds: Collection[str] = (),
+  sizes: Collection[str] = (),
+  attainable: bool = False,
+  inside: bool = False,
+  stop: Callable[[], bool] = lambda: False,
+  say: Callable[[str], None] = print,
+) -> Result:
+  """Trains missing pools, runs missing contestants, and writes what came of it.
+
+  Args:
+    suite: its settings.
+    folder: for everything; `lines.jsonl`, `table.txt` and `table.csv` hold the results.
+    workers: processes.
+    parts: of the training seeds, of `SEEDS`.
+    names: of contestants; None: all. Empty: pools are trained alone.
+    kinds, sizes: of pools; none: all.
+    attainable: also finds out what there is to gain (`suite.attainable`).
+    inside: everything in this process.
+    stop: asked again and again.
+    say: told what is going on.
+
+  Returns:
+    `lines`, `references`, `attainable`, and `failed` with a sentence for each cell that failed.
+
+  Raises:
+    ValueError, OSError: what the user can mend, before anything long begins.
+    errors.Stopped: `stop` said so; the same call continues.
+  """
+  chosen = tuple(suite.contestants) if names is None else tuple(names)
+  for kind, some, known in (("contestant", chosen, suite.contestants), ("kind of pool", kinds, suite.kinds),
+                            ("size", sizes, suite.sizes), ("part of the seeds", parts, SEEDS)):  # fmt: skip
+    for name in some:
+      if name not in known:
+        raise ValueError(unknown(kind, name, known, "--suite=proposers"))
+  if not (folder / NAME).is_file():
+    storage.refuse_filled(folder)
+  wanted = [one for one in units(suite, parts) if not sizes or one[0] in sizes]
+  with storage.locked(folder):
+    storage.write_json(folder / NAME, msgspec.to_builtins(suite))
+    say(estimate(suite, wanted))
+    files = data.make(folder, suite.data)
+    found: list[Result] = []
+    if inside:
+      for size, seed in wanted:
+        unit = Unit(suite, files, size, seed, folder, chosen, kinds, attainable, stop)
+        found.append(unit.run(say))
+    else:
+      found = _side_by_side(
+        folder, wanted, {"names": chosen, "kinds": [*kinds], "attainable": attainable}, workers, stop
+      )
+    result: Result = {part: [line for one in found for line in one[part]] for part in PARTS}
+    result["failed"] = {name: why for one in found for name, why in one["failed"].items()}
+    _write(folder, result)
+    return result
+
+
+def estimate(suite: Pools, wanted: Sequence[tuple[str, int]]) -> str:
+  """A sentence on what training takes."""
+  seeds = {size: sum(size == one for one, _ in wanted) for size in suite.sizes}
+  steps = {size: members.steps(suite, size) * count for size, count in seeds.items()}
+  hours = sum(members.seconds(suite, size) * count for size, count in steps.items()) / 3600
+  words = ", ".join(f"{count:,} of {size}" for size, count in steps.items() if count)
+  return f"Training in all: {words} steps, about {hours:.1f} CPU-hours on the machine of the notes."
+
+
+def _write(folder: Path, result: Result) -> None:
+  lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in result["lines"])
+  storage.write_text(folder / "lines.jsonl", lines)
+  storage.write_json(folder / "result.json", result)
+  storage.write_text(folder / "table.csv", table.as_csv(table.rows(result["lines"]), table.COLUMNS))
+  storage.write_text(folder / "table.txt", table.text(result["lines"]) + "\n")
+
+
+def _side_by_side(
+  folder: Path,
+  wanted: Sequence[tuple[str, int]],
+  asked: Mapping[str, Any],
+  workers: int,
+  stop: Callable[[], bool],
+) -> list[Result]:
+  """Each size and seed in a process of its own, `workers` at once; results in order."""
+  waiting, running, paths, stopped = list(wanted), list[subprocess.Popen[bytes]](), list[Path](), False
+  (folder / "units").mkdir(exist_ok=True)
+  environment = dict(os.environ)
+  environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {ONE_THREAD}".strip()
+  environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "OPENBLAS_NUM_THREADS": "1",
+                  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}  # fmt: skip
+  broken: list[int] = []
+  try:
+    while waiting or running:
+      while waiting and len(running) < workers and not stopped and not broken:
+        size, seed = waiting.pop(0)
+        paths.append(folder / "units" / f"{size}-{seed}.json")
+        told = json.dumps({"folder": str(folder), "size": size, "seed": seed, **asked})
+        running.append(
+          subprocess.Popen([sys.executable, "-m", __package__ + ".worker", told], env=environment)
+        )
+      if not running:
+        break
+      if not stopped and stop():
+        stopped = True
+        for process in running:
+          process.terminate()
+      broken += [p.returncode for p in running if p.poll() is not None and p.returncode]
+      running = [process for process in running if process.poll() is None]
+      time.sleep(0.2)
+  finally:
+    for process in running:
+      process.kill()
+  if stopped or errors.Stopped.status in broken:
+    raise errors.Stopped("Stopped; the same command continues.")
+  if broken:
+    raise RuntimeError(f"A worker ended with status {broken[0]}; what it said stands above.")
+  return [decoding.decode(path.read_bytes(), dict[str, Any], str(path)) for path in paths]

@@ -1,0 +1,84 @@
+"""A pool that all contestants share: placed and compiled once, no merge scored twice."""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from merge_jax import errors
+from merge_jax.evals.objective import Evaluation
+from merge_jax.evals.suite import TaskSuite
+from merge_jax.search.fitness import Fitness
+from merge_jax.search.point import Candidate
+from merge_jax.study.pools.members import Pool
+from merge_jax.study.recycling.bench import Bench
+from merge_jax.study.recycling.bench import Pool as Opened
+
+COMPETITORS = 16
+"""Wrong tokens at each target position that a surrogate learns from."""
+
+
+class Scores:
+  """An objective for searches over one pool.
+
+  Args:
+    pool: trained.
+    suite: its tasks, with the splits search, validation and test.
+    stop: asked before an evaluation; true ends it with `errors.Stopped`.
+  """
+
+  batch = 1
+
+  def __init__(self, pool: Pool, suite: TaskSuite, stop: Callable[[], bool] = lambda: False):
+    folders = tuple(member.folder for member in pool.members.values())
+    self.bench = Bench(
+      Opened(tuple(pool.members), folders, pool.base.folder), suite, 1, None, competitors=COMPETITORS
+    )
+    self.pool, self.suite, self._stop = pool, suite, stop
+    self._known: dict[Any, Evaluation] = {}
+    self._seconds: list[float] = []
+
+  @property
+  def count(self) -> int:
+    """Checkpoints of the pool."""
+    return self.bench.count
+
+  def fitness(self, source: str) -> Fitness:
+    """The mean over all tasks, of "metric" or "loss"."""
+    return Fitness(self.suite.names, self.suite.signs, source=source)
+
+  def evaluate(self, candidates: Sequence[Candidate], split: str) -> list[Evaluation]:
+    """Scores of each candidate, in order."""
+    return [self._one(candidate, split) for candidate in candidates]
+
+  def _one(self, candidate: Candidate, split: str) -> Evaluation:
+    point = candidate.point
+    key = (split, candidate.method, point.weights, tuple(sorted(point.numbers.items())))
+    if key not in self._known:
+      if self._stop():
+        raise errors.Stopped("Stopped within a search; the same command continues.")
+      began = time.perf_counter()
+      (self._known[key],) = self.bench.objective.evaluate([candidate], split)
+      if split == "search":
+        self._seconds.append(time.perf_counter() - began)
+    return self._known[key]
+
+  @property
+  def seconds(self) -> float:
+    """What an evaluation on the search's examples takes: the median of those that were made here."""
+    return float(np.median(self._seconds)) if self._seconds else 0.0
+
+  @functools.cached_property
+  def metric(self) -> np.ndarray:
+    """Gram matrix of the task vectors, float64 `[K, K]`."""
+    total = np.zeros((self.count, self.count))
+    base = self.bench.base
+    assert base is not None  # every pool of a suite has one
+    for name in base.specs:
+      first = np.asarray(base.read(name), np.float32)
+      rows = [np.asarray(one.read(name), np.float32) - first for one in self.bench.checkpoints]
+      deltas = np.stack([row.ravel() for row in rows]).astype(np.float64)
+      total += deltas @ deltas.T
+    return total

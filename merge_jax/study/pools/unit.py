@@ -1,0 +1,200 @@
+"""A size and seed of a suite: trains its pools, then runs who is asked for on each of them."""
+
+import functools
+import gc
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from merge_jax import checkpoints, sharding
+from merge_jax.evals.suite import TaskSuite
+from merge_jax.recycle import suites
+from merge_jax.recycle.settings import Evals
+from merge_jax.search.journal import Journal
+from merge_jax.study.cells import Cell, Outcome, Result, Store, run
+from merge_jax.study.data import Data
+from merge_jax.study.pools import attainable, contest, data
+from merge_jax.study.pools.members import Pool, plan
+from merge_jax.study.pools.scores import Scores
+from merge_jax.study.pools.settings import Pools
+
+Say = Callable[[str], None]
+LONG = ("sums", "smooth", "fitness")
+"""Of a result what lines leave out."""
+
+
+class Unit:
+  """One size and seed.
+
+  Args:
+    suite: its settings.
+    files: its data.
+    size, seed: which.
+    folder: of the whole suite.
+    names: of the contestants that are to run; of the others what is there is read.
+    kinds: of the pools; none: all.
+    attainable: also finds out what there is (`attainable`).
+    stop: asked between cells, steps of trainings and evaluations.
+  """
+
+  def __init__(
+    self,
+    suite: Pools,
+    files: Data,
+    size: str,
+    seed: int,
+    folder: Path,
+    names: Collection[str],
+    kinds: Collection[str] = (),
+    attainable: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+  ):
+    self._suite, self._files, self._folder, self._stop = suite, files, folder, stop
+    self._names, self._kinds, self._store = names, kinds, Store(folder / "cells")
+    self._attainable = attainable
+    self.size, self.seed = size, seed
+    mesh = sharding.make_mesh("fsdp:1")
+    self._plan = plan(suite, files, size, seed, folder / "models", mesh, stop)
+
+  @property
+  def name(self) -> str:
+    """For people."""
+    return f"{self.size}/{self.seed}"
+
+  def run(self, say: Say) -> Result:
+    """Does what is missing.
+
+    Returns:
+      `lines`: what contestants came to, one for each pool, contestant, search seed and budget, those of
+      before, too; `references` and `attainable` likewise; `failed`: sentences by the name of the cell.
+
+    Raises:
+      errors.Stopped: it was asked to; the same call continues.
+    """
+    found: Result = {"lines": [], "references": [], "attainable": [], "failed": {}}
+    trained = self._do(self._plan.cells, say)
+    found["failed"] |= trained.failed
+    for pool in self._plan.pools:
+      if self._kinds and pool.kind not in self._kinds:
+        continue
+      if missing := [name for name, member in pool.members.items() if not member.folder.is_dir()]:
+        found["failed"][pool.name] = f"the training of {missing[0]!r} failed."
+        continue
+      for part, rows in self._pool(pool, found["failed"], say).items():
+        found[part] += rows
+      gc.collect()  # programs and parameters of a pool that is done
+    return found
+
+  def _pool(self, pool: Pool, failed: dict[str, str], say: Say) -> dict[str, list[Result]]:
+    suite = self._tasks(pool)
+    scores = Scores(pool, suite, self._stop)
+    about = {"pool": scores.bench.digests(), "draws": self._suite.bootstrap}
+    first = Cell(
+      "known", f"{pool.name} known points", about, lambda: contest.known(scores, self._suite.bootstrap)
+    )
+    cells, places = [first] if self._names or self._attainable else [], []
+    for name in self._suite.contestants:
+      for seed in self._suite.search_seeds:
+        cell = self._search(scores, name, seed, about)
+        places.append((name, seed, cell))
+        if name in self._names:
+          cells.append(cell)
+    done = self._do(cells, say)
+    failed |= done.failed
+    where = {"size": pool.size, "kind": pool.kind, "seed": pool.seed, "part": self._suite.part_of(pool.seed),
+             "count": len(pool.members)}  # fmt: skip
+    known = self._store.get(first.key)
+    lines = []
+    for name, seed, cell in places:
+      if (result := self._store.get(cell.key)) is not None:
+        seconds = known["seconds"] if known else None
+        who = where | {"contestant": name, "search_seed": seed, "cell": cell.key}
+        lines += [who | _short(answer, seconds) for answer in result["answers"]]
+    references = [] if known is None else [
+      where | {"row": row, "known": len(known["records"]), "cell": first.key} | _short(one)
+      for row, one in known["rows"].items()
+    ]  # fmt: skip
+    most = [] if known is None else self._most(scores, known, about, failed, say)
+    return {"lines": lines, "references": references, "attainable": [where | _short(one) for one in most]}
+
+  def _most(
+    self, scores: Scores, known: Result, about: dict[str, Any], failed: dict[str, str], say: Say
+  ) -> list[Result]:
+    """What is attainable in each space, as far as it is there or asked for."""
+    options, draws = self._suite.attainable, self._suite.bootstrap
+    if options is None:
+      return []
+
+    @functools.cache
+    def ground() -> attainable.Ground:
+      return attainable.ground(scores.bench, self._splits, known, contest.reference(scores), draws)
+
+    def cell(space: str, values: Result, work: Callable[..., Result]) -> Cell:
+      words = f"{scores.pool.name} attainable {space}"
+      return Cell("attainable", words, about | {"space": space} | values, lambda: work(ground()))
+
+    ascents = {name: getattr(options, name) for name in ("steps", "rate", "temperature", "checks")}
+    cells = [
+      cell(space, ascents, functools.partial(attainable.ascent, space=space, options=options))
+      for space in options.spaces
+    ]
+    for name, ranges in options.numbers.items():
+      values = {
+        "ranges": {key: list(pair) for key, pair in ranges.items()},
+        "evaluations": options.evaluations,
+      }
+      work = functools.partial(attainable.numbers, name=name, ranges=ranges, options=options)
+      cells.append(cell(name, values, work))
+    if self._attainable:
+      failed |= self._do(cells, say).failed
+    return [result for cell in cells if (result := self._store.get(cell.key)) is not None]
+
+  def _search(self, scores: Scores, name: str, seed: int, about: dict[str, Any]) -> Cell:
+    one = self._suite.contestants[name]
+    spec = {"pool": about["pool"], "contestant": msgspec.to_builtins(one), "seed": seed}
+    budgets = self._suite.budgets_of(scores.count)
+    # A journal is that of all budgets: larger ones go on with it.
+    path = self._folder / "journals" / f"{Cell('journal', '', spec, dict).key}.jsonl"
+
+    def work() -> Result:
+      path.parent.mkdir(exist_ok=True)
+      return contest.run(scores, one, seed, budgets, Journal(path), self._suite.bootstrap)
+
+    words = f"{scores.pool.name} {name} {seed}"
+    return Cell("contest", words, spec | {"budgets": list(budgets), "draws": about["draws"]}, work)
+
+  def _tasks(self, pool: Pool) -> TaskSuite:
+    """The tasks, as models of this size take them."""
+    opened = [checkpoints.open(member.folder) for member in pool.members.values()]
+    return suites.task_suite(self._splits, opened, Evals(), mesh=sharding.make_mesh("fsdp:1"))
+
+  @functools.cached_property
+  def _splits(self) -> dict[str, Any]:
+    return data.split(self._files, self._suite.data)
+
+  def _do(self, cells: Sequence[Cell], say: Say) -> Outcome:
+    missing = [cell.name for cell in cells if self._store.get(cell.key) is None]
+
+    def progress(done: int, name: str) -> None:
+      if name in missing:
+        say(f"{self.name}: {missing.index(name) + 1} of {len(missing)}: {name}")
+
+    return run(cells, self._store, stop=self._stop, progress=progress)
+
+
+def _short(answer: Result, seconds: float | None = None) -> Result:
+  """A line: an answer without what every example scored, with the seconds that its evaluations take."""
+  line = {key: value for key, value in answer.items() if key not in LONG}
+  if seconds is not None:
+    line["evaluating"] = round(seconds * answer["evaluations"], 3)
+  return line
+
+
+def units(suite: Pools, parts: Collection[str]) -> Iterator[tuple[str, int]]:
+  """Sizes and seeds of the chosen parts of the seeds, the largest models first: they take longest."""
+  for size in reversed(list(suite.sizes)):
+    for part, seeds in suite.seeds.items():
+      for seed in seeds if part in parts else ():
+        yield size, seed
