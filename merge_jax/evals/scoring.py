@@ -16,7 +16,7 @@ from merge_jax import sharding
 from merge_jax.evals import metrics
 from merge_jax.evals.batching import Batches, Bucket
 from merge_jax.evals.examples import Examples
-from merge_jax.evals.tasks import Task
+from merge_jax.evals.tasks import Task, units
 
 Apply = Callable[..., Array]
 
@@ -29,11 +29,13 @@ class Scorer:
     function: traceable; combine it with a merge in one `jit`.
     batches: device arrays, passed as an argument (a closure would bake them in as constants).
     tasks: whose examples are scored.
+    groups: which of their examples are not independent, see `tasks.units`.
   """
 
   function: Callable[[Any, Any], Array]
   batches: Any
   tasks: tuple[Task, ...]
+  groups: np.ndarray | None = None
 
   def read(self, values: Array) -> Examples:
     """The function's result on the host."""
@@ -42,6 +44,7 @@ class Scorer:
       tuple(metrics.named(task.metric).sign for task in self.tasks),
       tuple(len(task.examples) for task in self.tasks),
       np.asarray(values, np.float64),
+      self.groups,
     )
 
 
@@ -113,7 +116,7 @@ def make_scorer(
     data = jax.device_put(data)
   else:
     data = jax.tree.map(lambda x: sharding.put(x, mesh, P(None, sharding.ROWS) if x.ndim > 1 else P()), data)
-  return Scorer(function, data, tuple(tasks))
+  return Scorer(function, data, tuple(tasks), units(tasks))
 
 
 def _target_table(task: Task) -> tuple[np.ndarray, np.ndarray]:
