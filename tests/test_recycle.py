@@ -41,7 +41,6 @@ def job(world, output, **options):
     "search": {"budget": 14, "fitness_source": "auto"},
     "evals": {"max_shapes": 1},  # one program to compile
     "placement": {"mesh": "fsdp:1"},
-    "bootstrap": 50,
   }
   return settings.from_mapping(values | options)
 
@@ -86,7 +85,7 @@ def test_merges_along_a_run_are_known_points(world, tmp_path):
 def test_result_has_what_the_design_says(world, finished):
   output, result = finished
   assert sorted(p.name for p in output.iterdir() if not p.name.startswith(".")) == sorted(
-    ["manifest.json", "journal.jsonl", "result.json", "report.html", "figures", "merged"]
+    ["manifest.json", "journal.jsonl", "items.jsonl", "result.json", "report.html", "figures", "merged"]
   )
   assert result == json.loads((output / "result.json").read_text())
   names = [row["name"] for row in result["rows"]]
@@ -104,7 +103,7 @@ def test_result_has_what_the_design_says(world, finished):
   searched = [r for r in records if r["split"] == "search" and r["kind"] != "search_mean"]
   assert len(searched) == 14 == result["cost"]["evaluations"]
   assert {r["split"] for r in records[14:]} == {"search", "validation", "test"}
-  assert all((r["examples"] is not None) == (r["split"] == "test") for r in records)
+  assert all((r["examples"] is not None) == (r["split"] in ("validation", "test")) for r in records)
   fields = ("split", "index", "generation", "kind", "method", "point", "scores", "fitness", "seconds")
   assert all(field in record for record in records for field in fields)
   assert {(r["kind"] == "cma_es", r["method"]) for r in searched} == {
@@ -260,7 +259,7 @@ def killer(world, output, at, seconds=None):
   plain = {
     "checkpoints": [str(p) for p in world[1]], "base": str(world[0] / "pool" / "base"),
     "tasks": [f"{world[2][0]}:loss", str(world[2][1])], "output_dir": str(output),
-    "search": {"budget": 14, "fitness_source": "auto"}, "evals": {"max_shapes": 1}, "bootstrap": 50,
+    "search": {"budget": 14, "fitness_source": "auto"}, "evals": {"max_shapes": 1},
     "placement": {"mesh": "fsdp:1"},
   }  # fmt: skip
   path.write_text(json.dumps(plain))
@@ -348,7 +347,7 @@ def test_a_process_that_was_told_of_another_job_does_no_part_of_this_one(world, 
     ({"search": {"budget": 13, "fitness_source": "auto"}}, r"config.search.budget: 14 -> 13"),
     ({"search": {"budget": 14, "fitness_source": "auto", "seed": 1}}, r"config.search.seed: 0 -> 1"),
     ({"base": ""}, r"config.base"),
-    ({"bootstrap": 51}, r"config.bootstrap: 50 -> 51"),
+    ({"items": "no"}, r"config.items: auto -> no"),
   ],
 )
 def test_another_config_is_refused(world, finished, options, message):
@@ -456,7 +455,8 @@ def test_outputs_may_lie_beside_the_inputs(world, tmp_path):
     ),
     ({"evals": {"max_shapes": 0}}, "max_shapes is 0"),
     ({"evals": {"batch_tokens": -5}}, "batch_tokens is -5"),
-    *(({"bootstrap": value}, f"bootstrap is {value}") for value in (0, -1, 10**12)),
+    *(({"search": {"caution": value}}, f"caution is {value}") for value in (-1.0, float("nan"), 1e9)),
+    ({"items": "maybe"}, "unknown items 'maybe'"),
     *(({"splits": {"limits": value}}, "limits") for value in (["a", 1, 1], [1.5, 1, 1], [1, 1], [-1, 0, 0])),
     ({"scorer": {"nan": "maybe"}}, "scorer.nan 'maybe'"),
     ({"scorer": {"timeout": -1.0}}, "timeout is -1"),

@@ -50,7 +50,7 @@ DESIGNS = {
 
 
 def covered(design, trials, seed=0, effect=0.3):
-  """How often value ± 1.96 errors holds the truth: of a score, of a gain, of a gain if units are overlooked."""
+  """How often value ± 1.96 errors holds the truth: a score, a gain, a gain if units are overlooked."""
   units, sizes, shared = DESIGNS[design]
   generator, found = np.random.default_rng(seed), []
   for _ in range(trials):
@@ -136,7 +136,10 @@ def test_what_shares_a_group_shares_a_split_in_all_tasks():
   b = evals.Task("b", "loss", tuple(example(f"b{i}", f"g{i % 60}") for i in range(200)))
   where = placed(evals.split([a, b]))
   for group in range(60):
-    assert len({where[f"a{i}"] for i in range(group, 300, 60)} | {where[f"b{i}"] for i in range(group, 200, 60)}) == 1
+    assert (
+      len({where[f"a{i}"] for i in range(group, 300, 60)} | {where[f"b{i}"] for i in range(group, 200, 60)})
+      == 1
+    )
   assert where == placed(evals.split([b, a])) and evals.split([a, b]).groups == 60
   assert {**where, **placed(evals.split([a]))} == where  # another task moves nothing
 
@@ -153,7 +156,9 @@ def test_without_groups_splits_are_those_of_the_prompt():
 def test_ids_and_prompts_tie_what_they_share():
   several = [example(f"p{i}", id=f"i{i // 3}") for i in range(240)]
   same = [example(f"p{i}", "g") for i in (0, 90)]  # these prompts bring two ids into one group
-  made = evals.split([evals.Task("a", "loss", tuple(several)), evals.Task("b", "loss", tuple(same * 2))], (1.0, 0, 0))
+  made = evals.split(
+    [evals.Task("a", "loss", tuple(several)), evals.Task("b", "loss", tuple(same * 2))], (1.0, 0, 0)
+  )
   units = {e.prompt: e.group for task in made.tasks["search"] for e in task.examples}
   assert {units[f"p{i}"] for i in (0, 1, 2, 90, 91, 92)} == {"g"}
   assert units["p3"] == units["p4"] == units["p5"] == "p3" and made.repeated == 80 and made.duplicates == 2

@@ -76,7 +76,7 @@ def resampled(examples: Examples, draws: int = 1000, seed: int = 0) -> Floats:
   different, groups = np.unique(examples.units, return_inverse=True)
   start, columns = 0, []
 
-  def times(count: int) -> Floats:
+  def times(count: int) -> np.ndarray:
     return generator.multinomial(count, np.full(count, 1 / count), size=draws)
 
   drawn = times(len(different)) if len(different) < len(groups) else None

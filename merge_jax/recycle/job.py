@@ -20,6 +20,7 @@ from merge_jax.recycle.problem import Problem, build
 from merge_jax.recycle.settings import Settings
 from merge_jax.recycle.work import Work
 from merge_jax.search.final import FINALISTS
+from merge_jax.search.items import Items
 from merge_jax.search.journal import Journal, Record
 from merge_jax.search.loop import SPLIT, search
 from merge_jax.search.point import Candidate
@@ -134,7 +135,11 @@ def _run(
   stop: Callable[[], bool],
   profile: bool,
 ) -> dict[str, Any]:
-  journal = Journal(run.path / folders.JOURNAL)
+  journal, items = Journal(run.path / folders.JOURNAL), None
+  if problem.items:
+    run.add([folders.ITEMS])
+    ids = {split: problem.suite.ids(split) for split in problem.suite.splits}
+    items = Items(run.path / folders.ITEMS, journal.records, ids)
   known = len(journal.records)
   if known:
     say(f"resuming after {known} evaluations")
@@ -146,10 +151,10 @@ def _run(
     if stop() and len(journal.records) > known:
       raise Stopped(f"Stopped after {len(journal.records)} evaluations; the same command continues.")
 
-  found = search(problem.propose, work, journal, problem.fitness, problem.budget, progress=after)
+  found = search(problem.propose, work, journal, problem.fitness, problem.budget, items=items, progress=after)
   say("search done; scoring finalists on validation and test examples")
   say(_times(work, found.records))
-  result, chosen = results.conclude(problem, work, journal, found, after)
+  result, chosen = results.conclude(problem, work, journal, items, found, after)
   if profile:
     _profile(run, work, chosen, say)
   with run.new_folder(folders.MERGED) as partial:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from merge_jax.errors import shown
 from merge_jax.search.fitness import Fitness
+from merge_jax.search.items import Examples, Items
 from merge_jax.search.journal import Journal, Record
 from merge_jax.search.point import Candidate, Point
 from merge_jax.search.scores import nullable, nullables
@@ -21,12 +22,8 @@ MEAN = "search_mean"
 """Kind of the mean of a proposer's distribution: scored on the search's examples, but no step of it."""
 REPORTED = "test"
 """The split of which every example is kept, for the errors of what is reported."""
-
-
-class Examples(Protocol):
-  """What every example scored; see `merge_jax.evals.Examples`."""
-
-  def to_plain(self) -> dict[str, Any]: ...
+CHOOSING = "validation"
+"""The split of which every example is kept with its loss, which a fitness may be of, for the choice."""
 
 
 class Evaluation(Protocol):
@@ -92,6 +89,7 @@ def search(
   fitness: Fitness,
   budget: Budget,
   *,
+  items: Items | None = None,
   progress: Progress = lambda record: None,
 ) -> Result:
   """Runs or resumes a search.
@@ -102,6 +100,7 @@ def search(
     journal: what it holds is replayed, not evaluated again.
     fitness: written beside the scores, for the reader.
     budget: when to stop; with a larger one a journal continues as if it had been so from the start.
+    items: where what every example scored is kept, too.
     progress: called after each record, replayed ones included.
 
   Raises:
@@ -130,7 +129,7 @@ def search(
         _compare(record, candidate)
       known = [*here, *[None] * (len(chunk) - len(here))]
       index = len(records) + len(here)
-      made = _scored(objective, journal, SPLIT, chunk, known, index, generation, fitness_of)
+      made = _scored(objective, journal, items, SPLIT, chunk, known, index, generation, fitness_of)
       records += made
       told += made
       for record in made:
@@ -146,6 +145,7 @@ def measure(
   objective: Objective,
   journal: Journal,
   *,
+  items: Items | None = None,
   progress: Progress = lambda record: None,
 ) -> list[Record]:
   """Scores candidates on the examples of another split; what the journal holds is not scored again.
@@ -153,7 +153,7 @@ def measure(
   Args:
     candidates: in order; equal merges are scored once.
     split: "validation", "test" or "heldout".
-    objective, journal: as for `search`.
+    objective, journal, items: as for `search`.
     progress: called after each new record.
 
   Returns:
@@ -168,7 +168,7 @@ def measure(
   for chunk in _chunks(different, objective.batch):
     known = [find(records, candidate) for candidate in chunk]
     index = len(journal.of(split))
-    scored = _scored(objective, journal, split, chunk, known, index, 0, lambda evaluation: None)
+    scored = _scored(objective, journal, items, split, chunk, known, index, 0, lambda evaluation: None)
     made += scored
     for record, old in zip(scored, known, strict=True):
       if old is None:
@@ -189,6 +189,7 @@ def _chunks(candidates: Sequence[Candidate], size: int) -> Iterator[list[Candida
 def _scored(
   objective: Objective,
   journal: Journal,
+  items: Items | None,
   split: str,
   candidates: Sequence[Candidate],
   known: Sequence[Record | None],
@@ -205,21 +206,24 @@ def _scored(
   start = time.perf_counter()
   evaluations = objective.evaluate(candidates, split)
   seconds = round((time.perf_counter() - start) / len(candidates), 6)
-  records, new = [], []
+  records, new, examples = [], [], []
   for candidate, old, evaluation in zip(candidates, known, evaluations, strict=True):
     if old is not None:
       records.append(old)
       continue
     losses = None if evaluation.losses is None else nullables(evaluation.losses)
-    kept = evaluation.examples if split == REPORTED else None
+    kept = evaluation.examples if split in (REPORTED, CHOOSING) else None
     record = Record(
       split, index, generation, candidate.kind, candidate.method, candidate.point,
       nullables(evaluation.scores), losses, fitness_of(evaluation), seconds,
-      None if kept is None else kept.to_plain(),
+      None if kept is None else kept.to_plain(losses=split == CHOOSING),
     )  # fmt: skip
     records.append(record)
     new.append(record)
+    examples.append(evaluation.examples)
     index += 1
+  if items is not None:
+    items.append(new, examples)
   journal.append(*new)
   return records
 
