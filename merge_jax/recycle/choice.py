@@ -43,11 +43,12 @@ def paired_errors(
   """
   values = fitness.values([r.scores for r in records.values()], [r.losses for r in records.values()])
   slopes = dict(zip(records, fitness.slopes(values, singles), strict=True))
+  loss = fitness.uses_losses and any(record.losses is not None for record in records.values())
   found = {
-    name: uncertainty.influences(one, slopes[name], loss=fitness.uses_losses and records[name].losses is not None)
+    name: uncertainty.influences(one, slopes[name], loss=loss)
     for name, one in examples.items()
     if one is not None
-  }  # fmt: skip
+  }
 
   def error(one: str, other: str) -> float | None:
     known = one in found and other in found

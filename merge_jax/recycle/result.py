@@ -80,12 +80,14 @@ def conclude(
   lowest = np.where(np.isfinite(singles), singles, np.inf).min(axis=0)
   reference = np.where(np.isfinite(lowest), lowest, 0.0)
   sizes = {split: suite.sizes(split) for split in suite.splits}
+  groups = {split: suite.groups(split) for split in suite.splits}
   result = {
     "checkpoints": problem.labels,
     "tasks": [
       task._asdict() | {"examples": {s: n[task.name] for s, n in sizes.items() if task.name in n}}
       for task in suite.tasks
     ],
+    "units": {split: len(np.unique(some)) for split, some in groups.items() if some is not None},
     "selected_from": selected,
     "choice": choice._asdict() | {"caution": problem.settings.search.caution},
     "not_corrected": unknown,

@@ -136,7 +136,7 @@ def _parts(path: Remote) -> list[Remote]:
 
 
 def _joined(parts: list[Remote], mend: bool) -> bytes:
-  """The lines of all objects; of one that lost its end, which no kill can do, those before it, or ValueError."""
+  """The lines of all objects; where one lost its end, which no kill can do, those before it or ValueError."""
   contents = side_by_side(read_bytes, parts)
   for i, (file, content) in enumerate(zip(parts, contents, strict=True)):
     if not content.endswith(b"\n"):
