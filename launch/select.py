@@ -13,12 +13,8 @@ from . import _common
 
 _RUN = flags.DEFINE_string("run", None, "Output folder of launch.recycle.", required=True)
 _CANDIDATE = flags.DEFINE_integer("candidate", None, "Number of an evaluation, from 0 as in the journal.", 0)
-_WEIGHTS = flags.DEFINE_string(
-  "task_weights", "", "Take the point of the best mean with these: code=2,math=1."
-)
-_FLOORS = flags.DEFINE_multi_string(
-  "at_least", [], "A score that it must have: math=.6; for a loss, at most."
-)
+_WEIGHTS = flags.DEFINE_string("task_weights", "", "Take the best mean with these: code=2,math=1.")
+_FLOORS = flags.DEFINE_multi_string("at_least", [], "A score it must have: math=.6; for a loss, at most.")
 _OUTPUT = flags.DEFINE_string("output_dir", "", "Folder to write; default: selected-N in the run's.")
 
 

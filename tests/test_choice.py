@@ -10,6 +10,7 @@ from merge_jax.search.journal import Record
 from merge_jax.search.point import Point
 
 ROWS = ("best_single", "uniform", "greedy", "search_best", "search_mean")
+SEARCHED = (0.1, 0.3, 0.2, 0.9, 0.9)
 FITNESS = search.Fitness(("a",), (1.0,), source="metric")
 
 
@@ -32,15 +33,15 @@ def chosen(searched, validation, errors=None, caution=1.0):
 @pytest.mark.parametrize(
   ("searched", "validation", "errors", "caution", "name", "why"),
   [
-    ((0.1, 0.3, 0.2, 0.9, 0.9), (0.5, 0.5, 0.5, 0.52, 0.51), 0.02, 1.0, "uniform", "uniform stays, the best kn"),
-    ((0.1, 0.3, 0.2, 0.9, 0.9), (0.5, 0.5, 0.5, 0.53, 0.51), 0.02, 1.0, "search_best", "gain .0.0300 ± 0.0200"),
-    ((0.1, 0.3, 0.2, 0.9, 0.9), (0.53, 0.5, 0.5, 0.53, 0.51), 0.02, 1.0, "best_single", "replaces uniform"),
-    ((0.1, 0.3, 0.2, 0.9, 0.9), (0.5, 0.5, 0.5, 0.53, 0.51), 0.02, 2.0, "uniform", "does not exceed 2 paired"),
-    ((0.1, 0.3, 0.2, 0.9, 0.9), (0.4, 0.5, 0.6, 0.53, 0.7), 0.02, 0.0, "search_mean", "highest fitness on"),
-    ((0.1, 0.3, 0.2, 0.9, 0.9), (0.5, 0.5, 0.5, 0.5, 0.5), 0.02, 0.0, "best_single", "highest fitness on"),
-    ((0.1, 0.3, 0.2, 0.9, 0.9), (0.5, 0.5, 0.5, 0.5, 0.5), 0.02, 1.0, "uniform", "stays"),
-    ((0.1, 0.3, 0.3, 0.9, 0.9), (0.5, 0.5, 0.5, 0.5, 0.501), None, 1.0, "search_mean", "is not known"),
-    ((0.1, 0.2, 0.3, 0.3, 0.9), (0.1, 0.5, 0.5, 0.5, 0.5), 0.0, 1.0, "uniform", "as good on validation as greedy"),
+    (SEARCHED, (0.5, 0.5, 0.5, 0.51, 0.505), 0.02, 1.0, "uniform", "uniform stays, the best known point"),
+    (SEARCHED, (0.5, 0.5, 0.5, 0.53, 0.51), 0.02, 1.0, "search_best", "gain +0.0300 ± 0.0200"),
+    (SEARCHED, (0.53, 0.5, 0.5, 0.53, 0.51), 0.02, 1.0, "best_single", "replaces uniform"),
+    (SEARCHED, (0.5, 0.5, 0.5, 0.53, 0.51), 0.02, 2.0, "uniform", "does not exceed 2 paired errors"),
+    (SEARCHED, (0.4, 0.5, 0.6, 0.53, 0.7), 0.02, 0.0, "search_mean", "highest fitness on"),
+    (SEARCHED, (0.5, 0.5, 0.5, 0.5, 0.5), 0.02, 0.0, "best_single", "highest fitness on"),
+    (SEARCHED, (0.5, 0.5, 0.5, 0.5, 0.5), 0.02, 1.0, "uniform", "stays"),
+    (SEARCHED, (0.5, 0.5, 0.5, 0.5, 0.501), None, 1.0, "search_mean", "is not known"),
+    ((0.1, 0.2, 0.3, 0.3, 0.9), (0.1, 0.5, 0.5, 0.5, 0.5), 0.0, 1.0, "uniform", "as good on validation"),
     ((None, 0.2, 0.3, 0.3, 0.9), (0.1, 0.5, None, 0.6, 0.5), 0.01, 1.0, "search_best", "replaces uniform"),
     ((None, None, None, 0.3, 0.9), (0.1, 0.5, None, 0.6, 0.5), 0.01, 1.0, "search_best", "highest fitness"),
   ],
@@ -48,7 +49,7 @@ def chosen(searched, validation, errors=None, caution=1.0):
 def test_the_rule(searched, validation, errors, caution, name, why):
   found = chosen(searched, validation, errors, caution)
   assert found.name == name
-  assert why.replace(".0.0", "+0.0") in found.why and found.why.endswith(".") and "_" not in found.why
+  assert why in found.why and found.why.endswith(".") and "_" not in found.why
 
 
 def test_without_caution_it_is_the_highest_validation_fitness():
@@ -74,7 +75,7 @@ def of_outcomes(row, tasks=1):
 
 
 def rates(truths, caution, pools=250, seed=0):
-  """How often the incumbent was replaced, and the mean true gain over it: 400 search, 200 validation examples."""
+  """How often the incumbent is replaced, and the true gain over it; 400 search, 200 validation examples."""
   generator, replaced, gained = np.random.default_rng(seed), [], []
   for _ in range(pools):
     searched = outcomes(generator, truths, 400).mean(axis=1)
@@ -106,16 +107,16 @@ def corrected(models, choose=None):
   best = choose or (
     lambda some: {"best": int(np.argmax([np.mean(list(one.scores().values())) for one in some]))}
   )
-  made = crossfit.crossfit(models, best, times=2)
+  made = crossfit.crossfit(models, best, times=1)
   return np.mean([list(one.scores().values()) for one in made["best"]])
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.02])
 def test_the_corrected_score_is_that_of_new_examples(spread):
-  """30 models, 240 examples of two tasks: mean over 120 pools, against the true accuracy of the chosen one."""
+  """20 models, 240 examples of two tasks: mean over 60 pools, against the true accuracy of the chosen one."""
   generator, found = np.random.default_rng(1), []
-  for _ in range(120):
-    truths = 0.6 + spread * generator.normal(size=30)
+  for _ in range(60):
+    truths = 0.6 + spread * generator.normal(size=20)
     rows = outcomes(generator, truths, 240, alike=0.7)
     models = [of_outcomes(row, 2) for row in rows]
     scores = np.mean([list(one.scores().values()) for one in models], axis=1)

@@ -46,9 +46,9 @@ def select(
     say: called with each line.
 
   Returns:
-    `candidate`, its number; `method`, `weights`, `numbers`; `output`; `tasks`, by name the score of the run's
-    selected merge (`selected`), of this one (`score`), what is gained (higher is better) and its paired error;
-    `average` likewise.
+    `candidate`, its number; `method`, `weights`, `numbers`; `output`; `tasks`, by name the score of the
+    run's selected merge (`selected`), of this one (`score`), the gain (higher is better) and its paired
+    error; `average` likewise.
 
   Raises:
     Refused: no finished run, or inputs that changed since.
@@ -131,13 +131,12 @@ def _wished(fitness: Fitness, records: Sequence[Record], weights: str, at_least:
     at = fitness.tasks.index(name)
     fits &= points[:, at] >= fitness.signs[at] * floor
     top = best(points[:, at])
-    most = (
-      "none is finite" if top is None else f"{fitness.signs[at] * points[top, at]:.4g} of candidate {top}"
-    )
-    reached.append(f"the best score of {name} is {most}")
+    if top is not None:
+      reached.append(f"the best of {name} is {fitness.signs[at] * points[top, at]:.4g} (candidate {top})")
   found = best(np.where(fits, fitness.of(records), np.nan))
   if found is None:
-    raise ValueError(f"No evaluated point has the scores of --at_least: {'; '.join(reached)}.")
+    reasons = "; ".join(reached) or "no score is finite"
+    raise ValueError(f"No evaluated point has the scores that are asked for: {reasons}.")
   return records[found]
 
 
@@ -201,5 +200,5 @@ def _told(made: Mapping[str, Any], chosen: Record, problem: Problem) -> list[str
     lines.append("Without errors: items.jsonl does not have what each example scored.")
   return [
     *lines,
-    "These examples chose the points, so that their scores are too good; test scores are not known.",
+    "These examples led the search, so that the scores are too good; test examples were not asked.",
   ]

@@ -67,8 +67,8 @@ def _builtin(settings: Settings, pool: Sequence[Checkpoint], mesh: Mesh) -> Suit
     )
   if made.repeated:
     notes.append(
-      f"{made.repeated} ids stand in one task with several prompts; these count as forms of one item. If they "
-      "are not, give the lines ids of their own, or none."
+      f"{made.repeated} ids stand in one task with several prompts; these count as forms of one item. If "
+      "they are not, give the lines ids of their own, or none."
     )
   if settings.heldout_tasks:
     splits["heldout"] = _heldout(settings.heldout_tasks, tasks, [*splits["search"], *splits["validation"]])
@@ -126,6 +126,7 @@ def _heldout(
   if both or same:
     what = f"{both} prompts" if both else f"{same} groups of examples"
     raise ValueError(
-      f"{what} of the held-out tasks stand in the search or validation examples; held-out tasks must share none."
+      f"{what} of the held-out tasks stand in the search or validation examples; held-out "
+      "tasks must share none."
     )
   return heldout

@@ -48,8 +48,8 @@ def trust(result: Mapping[str, Any]) -> list[str]:
   """How far the answer can be trusted: what could be seen, why it was chosen, how much of it was luck."""
   lines = []
   least = {line["row"]: line.get("detectable") for line in result["differences"]}
-  seen = [(name, over) for name, over in (("best_single", "best single checkpoint"), ("uniform", "uniform soup"))
-          if least.get(name)]  # fmt: skip
+  against = {"best_single": "best single checkpoint", "uniform": "uniform soup"}
+  seen = [(name, over) for name, over in against.items() if least.get(name)]
   if seen:
     gains = " or ".join(f"{least[name]:.3f} over the {over}" for name, over in seen)
     count = sum(task["examples"].get("test", 0) for task in result["tasks"])
@@ -62,8 +62,8 @@ def trust(result: Mapping[str, Any]) -> list[str]:
   for split in ("search", "validation"):
     if (corrected := row.get(f"{split}_corrected")) is not None:
       lines.append(
-        f"On {split} examples, which chose it, it scores {number(row[split]['average'])}; by examples that did "
-        f"not choose, {number(corrected['average'])}."
+        f"On {split} examples, which chose it, it scores {number(row[split]['average'])}; with the luck of "
+        f"being chosen taken away, {number(corrected['average'])}."
       )
   if result.get("not_corrected"):
     lines.append(f"Search scores are too good, and cannot be corrected: {result['not_corrected']}.")
