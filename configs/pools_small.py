@@ -104,7 +104,6 @@ def get_config() -> config_dict.ConfigDict:
   c.budgets = (25, 50, 150)
   c.opening = 10
   c.search_seeds = (0,)
-  c.bootstrap = 1000
   paper = {"proposer": "cma_es", "method": "linear", "space": "simplex", "start": "uniform", "known": False}
   c.contestants = config_dict.ConfigDict({
     "known points": {"proposer": "known"},

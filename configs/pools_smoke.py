@@ -34,7 +34,6 @@ def get_config() -> config_dict.ConfigDict:
   c.budgets = (9, 12)
   c.opening = 2
   c.search_seeds = (0,)
-  c.bootstrap = 50
   c.contestants = config_dict.ConfigDict({
     "known points": {"proposer": "known"},
     "CMA-ES cold": {

@@ -22,7 +22,7 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c.tasks = ()  # path or path:metric
   c.heldout_tasks = ()
   c.output_dir = ""
-  c.bootstrap = 1000
+  c.items = "auto"  # yes, no: what every example scored in every evaluation, in items.jsonl
   c.allow_version_change = False
   c.allow_topology_change = False
 
@@ -66,6 +66,7 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c.search.fitness_source = "metric"  # loss, auto
   c.search.task_weights = ""  # of the fitness: code=2,math=1
   c.search.competitors = 16  # wrong tokens at each target position that a surrogate learns from
+  c.search.caution = 1.0  # paired errors by which a finalist must beat the best known point; 0: any gain
   c.search.steps = ()  # of checkpoints of one run: merges along it are known points, too
   if mode == "paper":
     c.search.method, c.search.space, c.search.start = "linear", "simplex", "uniform"

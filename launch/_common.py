@@ -224,5 +224,6 @@ def recycle_and_show(job: Settings, overwrite: bool, profile: bool = False) -> d
     for bar in bars.values():
       bar.close()
   print(f"\n{reports.console(result)}\n\n{reports.headline(result)}")
+  print(*reports.trust(result), sep="\n")
   print(f"report: {job.folder}/report.html\nmerged: {job.folder}/merged")
   return result

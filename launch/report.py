@@ -31,7 +31,8 @@ def main() -> None:
     )
   with storage.locked(folder):
     recycle.write_report(run, result)
-  print(f"{reports.console(result)}\n\n{reports.headline(result)}\nreport: {folder}/report.html")
+  print(f"{reports.console(result)}\n\n{reports.headline(result)}", *reports.trust(result), sep="\n")
+  print(f"report: {folder}/report.html")
 
 
 if __name__ == "__main__":

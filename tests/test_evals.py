@@ -116,7 +116,7 @@ def test_packing_is_optimal_and_tight():
       assert ends[-1] == 9 and len(ends) <= shapes and cost == best
 
 
-def test_bootstrap_errors_are_those_of_the_mean():
+def test_errors_are_those_of_the_mean():
   generator = np.random.default_rng(0)
   hits = (generator.random((2, 500)) < np.array([[0.3], [0.8]])).astype(float)
   ones = np.ones(500)
@@ -124,8 +124,8 @@ def test_bootstrap_errors_are_those_of_the_mean():
   examples = evals.Examples(("a", "b"), (1.0, 1.0), (500, 500), values)
   errors = uncertainty.standard_errors(examples)
   exact = [np.sqrt(h.var() / 500) for h in hits]
-  np.testing.assert_allclose([errors["a"], errors["b"]], exact, rtol=0.1)
-  np.testing.assert_allclose(errors["average"], np.hypot(*exact) / 2, rtol=0.1)
+  np.testing.assert_allclose([errors["a"], errors["b"]], exact, rtol=0.002)
+  np.testing.assert_allclose(errors["average"], np.hypot(*exact) / 2, rtol=0.002)
   gain, error = uncertainty.paired_difference(examples, examples)
   assert gain == 0.0 and error == 0.0
   worse = values.copy()
@@ -133,7 +133,7 @@ def test_bootstrap_errors_are_those_of_the_mean():
   other = evals.Examples(examples.tasks, examples.signs, examples.counts, worse)
   gain, error = uncertainty.paired_difference(examples, other)
   np.testing.assert_allclose(gain, hits[0].mean() / 2)
-  np.testing.assert_allclose(error, exact[0] / 2, rtol=0.1)
+  np.testing.assert_allclose(error, exact[0] / 2, rtol=0.002)
 
 
 def test_losses_count_less_as_better():
@@ -145,19 +145,19 @@ def test_losses_count_less_as_better():
   assert uncertainty.paired_difference(low, high)[0] == 3.0
 
 
-@pytest.mark.parametrize(("draws", "count"), [(0, 5), (1, 5), (100, 1), (100, 0), (1000, 5)])
+@pytest.mark.parametrize("count", [0, 1, 5])
 @pytest.mark.parametrize("scale", [1.0, 0.0, np.nan, np.inf])
-def test_what_is_undefined_is_nan_without_a_warning(draws, count, scale):
+def test_what_is_undefined_is_nan_without_a_warning(count, scale):
   values = np.ones((4, count))
   values[0] = scale * np.arange(1, count + 1)
   values[1] = scale != 0.0
   examples = evals.Examples(("a",), (1.0,), (count,), values)
   (score,) = examples.scores().values()
-  errors = uncertainty.standard_errors(examples, draws)
-  gain, error = uncertainty.paired_difference(examples, examples, draws)
+  errors = uncertainty.standard_errors(examples)
+  gain, error = uncertainty.paired_difference(examples, examples)
   defined = scale == 1.0 and count > 0
   assert np.isfinite([score, gain]).tolist() == [defined] * 2
-  known = defined and count > 1 and draws > 1
+  known = defined and count > 1
   assert np.isfinite([errors["a"], errors["average"], error]).tolist() == [known] * 3
 
 

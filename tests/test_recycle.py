@@ -41,7 +41,6 @@ def job(world, output, **options):
     "search": {"budget": 14, "fitness_source": "auto"},
     "evals": {"max_shapes": 1},  # one program to compile
     "placement": {"mesh": "fsdp:1"},
-    "bootstrap": 50,
   }
   return settings.from_mapping(values | options)
 
@@ -86,7 +85,7 @@ def test_merges_along_a_run_are_known_points(world, tmp_path):
 def test_result_has_what_the_design_says(world, finished):
   output, result = finished
   assert sorted(p.name for p in output.iterdir() if not p.name.startswith(".")) == sorted(
-    ["manifest.json", "journal.jsonl", "result.json", "report.html", "figures", "merged"]
+    ["manifest.json", "journal.jsonl", "items.jsonl", "result.json", "report.html", "figures", "merged"]
   )
   assert result == json.loads((output / "result.json").read_text())
   names = [row["name"] for row in result["rows"]]
@@ -104,7 +103,7 @@ def test_result_has_what_the_design_says(world, finished):
   searched = [r for r in records if r["split"] == "search" and r["kind"] != "search_mean"]
   assert len(searched) == 14 == result["cost"]["evaluations"]
   assert {r["split"] for r in records[14:]} == {"search", "validation", "test"}
-  assert all((r["examples"] is not None) == (r["split"] == "test") for r in records)
+  assert all((r["examples"] is not None) == (r["split"] in ("validation", "test")) for r in records)
   fields = ("split", "index", "generation", "kind", "method", "point", "scores", "fitness", "seconds")
   assert all(field in record for record in records for field in fields)
   assert {(r["kind"] == "cma_es", r["method"]) for r in searched} == {
@@ -260,7 +259,7 @@ def killer(world, output, at, seconds=None):
   plain = {
     "checkpoints": [str(p) for p in world[1]], "base": str(world[0] / "pool" / "base"),
     "tasks": [f"{world[2][0]}:loss", str(world[2][1])], "output_dir": str(output),
-    "search": {"budget": 14, "fitness_source": "auto"}, "evals": {"max_shapes": 1}, "bootstrap": 50,
+    "search": {"budget": 14, "fitness_source": "auto"}, "evals": {"max_shapes": 1},
     "placement": {"mesh": "fsdp:1"},
   }  # fmt: skip
   path.write_text(json.dumps(plain))
@@ -348,7 +347,7 @@ def test_a_process_that_was_told_of_another_job_does_no_part_of_this_one(world, 
     ({"search": {"budget": 13, "fitness_source": "auto"}}, r"config.search.budget: 14 -> 13"),
     ({"search": {"budget": 14, "fitness_source": "auto", "seed": 1}}, r"config.search.seed: 0 -> 1"),
     ({"base": ""}, r"config.base"),
-    ({"bootstrap": 51}, r"config.bootstrap: 50 -> 51"),
+    ({"items": "no"}, r"config.items: auto -> no"),
   ],
 )
 def test_another_config_is_refused(world, finished, options, message):
@@ -456,7 +455,8 @@ def test_outputs_may_lie_beside_the_inputs(world, tmp_path):
     ),
     ({"evals": {"max_shapes": 0}}, "max_shapes is 0"),
     ({"evals": {"batch_tokens": -5}}, "batch_tokens is -5"),
-    *(({"bootstrap": value}, f"bootstrap is {value}") for value in (0, -1, 10**12)),
+    *(({"search": {"caution": value}}, f"caution is {value}") for value in (-1.0, float("nan"), 1e9)),
+    ({"items": "maybe"}, "unknown items 'maybe'"),
     *(({"splits": {"limits": value}}, "limits") for value in (["a", 1, 1], [1.5, 1, 1], [1, 1], [-1, 0, 0])),
     ({"scorer": {"nan": "maybe"}}, "scorer.nan 'maybe'"),
     ({"scorer": {"timeout": -1.0}}, "timeout is -1"),
@@ -814,3 +814,120 @@ def test_candidates_of_a_scorer_lie_in_the_run_and_are_cleared(world, tmp_path):
   (scratch / "killed" / "model").mkdir(parents=True)  # as SIGKILL leaves it
   result = run(world, tmp_path / "run", **options)
   assert result["rows"][0]["search"]["a"] == 1.0 and not scratch.exists()
+
+
+def test_the_answer_says_why_and_how_sure_it_is(finished):
+  output, result = finished
+  choice, rows = result["choice"], {row["name"]: row for row in result["rows"]}
+  assert choice["name"] == result["selected_from"] and choice["caution"] == 1.0
+  assert choice["incumbent"] in ("best_single", "uniform", "merge_best", "greedy")
+  assert choice["stderr"] is not None and choice["why"].endswith(".")
+  beaten = choice["name"] != choice["incumbent"]
+  assert beaten == (choice["gain"] > choice["stderr"]) or choice["gain"] == 0.0
+  for line in result["differences"]:
+    assert line["detectable"] == (pytest.approx(2.8 * line["stderr"]) if line["stderr"] else None)
+  sizes = [task["examples"]["test"] for task in result["tasks"]]
+  assert result["units"]["test"] == sum(sizes)
+  assert result["not_corrected"] is None
+  for name in ("best_single", "best_on_copy", "greedy", "search_best"):
+    assert set(rows[name]["search_corrected"]) == {"copy", "choose", "average"}
+  assert "search_corrected" not in rows["search_mean"]
+  assert set(rows["selected"]["validation_corrected"]) == {"copy", "choose", "average"}
+  page = (output / "report.html").read_text()
+  assert "could not be seen with these" in page and choice["why"].replace("'", "&#39;") in page
+
+
+def test_lost_items_cost_the_correction_alone(world, finished, tmp_path):
+  output, result = finished
+  copy = tmp_path / "copy"
+  shutil.copytree(output, copy)
+  (copy / "items.jsonl").unlink()
+  assert run(world, copy) == result  # finished is finished
+  (copy / "result.json").unlink()
+  again = run(world, copy)
+  assert again["not_corrected"] == "items.jsonl lacks 14 of 14 evaluations of the search"
+  assert again["selected_from"] == result["selected_from"] and again["differences"] == result["differences"]
+  assert not any("search_corrected" in row for row in again["rows"])
+  assert "cannot be corrected" in (copy / "report.html").read_text()
+
+
+def test_another_point_is_selected_without_an_evaluation(world, finished, tmp_path):
+  output, result = finished
+  copy, said = tmp_path / "copy", []
+  shutil.copytree(output, copy)
+  records = [r for r in journal_of(copy) if r["split"] == "search"]
+  before = contents(copy)
+  made = recycle.select(copy, task_weights="choose=1,copy=0", say=said.append)
+  best = max(records, key=lambda r: r["scores"]["choose"])["scores"]["choose"]
+  assert records[made["candidate"]]["scores"]["choose"] == best == made["tasks"]["choose"]["score"]
+  folder = Path(made["output"])
+  assert folder == copy / f"selected-{made['candidate']}"
+  problem = recycle.build(job(world, tmp_path / "none"))
+  point = records[made["candidate"]]
+  candidate = Candidate(point["kind"], point["method"], Point(tuple(point["point"]["weights"])))
+  merged.write(problem, candidate, tmp_path / "expected")
+  for name, value in checkpoints.open(tmp_path / "expected").load().items():
+    np.testing.assert_array_equal(checkpoints.open(folder).load()[name], value)
+  rows = {row["name"]: row for row in result["rows"]}
+  for task, row in made["tasks"].items():
+    assert row["selected"] == rows["selected"]["search"][task] and row["stderr"] is not None
+  assert any("average" in line and "±" in line for line in said)
+  assert {
+    k: v for k, v in contents(copy).items() if "selected-" not in str(k)
+  } == before  # the run is as it was
+
+  floor = sorted(r["scores"]["choose"] for r in records)[-2]
+  held = recycle.select(copy, at_least=[f"choose={floor}"], output=str(tmp_path / "held"), say=quiet)
+  assert held["tasks"]["choose"]["score"] >= floor
+  numbered = recycle.select(copy, candidate=1, output=str(tmp_path / "one"), say=quiet)
+  assert numbered["weights"] == (0.0, 1.0, 0.0)
+  np.testing.assert_array_equal(
+    checkpoints.open(tmp_path / "one").load()["model.norm.weight"],
+    checkpoints.open(world[1][1]).load()["model.norm.weight"],
+  )
+  (copy / "items.jsonl").unlink()
+  without = recycle.select(copy, candidate=1, output=str(tmp_path / "two"), say=said.append)
+  assert without["average"]["stderr"] is None and any("Without errors" in line for line in said)
+  with pytest.raises(FileExistsError):
+    recycle.select(copy, candidate=1, output=str(tmp_path / "two"), say=quiet)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({}, "Give --candidate"), ({"candidate": 1, "task_weights": "copy=1"}, "--candidate names a point"),
+    ({"candidate": 999}, "--candidate is 999; expected the number of an evaluation, 0 to"),
+    ({"task_weights": "chose=2"}, "unknown task in the fitness weights 'chose'; did you mean 'choose'"),
+    ({"task_weights": "choose"}, "--task_weights: got 'choose'; expected task=number"),
+    ({"at_least": ["cope=1"]}, "--at_least: unknown task 'cope'; did you mean 'copy'"),
+    ({"at_least": ["copy=x"]}, "--at_least=copy=x: expected task=score"),
+    ({"at_least": ["choose=.1", "choose=.2"]}, "'choose' stands twice"),
+    ({"at_least": ["choose=1.5"]}, r"No evaluated point .* the best of choose is .* \(candidate"),
+    ({"at_least": ["copy=.001"]}, "the best of copy is"),  # a loss: at most
+  ],
+)  # fmt: skip
+def test_wishes_that_cannot_be(finished, options, message):
+  output, _ = finished
+  before = contents(output)
+  with pytest.raises(ValueError, match=message):
+    recycle.select(output, say=quiet, **options)
+  assert contents(output) == before
+
+
+def test_select_refuses_what_is_not_finished_or_changed(world, finished, tmp_path):
+  output, _ = finished
+  with pytest.raises(recycle.Refused, match="holds no recycle run"):
+    recycle.select(tmp_path, candidate=0, say=quiet)
+  copy = tmp_path / "copy"
+  shutil.copytree(output, copy)
+  (copy / "result.json").unlink()
+  with pytest.raises(recycle.Refused, match="the run is not finished"):
+    recycle.select(copy, candidate=0, say=quiet)
+  shutil.copyfile(output / "result.json", copy / "result.json")
+  manifest = json.loads((copy / "manifest.json").read_text())
+  key = next(k for k in manifest["inputs"] if k.endswith("m1"))
+  manifest["inputs"][key] = "other"
+  (copy / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+  with pytest.raises(recycle.Refused, match="m1 changed since the run"):
+    recycle.select(copy, candidate=0, say=quiet)
+  assert not list(copy.glob("selected-*"))

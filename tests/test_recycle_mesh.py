@@ -25,7 +25,7 @@ def run(world, output, mesh="", base=False, search=LINEAR, say=lambda line: None
   placement = {"mesh": mesh} | options.pop("placement", {})
   job = settings.from_mapping({
     "checkpoints": [str(p) for p in paths], "base": str(folder / "pool" / "base") if base else "",
-    "tasks": [f"{tasks[0]}:loss", str(tasks[1])], "output_dir": str(output), "bootstrap": 20,
+    "tasks": [f"{tasks[0]}:loss", str(tasks[1])], "output_dir": str(output),
     "search": {"budget": 8, "fitness_source": "loss"} | search, "evals": {"max_shapes": 1},
     "placement": placement, **options,
   })  # fmt: skip

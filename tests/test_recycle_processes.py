@@ -24,7 +24,7 @@ def start(world, output, count, *more, devices=2, budget=7):
   argv = [
     "-m", "merge_jax", "recycle", f"--checkpoints={given}",
     f"--tasks={world / 'tasks' / 'copy.jsonl'}:loss,{world / 'tasks' / 'choose.jsonl'}",
-    f"--output_dir={output}", f"--budget={budget}", "--config.evals.max_shapes=1", "--config.bootstrap=20",
+    f"--output_dir={output}", f"--budget={budget}", "--config.evals.max_shapes=1",
     "--config.search.method=linear", "--config.search.space=simplex", *more,  # one method, few programs
   ]  # fmt: skip
   together = [*processes.FLAGS, "--heartbeat=3"] if count > 1 else []

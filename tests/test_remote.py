@@ -364,7 +364,6 @@ def job(root, output, **options):
     "output_dir": str(output),
     "search": {"budget": 6, "fitness_source": "auto", "batch": 2},
     "evals": {"max_shapes": 1},
-    "bootstrap": 20,
   }
   return settings.from_mapping(values | options)
 
@@ -415,7 +414,7 @@ def test_a_recycle_job_on_a_store_is_that_on_a_disk(world, there, tmp_path):
   recycled(world, tmp_path / "run")
   recycled("gs://b", "gs://b/run")
   assert outcome("gs://b/run") == outcome(tmp_path / "run")
-  files = ["figures", "journal", "manifest.json", "merged", "report.html", "result.json"]
+  files = ["figures", "items", "journal", "manifest.json", "merged", "report.html", "result.json"]
   assert names("gs://b/run") == [".merge_jax.json", *files]
   for folder in ("merged", "figures"):
     assert set(stores.content(f"gs://b/run/{folder}")) == {

@@ -432,7 +432,7 @@ def test_the_answer_is_chosen_on_validation():
     return {name: record(0, rows[name].kind, rows[name].point.weights, s) for name, s in scores.items()}
 
   for winner in names:
-    assert final.select(scored(winner), fitness(), records) == winner
+    assert final.select(scored(winner), fitness(), records).name == winner
   with pytest.raises(ValueError, match="No finalist"):
     nothing = {"uniform": record(0, "uniform", (1.0,), dict.fromkeys(TASKS))}
     final.select(nothing, fitness(), records)

@@ -22,12 +22,19 @@ class Examples:
     signs: +1 where a higher score of the task is better, -1 for a loss.
     counts: numbers of examples of the tasks.
     values: float64 `[4, examples]`: numerator and denominator of the metric, then of the loss.
+    groups: int64 `[examples]`, the independent unit of each (see `tasks.units`); None: each is one.
   """
 
   tasks: tuple[str, ...]
   signs: tuple[float, ...]
   counts: tuple[int, ...]
   values: Floats
+  groups: npt.NDArray[np.int64] | None = None
+
+  @property
+  def units(self) -> npt.NDArray[np.int64]:
+    """The unit of each example, from 0."""
+    return np.arange(sum(self.counts)) if self.groups is None else self.groups
 
   def of(self, task: int, loss: bool = False) -> tuple[Floats, Floats]:
     """Numerators and denominators of one task's examples."""
@@ -44,23 +51,39 @@ class Examples:
       result[name] = float(top.sum() / bottom.sum())
     return result
 
-  def to_plain(self) -> dict[str, dict[str, list[float | None]]]:
-    """The metric's numbers for a JSON file, null where not finite; losses are left out.
+  def only(self, chosen: npt.NDArray[np.bool_]) -> "Examples":
+    """Those examples that are marked: bool `[examples]`."""
+    ends = np.cumsum(self.counts)
+    sizes = tuple(int(chosen[e - n : e].sum()) for e, n in zip(ends, self.counts, strict=True))
+    return Examples(self.tasks, self.signs, sizes, self.values[:, chosen], self.units[chosen])
+
+  def to_plain(self, *, losses: bool = False) -> dict[str, dict[str, list[float | None]]]:
+    """The metric's numbers for a JSON file, and on request those of the loss; null where not finite.
 
     >>> Examples(("a",), (1.0,), (2,), np.array([[1.0, 0], [1, 1], [2, np.nan], [3, 3]])).to_plain()
     {'a': {'sums': [1.0, 0.0], 'counts': [1.0, 1.0]}}
     """
-    columns = {name: self.of(i) for i, name in enumerate(self.tasks)}
-    return {name: {"sums": _nulls(top), "counts": _nulls(bottom)} for name, (top, bottom) in columns.items()}
+    result = {}
+    for i, name in enumerate(self.tasks):
+      columns = zip(_Columns.__struct_fields__, (*self.of(i), *self.of(i, loss=True)), strict=True)
+      result[name] = {key: _nulls(column) for key, column in columns if losses or key in ("sums", "counts")}
+    return result
 
   @classmethod
-  def from_plain(cls, plain: Any, signs: Mapping[str, float], where: str = "Examples") -> "Examples":
-    """Reads what `to_plain` gave; losses are NaN.
+  def from_plain(
+    cls,
+    plain: Any,
+    signs: Mapping[str, float],
+    where: str = "Examples",
+    groups: npt.NDArray[np.int64] | None = None,
+  ) -> "Examples":
+    """Reads what `to_plain` gave; losses that were not asked for are NaN.
 
     Args:
       plain: by task.
       signs: of the tasks, in their order.
       where: file and line, for errors.
+      groups: see the attribute; those of another number of examples are an error.
 
     Raises:
       ValueError: tasks are missing or others, or columns differ in length.
@@ -73,16 +96,27 @@ class Examples:
         raise ValueError(
           f"{where}: task {name!r} has {len(column.sums)} sums and {len(column.counts)} counts."
         )
-    parts = [np.array([columns[name].sums, columns[name].counts], np.float64) for name in signs]
-    values = np.concatenate(parts, axis=1)
-    unknown = np.full_like(values, np.nan)
-    sizes = tuple(part.shape[1] for part in parts)
-    return cls(tuple(signs), tuple(signs.values()), sizes, np.concatenate([values, unknown]))
+      for some in (column.losses, column.tokens):
+        if some is not None and len(some) != len(column.sums):
+          raise ValueError(f"{where}: task {name!r} has {len(column.sums)} sums and {len(some)} of the loss.")
+    values = np.concatenate([columns[name].array for name in signs], axis=1)
+    sizes = tuple(len(columns[name].sums) for name in signs)
+    if groups is not None and len(groups) != sum(sizes):
+      raise ValueError(f"{where}: {sum(sizes)} examples; the tasks have {len(groups)}.")
+    return cls(tuple(signs), tuple(signs.values()), sizes, values, groups)
 
 
 class _Columns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   sums: list[float | None]
   counts: list[float | None]
+  losses: list[float | None] | None = None
+  tokens: list[float | None] | None = None
+
+  @property
+  def array(self) -> Floats:
+    """All four, float64 `[4, examples]`; NaN where there are none."""
+    none = [None] * len(self.sums)
+    return np.array([self.sums, self.counts, self.losses or none, self.tokens or none], np.float64)
 
 
 def _nulls(values: Floats) -> list[float | None]:

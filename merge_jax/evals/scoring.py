@@ -17,7 +17,7 @@ from merge_jax.evals import metrics
 from merge_jax.evals.answers import Answers, Details
 from merge_jax.evals.batching import Batches, Bucket
 from merge_jax.evals.examples import Examples
-from merge_jax.evals.tasks import Task, target_table
+from merge_jax.evals.tasks import Task, target_table, units
 
 Apply = Callable[..., Array]
 
@@ -33,12 +33,14 @@ class Scorer:
     batches: device arrays, passed as an argument (a closure would bake them in as constants).
     tasks: whose examples are scored.
     answers: how the details are read, if they are given.
+    groups: which of their examples are not independent, see `tasks.units`.
   """
 
   function: Callable[[Any, Any], Any]
   batches: Any
   tasks: tuple[Task, ...]
   answers: Answers | None = None
+  groups: np.ndarray | None = None
 
   def read(self, values: Array) -> Examples:
     """The function's result on the host."""
@@ -47,6 +49,7 @@ class Scorer:
       tuple(metrics.named(task.metric).sign for task in self.tasks),
       tuple(len(task.examples) for task in self.tasks),
       np.asarray(values, np.float64),
+      self.groups,
     )
 
 
@@ -128,7 +131,9 @@ def make_scorer(
     data = jax.device_put(data)
   else:
     data = jax.tree.map(lambda x: sharding.put(x, mesh, P(None, sharding.ROWS) if x.ndim > 1 else P()), data)
-  return Scorer(function, data, tuple(tasks), Answers.of(tasks, batches) if competitors else None)
+  return Scorer(
+    function, data, tuple(tasks), Answers.of(tasks, batches) if competitors else None, units(tasks)
+  )
 
 
 def _strongest(logits: Array, targets: Array, at_target: Array, count: int) -> tuple[Array, Array]:

@@ -1,12 +1,14 @@
 """Disjoint search, validation and test examples, by construction.
 
-The split of an example is a hash of its prompt: the same prompt lands in the same split, whatever
-task, file or order it comes in. Nothing a search has seen can be in a test.
+Examples that share a prompt, a `group` or, without one, an `id` are one unit, whatever task, file or order
+they come in; so are units that share an example. The split of a unit is a hash of its group, or of its prompt
+where it has none. Nothing a search has seen can be in a test.
 """
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from merge_jax.evals.tasks import Example, Task
@@ -18,14 +20,18 @@ class Splits(NamedTuple):
   """Tasks by split, and what was dropped.
 
   Attributes:
-    tasks: for each of `SPLITS` the tasks with that split's examples.
+    tasks: for each of `SPLITS` the tasks with that split's examples; `group` of each names its unit.
     duplicates: number of examples dropped because prompt and targets stood there before.
     shared: number of prompts that stand in more than one task.
+    groups: number of units that have several prompts.
+    repeated: number of ids that stand in one task with several prompts, and without a group.
   """
 
   tasks: dict[str, list[Task]]
   duplicates: int
   shared: int
+  groups: int = 0
+  repeated: int = 0
 
 
 def position(prompt: str, seed: int) -> float:
@@ -36,6 +42,41 @@ def position(prompt: str, seed: int) -> float:
   """
   text = f"{seed}\0{prompt.strip()}".encode("utf-8", "surrogatepass")
   return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
+
+
+def _units(tasks: Sequence[Task]) -> dict[str, str]:
+  """The name of the unit of every prompt: its smallest group, or its smallest prompt where it has none."""
+  parents: dict[tuple[str, str], tuple[str, str]] = {}
+
+  def root(key: tuple[str, str]) -> tuple[str, str]:
+    while (parent := parents.setdefault(key, key)) != key:
+      parents[key] = parents[parent]
+      key = parent
+    return key
+
+  for example, prompt in _prompts(tasks):
+    own = root(("prompt", prompt))
+    if example.unit:
+      parents[own] = root(("unit", example.unit))
+  names: dict[tuple[str, str], tuple[bool, str]] = {}
+  for example, prompt in _prompts(tasks):
+    own, name = root(("prompt", prompt)), (not example.group, example.group or prompt)
+    names[own] = min(name, names.get(own, name))
+  return {prompt: names[root(("prompt", prompt))][1] for _, prompt in _prompts(tasks)}
+
+
+def _prompts(tasks: Sequence[Task]) -> Iterator[tuple[Example, str]]:
+  return ((example, example.prompt.strip()) for task in tasks for example in task.examples)
+
+
+def _repeated(tasks: Sequence[Task]) -> int:
+  """Ids that are no groups' and stand in one task with several prompts."""
+  found: dict[tuple[str, str], set[str]] = defaultdict(set)
+  for task in tasks:
+    for example, prompt in _prompts([task]):
+      if example.id and not example.group:
+        found[task.name, example.id].add(prompt)
+  return sum(len(prompts) > 1 for prompts in found.values())
 
 
 def split(
@@ -63,24 +104,23 @@ def split(
     raise ValueError(f"Split limits are {tuple(limits)}; expected three, each 0 or more, or None for all.")
   ends = (fractions[0], fractions[0] + fractions[1], fractions[0] + fractions[1] + fractions[2])
   result: dict[str, list[Task]] = {name: [] for name in SPLITS}
-  duplicates = 0
+  duplicates, units = 0, _units(tasks)
   seen_in: dict[str, str] = {}
   shared = set()
   for task in tasks:
     parts: dict[str, list[tuple[float, Example]]] = {name: [] for name in SPLITS}
-    seen: set[Example] = set()
-    for example in task.examples:
-      prompt = example.prompt.strip()
-      if example in seen:
+    seen: set[tuple[object, ...]] = set()
+    for example, prompt in _prompts([task]):
+      if example[:3] in seen:
         duplicates += 1
         continue
-      seen.add(example)
+      seen.add(example[:3])
       if seen_in.setdefault(prompt, task.name) != task.name:
         shared.add(prompt)
-      at = position(prompt, seed)
+      at = position(units[prompt], seed)
       name = next((name for name, end in zip(SPLITS, ends, strict=True) if at < end), None)
       if name is not None:
-        parts[name].append((at, example))
+        parts[name].append((at, example._replace(group=units[prompt])))
     for name, share, limit in zip(SPLITS, fractions, limits, strict=True):
       if share > 0 and not parts[name]:
         raise ValueError(
@@ -89,4 +129,5 @@ def split(
         )
       chosen = tuple(example for _, example in sorted(parts[name])[:limit])
       result[name].append(dataclasses.replace(task, examples=chosen))
-  return Splits(result, duplicates, len(shared))
+  several = sum(count > 1 for count in Counter(units.values()).values())
+  return Splits(result, duplicates, len(shared), several, _repeated(tasks))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh
 
 from merge_jax import sharding
@@ -19,7 +20,7 @@ from merge_jax.evals.objective import FunctionObjective, JittedObjective, Merge
 from merge_jax.evals.scoring import Scorer, make_scorer
 from merge_jax.evals.splits import SPLITS
 from merge_jax.evals.streamed import StreamedObjective
-from merge_jax.evals.tasks import Task
+from merge_jax.evals.tasks import Task, units
 from merge_jax.evals.tokens import Tokens
 from merge_jax.operators.naming import AxesRules
 from merge_jax.sharding import Layout
@@ -72,6 +73,14 @@ class Suite(abc.ABC):
 
   def sizes(self, split: str) -> dict[str, int]:
     """Number of examples by task; empty where it is not known."""
+    return {}
+
+  def groups(self, split: str) -> np.ndarray | None:
+    """Which independent unit each example belongs to, see `tasks.units`; None where it is not known."""
+    return None
+
+  def ids(self, split: str) -> dict[str, list[str]]:
+    """Names of the examples, of tasks whose files have them."""
     return {}
 
   def tokens(self, split: str) -> int:
@@ -176,6 +185,15 @@ class TaskSuite(Suite):
   def sizes(self, split: str) -> dict[str, int]:
     """Number of examples by task."""
     return {task.name: len(task.examples) for task in self._tasks[split]}
+
+  def groups(self, split: str) -> np.ndarray | None:
+    """Which independent unit each example belongs to."""
+    return units(self._tasks[split])
+
+  def ids(self, split: str) -> dict[str, list[str]]:
+    """Names of the examples, "" where one has none."""
+    named = {task.name: [example.id for example in task.examples] for task in self._tasks[split]}
+    return {name: names for name, names in named.items() if any(names)}
 
   def tokens(self, split: str, tasks: Collection[str] | None = None) -> int:
     """Tokens of one evaluation, padding apart; on some of the tasks, if they are given."""

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 import numpy as np
@@ -17,11 +17,25 @@ from merge_jax.evals import metrics
 
 
 class Example(NamedTuple):
-  """One question: with choices, `answer` is the position of the right one in `targets`."""
+  """One question.
+
+  Attributes:
+    prompt, targets: what is asked, and its target or choices.
+    answer: with choices, the position of the right one in `targets`.
+    id: names the item, "" where the file does not.
+    group: names what the item was made from (a passage, an image, a person), "" where the file does not.
+  """
 
   prompt: str
   targets: tuple[str, ...]
   answer: int = 0
+  id: str = ""
+  group: str = ""
+
+  @property
+  def unit(self) -> str:
+    """What the example shares with others that are not independent of it: its group, else its id, else ""."""
+    return self.group or self.id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +57,21 @@ def target_table(task: Task) -> tuple[np.ndarray, np.ndarray]:
   return table.astype(np.int32), right[:, None]
 
 
+def units(tasks: Sequence[Task]) -> np.ndarray:
+  """Which of the independent units each example belongs to, all tasks in order: int64 `[examples]`, from 0.
+
+  The same unit in several tasks is one; an example that names none is one of its own.
+
+  >>> a = Task("a", "loss", (Example("p", ("x",), group="g"), Example("q", ("x",))))
+  >>> units([a, Task("b", "loss", (Example("r", ("x",), id="g"),))]).tolist()
+  [0, 1, 0]
+  """
+  numbers: dict[object, int] = {}
+  names = ((task, example) for task in tasks for example in task.examples)
+  keys = [example.unit or (task.name, place) for place, (task, example) in enumerate(names)]
+  return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+
+
 _Text = Annotated[str, Meta(min_length=1)]
 
 
@@ -51,7 +80,8 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   target: _Text | None = None
   choices: Annotated[tuple[_Text, ...], Meta(min_length=2)] | None = None
   answer: int | str | None = None
-  id: Any = None
+  id: int | _Text | None = None
+  group: int | _Text | None = None
 
 
 def load(spec: str) -> Task:
@@ -59,8 +89,9 @@ def load(spec: str) -> Task:
 
   Args:
     spec: `path` or `path:metric`. Every line is `{"prompt", "target"}` or `{"prompt", "choices",
-      "answer"}`, `answer` being the position of the right choice (from 0) or its text. The default
-      metric is the first of `metrics.METRICS` that fits the lines.
+      "answer"}`, `answer` being the position of the right choice (from 0) or its text; `id` and `group`
+      (strings or whole numbers) may name the item and its source, see `Example`. The default metric is
+      the first of `metrics.METRICS` that fits the lines.
 
   Returns:
     The task, named as its file.
@@ -168,8 +199,9 @@ def _example(line: bytes, where: str) -> Example:
   if not line.strip():
     raise ValueError(f"{where}: the line is empty; expected a JSON object.")
   record = decode(line, _Line, where)
+  own, group = ("" if name is None else str(name) for name in (record.id, record.group))
   if record.target is not None and record.choices is None:
-    return Example(record.prompt, (record.target,))
+    return Example(record.prompt, (record.target,), id=own, group=group)
   if record.choices is None or record.target is not None:
     raise ValueError(f"{where}: expected either 'target', or 'choices' with 'answer'.")
   choices, answer = record.choices, record.answer
@@ -177,4 +209,4 @@ def _example(line: bytes, where: str) -> Example:
     answer = choices.index(answer)
   if not isinstance(answer, int) or not 0 <= answer < len(choices):
     raise ValueError(f"{where}: answer is {shown(answer)}; expected one of the {len(choices)} choices.")
-  return Example(record.prompt, choices, answer)
+  return Example(record.prompt, choices, answer, own, group)

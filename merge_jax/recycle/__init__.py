@@ -8,4 +8,5 @@ from merge_jax.recycle.job import recycle as recycle
 from merge_jax.recycle.job import write_report as write_report
 from merge_jax.recycle.problem import Problem as Problem
 from merge_jax.recycle.problem import build as build
+from merge_jax.recycle.selection import select as select
 from merge_jax.recycle.settings import Settings as Settings

@@ -17,8 +17,8 @@ from merge_jax.recycle.manifest import Manifest
 
 MARKER, SCRATCH, ANSWERS = ".merge_jax.json", ".merge_jax_candidates", ".merge_jax_answers"
 JOURNAL, RESULT, REPORT, FIGURES, MERGED = "journal.jsonl", "result.json", "report.html", "figures", "merged"
-PROFILE = "profile"
-OUTPUTS = (manifests.NAME, JOURNAL, RESULT, REPORT, FIGURES, MERGED)
+ITEMS, PROFILE = "items.jsonl", "profile"
+OUTPUTS = (manifests.NAME, JOURNAL, ITEMS, RESULT, REPORT, FIGURES, MERGED)
 
 
 class Refused(ValueError):
@@ -122,6 +122,8 @@ class RunFolder:
 
   def _has(self, name: str) -> bool:
     file = self.path / name
+    if name == ITEMS:  # nothing can make it again, and what is finished does not need it
+      return True
     return storage.has_lines(file) if name == JOURNAL else file.is_file()
 
   def claim(self, manifest: Manifest) -> None:
@@ -142,7 +144,7 @@ class RunFolder:
     for name in marker.wrote:
       file = self.path / name
       if file.parent.resolve().is_relative_to(self.path.resolve()):  # never through a user's link
-        storage.remove_lines(file) if name == JOURNAL else file.unlink(missing_ok=True)
+        storage.remove_lines(file) if name in (JOURNAL, ITEMS) else file.unlink(missing_ok=True)
     for name in (FIGURES, MERGED, PROFILE):
       folder = self.path / name
       if folder.is_dir() and not any(folder.iterdir()):

@@ -21,6 +21,7 @@ from merge_jax.recycle.problem import Problem, build
 from merge_jax.recycle.settings import Settings
 from merge_jax.recycle.work import Work
 from merge_jax.search.final import FINALISTS
+from merge_jax.search.items import Items
 from merge_jax.search.journal import Journal, Record
 from merge_jax.search.loop import SPLIT, search
 from merge_jax.search.options import Evidence
@@ -138,7 +139,11 @@ def _run(
   stop: Callable[[], bool],
   profile: bool,
 ) -> dict[str, Any]:
-  journal = Journal(run.path / folders.JOURNAL)
+  journal, items = Journal(run.path / folders.JOURNAL), None
+  if problem.items:
+    run.add([folders.ITEMS])
+    ids = {split: problem.suite.ids(split) for split in problem.suite.splits}
+    items = Items(run.path / folders.ITEMS, journal.records, ids)
   known = len(journal.records)
   if known:
     say(f"resuming after {known} evaluations")
@@ -163,11 +168,12 @@ def _run(
     problem.fitness,
     problem.budget,
     outputs=outputs,
+    items=items,
     progress=after,
   )
   say("search done; scoring finalists on validation and test examples")
   say(_times(work, found.records))
-  result, chosen = results.conclude(problem, work, journal, found, after)
+  result, chosen = results.conclude(problem, work, journal, items, found, after)
   if profile:
     _profile(run, work, chosen, say)
   with run.new_folder(folders.MERGED) as partial:

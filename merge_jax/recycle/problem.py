@@ -14,7 +14,7 @@ from merge_jax.recycle import folder as folders
 from merge_jax.recycle import manifest as manifests
 from merge_jax.recycle import methods, placing, suites
 from merge_jax.recycle.manifest import Manifest
-from merge_jax.recycle.settings import Settings
+from merge_jax.recycle.settings import ITEMS, Settings
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.loop import Budget
 from merge_jax.search.options import Options
@@ -63,6 +63,12 @@ class Problem:
   def method(self) -> str:
     """Name of the method that is searched."""
     return self.settings.search.method
+
+  @property
+  def items(self) -> bool:
+    """Whether what every example scored is kept."""
+    most = max((sum(self.suite.sizes(split).values()) for split in self.suite.splits), default=0)
+    return most > 0 and (self.settings.items == "yes" or (self.settings.items == "auto" and most <= ITEMS))
 
   @property
   def checkpoints(self) -> tuple[Checkpoint, ...]:
@@ -119,6 +125,8 @@ def build(settings: Settings) -> Problem:
   fitness = Fitness(suite.names, suite.signs, s.fitness, s.fitness_source, weights)
   if s.fitness_source == "loss" and not suite.losses:
     raise ValueError("config: search.fitness_source is 'loss', but a scorer command gives scores alone.")
+  if settings.items == "yes" and not suite.losses:
+    raise ValueError("config: items is 'yes', but a scorer command gives scores alone.")
   options = Options(
     s.method, made, fitness, len(pool), s.seed, s.sigma or None, s.population or None, s.start,
     methods.trajectory(s.steps, len(pool)),

@@ -8,9 +8,11 @@ import numpy as np
 
 from merge_jax import decoding, storage
 from merge_jax.checkpoints import Checkpoint
-from merge_jax.evals import Examples, uncertainty
+from merge_jax.evals import uncertainty
+from merge_jax.recycle import choice as choices
 from merge_jax.recycle.problem import Problem
 from merge_jax.search import analysis, final, pareto
+from merge_jax.search.items import Items
 from merge_jax.search.journal import Journal, Record
 from merge_jax.search.loop import Objective, Progress, Result, measure
 from merge_jax.search.point import Candidate
@@ -18,9 +20,17 @@ from merge_jax.search.scores import nullable, nullables, signed
 
 
 def conclude(
-  problem: Problem, objective: Objective, journal: Journal, found: Result, progress: Progress
+  problem: Problem,
+  objective: Objective,
+  journal: Journal,
+  items: Items | None,
+  found: Result,
+  progress: Progress,
 ) -> tuple[dict[str, Any], Candidate]:
   """Scores the finalists, selects, measures on test examples.
+
+  Of a row that was chosen by the scores that are reported, those are told again as `search_corrected` or
+  `validation_corrected`: on examples that did not choose it (see `evals.crossfit`).
 
   Returns:
     The content of `result.json`, and the selected candidate.
@@ -30,11 +40,15 @@ def conclude(
   names = final.finalists(rows)
 
   def scored(split: str, chosen: Sequence[str]) -> dict[str, Record]:
-    made = measure([rows[name] for name in chosen], split, objective, journal, progress=progress)
+    candidates = [rows[name] for name in chosen]
+    made = measure(candidates, split, objective, journal, items=items, progress=progress)
     return dict(zip(chosen, made, strict=True))
 
   validation = scored("validation", names)
-  selected = final.select(validation, fitness, records)
+  choice = choices.select(problem, validation, records)
+  selected = choice.name
+  by_choice = choices.corrected_validation(problem, validation, records)
+  by_search, unknown = choices.corrected_search(problem, records, items)
   rows["selected"], validation["selected"] = rows[selected], validation[selected]
   search, test = scored("search", list(rows)), scored("test", list(rows))
   heldout = scored("heldout", list(validation)) if "heldout" in suite.splits else {}
@@ -50,8 +64,12 @@ def conclude(
       "name": name, "method": candidate.method, "weights": candidate.point.weights,
       "numbers": candidate.point.numbers, "search": averaged(search[name]),
     }  # fmt: skip
+    if (corrected := by_search.get(selected if name == "selected" else name)) is not None:
+      row["search_corrected"] = corrected
     if name in validation:
       row["validation"] = averaged(validation[name])
+    if name == "selected" and by_choice is not None:
+      row["validation_corrected"] = by_choice
     row["test"] = averaged(test[name])
     row["test_stderr"] = _errors(test[name], problem)
     if name in heldout:
@@ -62,13 +80,17 @@ def conclude(
   lowest = np.where(np.isfinite(singles), singles, np.inf).min(axis=0)
   reference = np.where(np.isfinite(lowest), lowest, 0.0)
   sizes = {split: suite.sizes(split) for split in suite.splits}
+  groups = {split: suite.groups(split) for split in suite.splits}
   result = {
     "checkpoints": problem.labels,
     "tasks": [
       task._asdict() | {"examples": {s: n[task.name] for s, n in sizes.items() if task.name in n}}
       for task in suite.tasks
     ],
+    "units": {split: len(np.unique(some)) for split, some in groups.items() if some is not None},
     "selected_from": selected,
+    "choice": choice._asdict() | {"caution": problem.settings.search.caution},
+    "not_corrected": unknown,
     "rows": table,
     "differences": [
       {"row": name, **_difference(test["selected"], test[name], problem)}
@@ -88,26 +110,24 @@ def conclude(
 
 
 def _errors(record: Record, problem: Problem) -> dict[str, float | None] | None:
-  """Bootstrap errors by task, where every example's score is known."""
-  if record.examples is None:
-    return None
-  examples = Examples.from_plain(record.examples, _signs(problem))
-  return nullables(uncertainty.standard_errors(examples, problem.settings.bootstrap))
+  """Errors by task, where every example's score is known."""
+  examples = choices.of_record(record, problem)
+  return None if examples is None else nullables(uncertainty.standard_errors(examples))
 
 
 def _difference(mine: Record, other: Record, problem: Problem) -> dict[str, float | None]:
-  """Test gain of one merge over another, mean over tasks, with its paired error."""
+  """Test gain of one merge over another, mean over tasks, with its paired error and what can be detected.
+
+  `detectable` is the gain that would be seen with a power of 80 %; None where the two are the same model.
+  """
   fitness = problem.fitness
-  if mine.examples is None or other.examples is None:
+  a, b = choices.of_record(mine, problem), choices.of_record(other, problem)
+  if a is None or b is None:
     means = signed([mine.scores, other.scores], fitness.tasks, fitness.signs).mean(axis=1)
-    return {"gain": nullable(means[0] - means[1]), "stderr": None}
-  a, b = (Examples.from_plain(plain, _signs(problem)) for plain in (mine.examples, other.examples))
-  gain, error = uncertainty.paired_difference(a, b, problem.settings.bootstrap)
-  return {"gain": nullable(gain), "stderr": nullable(error)}
-
-
-def _signs(problem: Problem) -> dict[str, float]:
-  return dict(zip(problem.suite.names, problem.suite.signs, strict=True))
+    return {"gain": nullable(means[0] - means[1]), "stderr": None, "detectable": None}
+  gain, error = uncertainty.paired_difference(a, b)
+  least = nullable(uncertainty.POWER * error) or None
+  return {"gain": nullable(gain), "stderr": nullable(error), "detectable": least}
 
 
 def _cost(problem: Problem, searched: Sequence[Record], everything: Sequence[Record]) -> dict[str, Any]:

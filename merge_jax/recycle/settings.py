@@ -13,6 +13,8 @@ Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 NonNegative = Annotated[float, Meta(ge=0.0)]
 Share = Annotated[float, Meta(gt=0.0, le=1.0)]
+ITEMS = 20_000
+"""Most examples of a split for "auto" to keep what each scored: 40 bytes each, .8 MB an evaluation."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,6 +81,7 @@ class Search(Part, frozen=True):
     task_weights: of the fitness, `task=weight,…`; tasks left out have 1.
     competitors: strongest wrong tokens at each target position that a surrogate learns from.
     steps: training steps of the checkpoints, if they are of one run: merges along it are known points, too.
+    caution: paired errors by which a finalist must be better on validation to replace the best known point.
   """
 
   method: str = "task_arithmetic"
@@ -97,6 +100,7 @@ class Search(Part, frozen=True):
   task_weights: str = ""
   competitors: Annotated[int, Meta(ge=1, le=1024)] = 16
   steps: tuple[float, ...] = ()
+  caution: Annotated[float, Meta(ge=0.0, le=100.0)] = 1.0
 
 
 class Placement(Part, frozen=True):
@@ -126,7 +130,8 @@ class Settings(Part, frozen=True):
     output_dir: where everything is written.
     base: folder of the common ancestor, or "": the mean of the pool, where the method needs one.
     heldout_tasks: scored for the finalists, never part of the fitness.
-    bootstrap: resamplings behind each error.
+    items: whether `items.jsonl` keeps what every example scored in every evaluation: "yes", "no", or "auto",
+      where no split has more than `ITEMS` examples.
     placement: of tensors on devices.
     allow_version_change: resume although versions of libraries or kinds of devices changed.
     allow_topology_change: resume although the number of devices or processes, or the mesh, changed.
@@ -141,7 +146,7 @@ class Settings(Part, frozen=True):
   evals: Evals = Evals()
   scorer: Scorer = Scorer()
   search: Search = Search()
-  bootstrap: Annotated[int, Meta(ge=2, le=100_000)] = 1000
+  items: Literal["auto", "yes", "no"] = "auto"
   placement: Placement = Placement()
   allow_version_change: bool = False
   allow_topology_change: bool = False

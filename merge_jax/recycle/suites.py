@@ -61,6 +61,15 @@ def _builtin(settings: Settings, pool: Sequence[Checkpoint], mesh: Mesh) -> Suit
     notes.append(f"{made.duplicates} examples stand twice in their file; each is used once.")
   if made.shared:
     notes.append(f"{made.shared} prompts stand in several tasks; each is in one split in all of them.")
+  if made.groups:
+    notes.append(
+      f"{made.groups} groups or ids have several prompts; each is in one split, and one unit of errors."
+    )
+  if made.repeated:
+    notes.append(
+      f"{made.repeated} ids stand in one task with several prompts; these count as forms of one item. If "
+      "they are not, give the lines ids of their own, or none."
+    )
   if settings.heldout_tasks:
     splits["heldout"] = _heldout(settings.heldout_tasks, tasks, [*splits["search"], *splits["validation"]])
   return task_suite(splits, pool, settings.evals, files(settings), notes, mesh)
@@ -109,11 +118,15 @@ def _heldout(
   for task in heldout:
     if task.name in names:
       raise ValueError(f"Held-out task {task.name!r} has the name of a task; rename one of the files.")
+  examples = [example for task in heldout for example in task.examples]
   seen = {example.prompt.strip() for task in chosen for example in task.examples}
-  both = sum(example.prompt.strip() in seen for task in heldout for example in task.examples)
-  if both:
+  sources = {example.group for task in chosen for example in task.examples}
+  both = sum(e.prompt.strip() in seen for e in examples)
+  same = sum(e.group in sources for e in examples if e.group)
+  if both or same:
+    what = f"{both} prompts" if both else f"{same} groups of examples"
     raise ValueError(
-      f"{both} prompts of the held-out tasks stand in the search or validation examples; held-out "
+      f"{what} of the held-out tasks stand in the search or validation examples; held-out "
       "tasks must share none."
     )
   return heldout

@@ -8,7 +8,9 @@ from merge_jax.reports.study_page import write as write_study
 from merge_jax.reports.study_text import console as study_console
 from merge_jax.reports.text import console as console
 from merge_jax.reports.text import headline as headline
+from merge_jax.reports.text import trust as trust
 
 __all__ = [
-  "Report", "console", "headline", "is_study", "make", "make_study", "study_console", "write_study",
+  "Report", "console", "headline", "is_study", "make", "make_study", "study_console", "trust",
+  "write_study",
 ]  # fmt: skip

@@ -98,6 +98,7 @@ def render(
     lower=", ".join(lower),
     notes=[*result["notes"], *problems],
     selected_from=text.label(result["selected_from"]),
+    trust=text.trust(result),
     images=dict.fromkeys(("weights", "fitness", "pareto", "correlations")) | sources(images),
     many=pairs > 6,
     front=len(front["front"]),
@@ -127,9 +128,7 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
       for task, sign in signs.items()
     ]  # fmt: skip
     average = text.number(row["test"]["average"])
-    shown = ""
-    if gain is not None and gain["gain"] is not None:
-      shown = f"{gain['gain']:+.3f}" + ("" if gain["stderr"] is None else f" ± {gain['stderr']:.3f}")
+    shown = "" if gain is None else text.gain(gain["gain"], gain["stderr"])
     rows.append({
       "name": row["name"], "label": text.label(row["name"]), "cells": cells, "gain": shown,
       "average": average + (f" ± {text.number(errors['average'])}" if errors else ""),

@@ -13,6 +13,17 @@ def number(value: float | None, format: str = ".3f") -> str:
   return "–" if value is None else f"{value:{format}}"
 
 
+def gain(value: float | None, error: float | None) -> str:
+  """A difference with its error, as far as they are known.
+
+  >>> gain(0.01234, 0.005), gain(None, None)
+  ('+0.012 ± 0.005', '')
+  """
+  if value is None:
+    return ""
+  return f"{value:+.3f}" + ("" if error is None else f" ± {error:.3f}")
+
+
 def headline(result: Mapping[str, Any]) -> str:
   """The gain over the best single checkpoint, its error, and what the selected merge is."""
   rows = {row["name"]: row for row in result["rows"]}
@@ -22,17 +33,41 @@ def headline(result: Mapping[str, Any]) -> str:
   text = f"The merge of {count} checkpoints scores {number(selected)} on test examples, mean of {tasks} tasks"
   if tasks == 1:
     text = f"The merge of {count} checkpoints scores {number(selected)} on test examples"
-  gain = differences.get("best_single")
-  if gain is None or gain["gain"] is None:
+  single = differences.get("best_single")
+  if single is None or single["gain"] is None:
     return text + "."
-  error = "" if gain["stderr"] is None else f" ± {gain['stderr']:.3f}"
   best = number(rows["best_single"]["test"]["average"])
-  more = f"{text}: {gain['gain']:+.3f}{error} against the best single checkpoint ({best})"
+  more = f"{text}: {gain(single['gain'], single['stderr'])} against the best single checkpoint ({best})"
   soup = differences.get("uniform")
   if soup is not None and soup["gain"] is not None:
-    spread = "" if soup["stderr"] is None else f" ± {soup['stderr']:.3f}"
-    more += f", {soup['gain']:+.3f}{spread} against the uniform soup"
+    more += f", {gain(soup['gain'], soup['stderr'])} against the uniform soup"
   return more + "."
+
+
+def trust(result: Mapping[str, Any]) -> list[str]:
+  """How far the answer can be trusted: what could be seen, why it was chosen, how much of it was luck."""
+  lines = []
+  least = {line["row"]: line.get("detectable") for line in result["differences"]}
+  against = {"best_single": "best single checkpoint", "uniform": "uniform soup"}
+  seen = [(name, over) for name, over in against.items() if least.get(name)]
+  if seen:
+    gains = " or ".join(f"{least[name]:.3f} over the {over}" for name, over in seen)
+    count = sum(task["examples"].get("test", 0) for task in result["tasks"])
+    units = result.get("units", {}).get("test", count)
+    of = "" if units == count else f", which are {units} independent units"
+    lines.append(f"A gain below {gains} could not be seen with these {count} test examples{of}.")
+  if (choice := result.get("choice")) is not None:
+    lines.append(f"Why {label(choice['name'])}: {choice['why']}")
+  (row,) = (row for row in result["rows"] if row["name"] == "selected")
+  for split in ("search", "validation"):
+    if (corrected := row.get(f"{split}_corrected")) is not None:
+      lines.append(
+        f"On {split} examples, which chose it, it scores {number(row[split]['average'])}; with the luck of "
+        f"being chosen taken away, {number(corrected['average'])}."
+      )
+  if result.get("not_corrected"):
+    lines.append(f"Search scores are too good, and cannot be corrected: {result['not_corrected']}.")
+  return lines
 
 
 def console(result: Mapping[str, Any]) -> str:
@@ -45,12 +80,8 @@ def console(result: Mapping[str, Any]) -> str:
     errors = row["test_stderr"]
     line = [label(row["name"]), *(number(row["test"][task], form) for task, form in tasks.items())]
     line += [number(row["test"]["average"]), number(errors["average"]) if errors else "–"]
-    gain = differences.get(row["name"])
-    if gain is None or gain["gain"] is None:
-      line.append("")
-    else:
-      error = "" if gain["stderr"] is None else f" ± {gain['stderr']:.3f}"
-      line.append(f"{gain['gain']:+.3f}{error}")
+    found = differences.get(row["name"])
+    line.append("" if found is None else gain(found["gain"], found["stderr"]))
     lines.append(line)
   return aligned(lines)
 

@@ -1,10 +1,16 @@
-"""The answer of a search: finalists, the one that is selected, and what it is worth.
+"""The answer of a search: finalists, the one that is selected, and why.
 
 Scores for choosing and scores for reporting come from different examples: the search chose on its
 own, the finalists compete on validation examples, and test examples are touched once, at the end.
+
+The rule is fixed in advance. Finalists stand in order of simplicity: one checkpoint, equal weights on all or
+some, weights along a run, then what was searched. The incumbent is the known point that is fittest on the
+search's examples; another finalist replaces it only where its gain on validation exceeds `caution` paired
+errors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,13 +18,39 @@ from merge_jax.search import baselines
 from merge_jax.search.analysis import top
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.journal import Record
-from merge_jax.search.loop import MEAN
+from merge_jax.search.loop import MEAN, find
 from merge_jax.search.point import Candidate, Point, mean_of
-from merge_jax.search.scores import best, signed
+from merge_jax.search.scores import best, nullable, signed
 
 SPECIALIST = "best_on_"
 FINALISTS = 6
 """Rows beside the specialists, trajectories apart: those of `rows` that compete on validation."""
+KNOWN = ("best_single", "uniform", "merge_best", "trajectory", "greedy")
+"""Rows that were not searched, the simplest first, as `rows` has them."""
+
+
+class Choice(NamedTuple):
+  """The finalist that is selected.
+
+  Attributes:
+    name: its row.
+    incumbent: the row that it had to beat; None if there is no known point with finite scores.
+    best: of the other rows the fittest on validation, among those that may replace it if some may.
+    gain: of `best` over the incumbent on validation, in fitness; None where it is not defined.
+    stderr: its paired error; None where examples are not known.
+    why: a sentence.
+  """
+
+  name: str
+  incumbent: str | None
+  best: str | None
+  gain: float | None
+  stderr: float | None
+  why: str
+
+
+Error = Callable[[str, str], float | None]
+"""Paired error of the difference in fitness of two finalists; None where it is not known."""
 
 
 def rows(
@@ -70,20 +102,91 @@ def finalists(found: Mapping[str, Candidate]) -> list[str]:
   return [name for name in found if not name.startswith(SPECIALIST)]
 
 
-def select(validation: Mapping[str, Record], fitness: Fitness, records: Sequence[Record]) -> str:
-  """The finalist with the highest fitness on validation examples.
+def select(
+  validation: Mapping[str, Record],
+  fitness: Fitness,
+  records: Sequence[Record],
+  *,
+  caution: float = 0.0,
+  error: Error = lambda one, other: None,
+) -> Choice:
+  """The finalist that the rule above selects; what is equally good is the simpler one.
 
   Args:
-    validation: each finalist's record there.
+    validation: each finalist's record there, in order of simplicity.
     fitness: the search's own.
-    records: of the search, for the single checkpoints that normalized scores refer to.
+    records: of the search: its known points, and the singles that normalized scores refer to.
+    caution: 0 takes the highest fitness on validation.
+    error: of a finalist's gain; where it is not known, any gain counts.
 
   Raises:
     ValueError: if no finalist has a finite fitness.
   """
-  scored = list(validation.values())
+  names, scored = list(validation), list(validation.values())
   values = fitness.values([r.scores for r in scored], [r.losses for r in scored])
-  at = best(fitness.aggregated(values, fitness.singles(records)))
-  if at is None:
+  heights = dict(zip(names, fitness.aggregated(values, fitness.singles(records)), strict=True))
+  highest = best(np.array(list(heights.values())))
+  if highest is None:
     raise ValueError("No finalist has finite scores on the validation examples.")
-  return list(validation)[at]
+  incumbent = _incumbent({n: r for n, r in validation.items() if np.isfinite(heights[n])}, fitness, records)
+  if incumbent is None:
+    return Choice(names[highest], None, None, None, None, _highest(names[highest]))
+  at = names.index(incumbent)
+  gains = {name: heights[name] - heights[incumbent] for name in names if name != incumbent}
+  errors = {name: nullable(error(name, incumbent)) for name in gains}
+  wanted = {name: caution * (errors[name] or 0.0) for name in gains}
+  # Equal and simpler: the same model under a simpler name, or with no caution as good a one.
+  better = [
+    name
+    for name, gain in gains.items()
+    if gain > wanted[name] or (gain == wanted[name] and names.index(name) < at)
+  ]
+  among = [name for name in names if name in (better or gains)]
+  first = best(np.array([heights[name] for name in among]))
+  rival = None if first is None else among[first]
+  name = rival if better and rival is not None else incumbent
+  gain = None if rival is None else nullable(gains[rival])
+  stderr = None if rival is None else errors[rival]
+  why = _why(name, incumbent, rival, gain, stderr, caution)
+  return Choice(name, incumbent, rival, gain, stderr, why)
+
+
+def _incumbent(validation: Mapping[str, Record], fitness: Fitness, records: Sequence[Record]) -> str | None:
+  """The known point that is fittest on the search's examples, the simplest among equals."""
+  searched = {n: find(records, validation[n].candidate) for n in KNOWN if n in validation}
+  there = {name: record for name, record in searched.items() if record is not None}
+  values = fitness.values([r.scores for r in there.values()], [r.losses for r in there.values()])
+  at = best(fitness.aggregated(values, fitness.singles(records))) if there else None
+  return None if at is None else list(there)[at]
+
+
+def _highest(name: str) -> str:
+  return f"{_spoken(name)} has the highest fitness on the validation examples."
+
+
+def _why(
+  name: str, incumbent: str, rival: str | None, gain: float | None, stderr: float | None, caution: float
+) -> str:
+  """The choice in a sentence."""
+  if not caution:
+    return _highest(name)
+  known = "the best known point on the search examples"
+  if rival is None or gain is None:
+    return f"{_spoken(incumbent)} is {known}, and there is no other finalist."
+  found = f"{gain:+.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")
+  rule = f"{caution:g} paired errors" if stderr is not None else "0 (its error is not known)"
+  if name != incumbent:
+    if not gain:
+      return f"{_spoken(name)} is as good on validation as {_spoken(incumbent)}, {known}, and simpler."
+    return (
+      f"{_spoken(name)} replaces {_spoken(incumbent)}, {known}: its validation gain {found} exceeds {rule}."
+    )
+  return (
+    f"{_spoken(incumbent)} stays, {known}: the validation gain {found} of {_spoken(rival)} does not exceed "
+    f"{rule}."
+  )
+
+
+def _spoken(name: str) -> str:
+  """A row's name in a sentence."""
+  return name.replace("_", " ")

@@ -77,37 +77,35 @@ class Fitness:
   def aggregated(self, points: np.ndarray, singles: np.ndarray) -> np.ndarray:
     """Fitness of values `[models, tasks]`, given those of the single checkpoints."""
     low, spread = self._scale(singles)
-    points = (points - low) / spread
     if self.aggregate == "worst":
-      return points.min(axis=1)
+      return ((points - low) / spread).min(axis=1)
     weights = self._task_weights()
-    return points @ weights / weights.sum()
+    return ((points - low) / spread) @ weights / weights.sum()
 
-  def slope(self, scores: np.ndarray, singles: np.ndarray) -> tuple[float, np.ndarray]:
-    """The fitness of one model's values `[tasks]`, and its derivative by them."""
+  def slopes(self, points: np.ndarray, singles: np.ndarray) -> np.ndarray:
+    """How the fitness changes with each value: float64 `[models, tasks]`; "worst" with the worst task's."""
     low, spread = self._scale(singles)
-    points = (scores - low) / spread
     if self.aggregate == "worst":
-      by_point = (np.arange(len(points)) == np.argmin(points)).astype(float)
-    else:
-      weights = self._task_weights()
-      by_point = weights / weights.sum()
-    return float(points @ by_point), by_point / spread
-
-  @property
-  def of_losses(self) -> bool:
-    """Whether it is one of losses, where there are some."""
-    return self.source != "metric"
+      worst = np.argmin((points - low) / spread, axis=1)
+      return np.eye(len(self.tasks))[worst] / spread
+    weights = self._task_weights()
+    return np.broadcast_to(weights / weights.sum() / spread, points.shape)
 
   def _scale(self, singles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest value and spread of each task among the single checkpoints; 0 and 1 for the mean of scores."""
-    count = len(self.tasks)
+    """What is subtracted from the values of each task, and what the rest is divided by."""
+    tasks = len(self.tasks)
     if self.aggregate == "mean":
-      return np.zeros(count), np.ones(count)
+      return np.zeros(tasks), np.ones(tasks)
     finite = singles[np.isfinite(singles).all(axis=1)]
-    nothing = np.full(count, np.nan)
-    low, high = (finite.min(0), finite.max(0)) if len(finite) else (nothing, nothing)
+    if not len(finite):
+      return np.full(tasks, np.nan), np.ones(tasks)
+    low, high = finite.min(0), finite.max(0)
     return low, np.where(high > low, high - low, 1.0)
+
+  @property
+  def uses_losses(self) -> bool:
+    """Whether the fitness is of losses where there are some."""
+    return self.source != "metric"
 
   def _task_weights(self) -> np.ndarray:
     given = dict(self.weights)

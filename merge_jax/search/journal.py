@@ -24,7 +24,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     losses: each task's mean negative log-likelihood in nats, or None if the scorer has none.
     fitness: higher is better; None if not finite or not yet defined, and outside the search's split.
     seconds: wall time of the evaluation.
-    examples: what each test example scored, by task (see `merge_jax.evals.Examples`), or None.
+    examples: what each validation or test example scored, by task (see `merge_jax.evals.Examples`), or None.
   """
 
   split: str

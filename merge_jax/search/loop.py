@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from merge_jax.errors import shown
 from merge_jax.search.fitness import Fitness
+from merge_jax.search.items import Examples, Items
 from merge_jax.search.journal import Journal, Record
 from merge_jax.search.outputs import Outputs
 from merge_jax.search.point import Candidate, Point
@@ -22,12 +23,8 @@ MEAN = "search_mean"
 """Kind of the mean of a proposer's distribution: scored on the search's examples, but no step of it."""
 REPORTED = "test"
 """The split of which every example is kept, for the errors of what is reported."""
-
-
-class Examples(Protocol):
-  """What every example scored; see `merge_jax.evals.Examples`."""
-
-  def to_plain(self) -> dict[str, Any]: ...
+CHOOSING = "validation"
+"""The split of which every example is kept with its loss, which a fitness may be of, for the choice."""
 
 
 class Evaluation(Protocol):
@@ -96,6 +93,7 @@ def search(
   budget: Budget,
   *,
   outputs: Outputs | None = None,
+  items: Items | None = None,
   progress: Progress = lambda record: None,
 ) -> Result:
   """Runs or resumes a search.
@@ -108,6 +106,7 @@ def search(
     budget: when to stop; with a larger one a journal continues as if it had been so from the start.
     outputs: keeps what evaluations give beside scores, if the proposer learns from it; what it lacks of
       replayed records is evaluated again.
+    items: where what every example scored is kept, too.
     progress: called after each record, replayed ones included.
 
   Raises:
@@ -136,7 +135,7 @@ def search(
         _compare(record, candidate)
       known = [*here, *[None] * (len(chunk) - len(here))]
       index = len(records) + len(here)
-      made = _scored(objective, journal, SPLIT, chunk, known, index, generation, fitness_of, outputs)
+      made = _scored(objective, journal, items, SPLIT, chunk, known, index, generation, fitness_of, outputs)
       records += made
       told += made
       for record in made:
@@ -152,6 +151,7 @@ def measure(
   objective: Objective,
   journal: Journal,
   *,
+  items: Items | None = None,
   progress: Progress = lambda record: None,
 ) -> list[Record]:
   """Scores candidates on the examples of another split; what the journal holds is not scored again.
@@ -159,7 +159,7 @@ def measure(
   Args:
     candidates: in order; equal merges are scored once.
     split: "validation", "test" or "heldout".
-    objective, journal: as for `search`.
+    objective, journal, items: as for `search`.
     progress: called after each new record.
 
   Returns:
@@ -174,7 +174,7 @@ def measure(
   for chunk in _chunks(different, objective.batch):
     known = [find(records, candidate) for candidate in chunk]
     index = len(journal.of(split))
-    scored = _scored(objective, journal, split, chunk, known, index, 0, lambda evaluation: None)
+    scored = _scored(objective, journal, items, split, chunk, known, index, 0, lambda evaluation: None)
     made += scored
     for record, old in zip(scored, known, strict=True):
       if old is None:
@@ -195,6 +195,7 @@ def _chunks(candidates: Sequence[Candidate], size: int) -> Iterator[list[Candida
 def _scored(
   objective: Objective,
   journal: Journal,
+  items: Items | None,
   split: str,
   candidates: Sequence[Candidate],
   known: Sequence[Record | None],
@@ -216,6 +217,7 @@ def _scored(
   seconds = round((time.perf_counter() - start) / len(candidates), 6)
   records: list[Record] = []
   new: list[Record] = []
+  examples = []
   for candidate, old, evaluation in zip(candidates, known, evaluations, strict=True):
     at = index if old is None else old.index
     if outputs is not None and evaluation.outputs is not None:
@@ -224,16 +226,20 @@ def _scored(
       records.append(old)
       continue
     losses = None if evaluation.losses is None else nullables(evaluation.losses)
-    kept = evaluation.examples if split == REPORTED else None
+    kept = evaluation.examples if split in (REPORTED, CHOOSING) else None
     record = Record(
       split, index, generation, candidate.kind, candidate.method, candidate.point,
       nullables(evaluation.scores), losses, fitness_of(evaluation), seconds,
-      None if kept is None else kept.to_plain(),
+      None if kept is None else kept.to_plain(losses=split == CHOOSING),
     )  # fmt: skip
     records.append(record)
     new.append(record)
+    examples.append(evaluation.examples)
     index += 1
-  journal.append(*new)
+  if new:
+    if items is not None:
+      items.append(new, examples)
+    journal.append(*new)
   return records
 
 

@@ -22,6 +22,7 @@ from merge_jax.storage.inputs import read_ranges as read_ranges
 from merge_jax.storage.inputs import refuse_inside as refuse_inside
 from merge_jax.storage.inputs import refuse_special as refuse_special
 from merge_jax.storage.lines import Lines as Lines
+from merge_jax.storage.lines import each_line as each_line
 from merge_jax.storage.lines import has_lines as has_lines
 from merge_jax.storage.lines import read_lines as read_lines
 from merge_jax.storage.lines import remove_lines as remove_lines

@@ -6,17 +6,27 @@ inserted or moved breaks the chain; lines missing at the end do not: that is wha
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from merge_jax.storage.folders import sync
 from merge_jax.storage.inputs import read_bytes
 from merge_jax.storage.leases import Locked
 from merge_jax.storage.remote import Remote, side_by_side
 from merge_jax.storage.space import writing
+
+
+class Line(NamedTuple):
+  """A complete line: what it says without its check, the check, and where it ends in all lines' bytes."""
+
+  record: dict[str, Any]
+  check: str
+  end: int
 
 
 class Lines:
@@ -29,19 +39,39 @@ class Lines:
 
   Args:
     path: a file, or where the first record makes one.
+    mend: cut off what follows a damaged line, instead of an error.
+    keep: what is kept of each line's record in `records`.
 
   Attributes:
-    records: what the lines say, in order, without their checks.
+    records: what the lines said when they were opened, in order, without their checks.
 
   Raises:
     ValueError: see `read_lines`; the file is then left as it is.
   """
 
-  def __init__(self, path: Path):
+  def __init__(self, path: Path, *, mend: bool = False, keep: Callable[[dict[str, Any]], Any] = lambda r: r):
     self._path = path
-    self.records, self._check, whole = _read(path)
-    if not isinstance(path, Remote) and path.exists() and whole < path.stat().st_size:
-      os.truncate(path, whole)
+    self.records: list[Any] = []
+    self._checks, self._ends = [""], [0]
+    for line in each_line(path, mend=mend):
+      self.records.append(keep(line.record))
+      self._checks.append(line.check)
+      self._ends.append(line.end)
+    if mend or not isinstance(path, Remote):
+      self.cut(len(self.records))
+
+  def cut(self, count: int) -> None:
+    """Leaves the first lines alone; on a store, the objects that hold nothing else."""
+    if isinstance(self._path, Remote):
+      parts = {int(file.stem): file for file in _parts(self._path)}
+      starts = [*parts, len(self.records)]
+      later = [a for a, b in itertools.pairwise(starts) if b > count or a >= count]
+      for start in reversed(later):
+        parts[start].unlink(missing_ok=True)
+      count = min([count, *later])
+    elif self._path.exists() and self._ends[count] < self._path.stat().st_size:
+      os.truncate(self._path, self._ends[count])
+    del self.records[count:], self._checks[count + 1 :], self._ends[count + 1 :]
 
   def append(self, *records: dict[str, Any]) -> None:
     """Appends records without a field `check`; they are on the disk when this returns.
@@ -50,16 +80,18 @@ class Lines:
       ValueError: NaN or infinity, which JSON does not hold.
       Locked: another job has written lines to the store since these were read.
     """
-    content, check = b"", self._check
+    content, checks, ends = b"", [self._checks[-1]], []
     for record in records:
-      line, check = _line(record, check)
+      line, check = _line(record, checks[-1])
       content += line + b"\n"
+      checks.append(check)
+      ends.append(self._ends[-1] + len(content))
     if isinstance(self._path, Remote):
-      _create(_parts_folder(self._path) / f"{len(self.records):08d}.jsonl", content)
+      _create(_parts_folder(self._path) / f"{len(self._ends) - 1:08d}.jsonl", content)
     else:
       self._append(content)
-    self.records.extend(records)
-    self._check = check
+    self._checks += checks[1:]
+    self._ends += ends
 
   def _append(self, content: bytes) -> None:
     new = not self._path.exists()
@@ -79,7 +111,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
   Raises:
     ValueError: a line that is not JSON, has no check, or breaks the chain, with its number; not a file.
   """
-  return _read(path)[0]
+  return [line.record for line in each_line(path)]
 
 
 def has_lines(path: Path) -> bool:
@@ -103,11 +135,13 @@ def _parts(path: Remote) -> list[Remote]:
   return sorted(file for file in found if re.fullmatch(r"\d{8}\.jsonl", file.name))
 
 
-def _joined(parts: list[Remote]) -> bytes:
-  """The lines of all objects; ValueError if one has lost its end, which no kill can do."""
+def _joined(parts: list[Remote], mend: bool) -> bytes:
+  """The lines of all objects; where one lost its end, which no kill can do, those before it or ValueError."""
   contents = side_by_side(read_bytes, parts)
-  for file, content in zip(parts, contents, strict=True):
+  for i, (file, content) in enumerate(zip(parts, contents, strict=True)):
     if not content.endswith(b"\n"):
+      if mend:
+        return b"".join(contents[:i])
       raise ValueError(f"{file}: its end is missing; restore the object, or begin anew with --overwrite.")
   return b"".join(contents)
 
@@ -123,35 +157,50 @@ def _create(file: Remote, content: bytes) -> None:
       ) from None
 
 
-def _read(path: Path) -> tuple[list[dict[str, Any]], str, int]:
-  """The records, the last one's check, and the bytes of all complete lines."""
+def each_line(path: Path, *, mend: bool = False) -> Iterator[Line]:
+  """The complete lines of a file, one after the other; with `mend`, those before the first damaged one.
+
+  Raises:
+    ValueError: see `read_lines`.
+  """
   if not has_lines(path):
-    return [], "", 0
-  content = _joined(_parts(path)) if isinstance(path, Remote) else read_bytes(path)
+    return
+  content = _joined(_parts(path), mend) if isinstance(path, Remote) else read_bytes(path)
   lines = content.split(b"\n")[:-1]  # what follows the last line end was cut short
-  records: list[dict[str, Any]] = []
-  previous = ""
+  del content
+  check, end = "", 0
   for number, line in enumerate(lines, 1):
     try:
-      record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-      raise ValueError(f"{path}:{number}: not valid JSON ({error}).") from None
-    if not isinstance(record, dict) or "check" not in record:
-      raise ValueError(
-        f"{path}:{number}: has no checksum, as lines written by an older merge_jax; --overwrite begins anew."
-      )
-    del record["check"]
-    try:
-      expected, previous = _line(record, previous)
-    except ValueError:  # infinity
-      expected = b""
-    if line != expected:
-      raise ValueError(
-        f"{path}:{number}: does not fit its checksum: it was changed, or lines before it were removed, added "
-        "or moved; restore the file, or begin anew with --overwrite."
-      )
-    records.append(record)
-  return records, previous, sum(len(line) + 1 for line in lines)
+      record, check = _checked(line, check, f"{path}:{number}")
+    except ValueError:
+      if mend:
+        return
+      raise
+    end += len(line) + 1
+    yield Line(record, check, end)
+
+
+def _checked(line: bytes, previous: str, where: str) -> tuple[dict[str, Any], str]:
+  """What a line says, and its check; ValueError if it is not what was written."""
+  try:
+    record = json.loads(line)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{where}: not valid JSON ({error}).") from None
+  if not isinstance(record, dict) or "check" not in record:
+    raise ValueError(
+      f"{where}: has no checksum, as lines written by an older merge_jax; --overwrite begins anew."
+    )
+  del record["check"]
+  try:
+    expected, check = _line(record, previous)
+  except ValueError:  # infinity
+    expected, check = b"", ""
+  if line != expected:
+    raise ValueError(
+      f"{where}: does not fit its checksum: it was changed, or lines before it were removed, added "
+      "or moved; restore the file, or begin anew with --overwrite."
+    )
+  return record, check
 
 
 def _line(record: dict[str, Any], previous: str) -> tuple[bytes, str]:

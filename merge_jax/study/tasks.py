@@ -1,6 +1,5 @@
 """The tasks of a study: which categories they are in, and which examples are for what."""
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,8 +79,17 @@ def _names(categories: Mapping[str, list[evals.Task]]) -> dict[str, tuple[str, .
   return {category: tuple(task.name for task in some) for category, some in categories.items()}
 
 
+class Example(NamedTuple):
+  """What is asked, without where it is from: named and written as it always was, so that cells keep keys."""
+
+  prompt: str
+  targets: tuple[str, ...]
+  answer: int
+
+
 def _digest(splits: Mapping[str, list[evals.Task]]) -> str:
   plain: dict[str, Any] = {
-    split: [dataclasses.astuple(one) for one in some] for split, some in splits.items()
+    split: [(one.name, one.metric, tuple(Example(*e[:3]) for e in one.examples)) for one in some]
+    for split, some in splits.items()
   }
   return hashlib.sha256(repr(plain).encode("utf-8", "surrogatepass")).hexdigest()[:20]

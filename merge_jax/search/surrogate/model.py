@@ -98,8 +98,8 @@ class Model:
     unsure = caution * self.errors * self.scales**2
     smoothed = self.table.smoothed(row, variance * unsure, weights)
     scores = smoothed.scores * self.signs
-    value, by_task = self.fitness.slope(scores, self.singles)
-    by_task = by_task * self.signs
+    value = self._fitness_of(scores)
+    by_task = self.fitness.slopes(scores[None], self.singles)[0] * self.signs
     by_row = smoothed.slopes * (by_task[self.table.tasks] * self._column_scales).astype(np.float32)
     by_point, by_variance = self.process.slopes(z)
     slope = by_point.T @ (self.data @ by_row).astype(np.float64)
@@ -110,7 +110,10 @@ class Model:
     """The smoothed fitness of an evaluated model, from its own answers."""
     none = np.zeros(len(self.scales))
     scores = self.table.smoothed(self.table.values[index], none, weights).scores * self.signs
-    return self.fitness.slope(scores, self.singles)[0]
+    return self._fitness_of(scores)
+
+  def _fitness_of(self, scores: np.ndarray) -> float:
+    return float(self.fitness.aggregated(scores[None], self.singles)[0])
 
   @property
   def _column_scales(self) -> np.ndarray:

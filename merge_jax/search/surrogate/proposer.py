@@ -90,8 +90,8 @@ class View(NamedTuple):
     if len(usable) < 2 or options.evidence is None:
       return None
     fitness, evidence = options.fitness, options.evidence
-    table = evidence.answers.table([evidence.outputs(record) for record in usable], fitness.of_losses)
-    signs = -np.ones(len(fitness.tasks)) if fitness.of_losses else np.array(fitness.signs)
+    table = evidence.answers.table([evidence.outputs(record) for record in usable], fitness.uses_losses)
+    signs = -np.ones(len(fitness.tasks)) if fitness.uses_losses else np.array(fitness.signs)
     singles = fitness.singles(records)
     none = np.zeros(len(signs))
     scores = [table.smoothed(row, none).scores * signs for row in table.values]

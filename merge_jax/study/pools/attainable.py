@@ -41,7 +41,6 @@ class Ground(NamedTuple):
     tokens: of the models.
     greedy: weights of the greedy soup.
     reference: what it scores on test examples.
-    draws: resamplings behind each error.
   """
 
   experts: list[dict[str, Any]]
@@ -52,11 +51,10 @@ class Ground(NamedTuple):
   tokens: evals.Tokens
   greedy: Sequence[float]
   reference: Examples
-  draws: int
 
 
 def ground(
-  bench: Bench, tasks: Mapping[str, Sequence[evals.Task]], known: Plain, reference: Examples, draws: int
+  bench: Bench, tasks: Mapping[str, Sequence[evals.Task]], known: Plain, reference: Examples
 ) -> Ground:
   """Reads a pool; `known` is the result of `contest.known`."""
   first = bench.checkpoints[0]
@@ -64,7 +62,7 @@ def ground(
   assert bench.base is not None  # every pool of a suite has one
   return Ground(
     [checkpoint.load() for checkpoint in bench.checkpoints], bench.base.load(), model.apply, tasks,
-    bench.suite, evals.Tokens.from_folder(first.path), known["rows"]["greedy"]["weights"], reference, draws,
+    bench.suite, evals.Tokens.from_folder(first.path), known["rows"]["greedy"]["weights"], reference,
   )  # fmt: skip
 
 
@@ -178,7 +176,7 @@ def numbers(own: Ground, name: str, ranges: Mapping[str, tuple[float, float]], o
 
 
 def _judged(own: Ground, examples: Examples) -> Plain:
-  gain, error = paired_difference(examples, own.reference, own.draws)
+  gain, error = paired_difference(examples, own.reference)
   table = nullables(examples.scores())
   return {
     "test": table,

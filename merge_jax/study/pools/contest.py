@@ -64,12 +64,12 @@ def options_of(one: Contestant, scores: Scores, seed: int, outputs: Outputs) -> 
   free, answers = space(one.space, scores.count), scores.suite.answers
   return Options(
     one.method, free, scores.fitness(one.fitness), scores.count, seed,
-    one.sigma or None, one.population or None, one.start, metric=scores.metric, extra=one.options, based=free.scaled,
-    evidence=None if answers is None else Evidence(answers, outputs.of),
+    one.sigma or None, one.population or None, one.start, metric=scores.metric, extra=one.options,
+    based=free.scaled, evidence=None if answers is None else Evidence(answers, outputs.of),
   )  # fmt: skip
 
 
-def known(scores: Scores, draws: int) -> Plain:
+def known(scores: Scores) -> Plain:
   """The known points of a pool, by the metric, and what greedy soup, uniform and the best single are worth.
 
   Returns:
@@ -85,14 +85,12 @@ def known(scores: Scores, draws: int) -> Plain:
     "records": [{"kind": r.kind, "weights": r.point.weights, "fitness": r.fitness} for r in records],
     "metric": scores.metric.tolist(),
     "seconds": scores.seconds,
-    "rows": {name: judged(scores, one, compared, draws) for name, one in chosen.items()},
+    "rows": {name: judged(scores, one, compared) for name, one in chosen.items()},
     "counts": _columns(compared, "counts"),
   }
 
 
-def run(
-  scores: Scores, one: Contestant, seed: int, budgets: Sequence[int], journal: Journal, draws: int
-) -> Plain:
+def run(scores: Scores, one: Contestant, seed: int, budgets: Sequence[int], journal: Journal) -> Plain:
   """Searches once, up to the largest budget.
 
   Args:
@@ -100,7 +98,6 @@ def run(
     one, seed: who searches.
     budgets: evaluations, known points included, increasing.
     journal: what it holds is not evaluated again.
-    draws: resamplings behind each error.
 
   Returns:
     `evaluations`, `fitness` of each in order; `answers`: for each budget what `judged` says of the finalist
@@ -123,7 +120,7 @@ def run(
     found.append(
       {"budget": budget, "evaluations": len(some), "proposing": round(mark.seconds, 4), "name": name,
        "search": own[0] if own else None, "validation": validation}
-      | judged(scores, chosen, compared, draws)
+      | judged(scores, chosen, compared)
     )  # fmt: skip
   return {"evaluations": len(records), "fitness": [r.fitness for r in records], "answers": found}
 
@@ -136,12 +133,12 @@ def selected(
   names = final.finalists(rows)
   measured = measure([rows[name] for name in names], VALIDATION, scores, Journal())
   scored = dict(zip(names, measured, strict=True))
-  name = final.select(scored, fitness, records)
+  name = final.select(scored, fitness, records).name
   values = fitness.values([scored[name].scores], [scored[name].losses])
   return name, rows[name], nullable(float(fitness.aggregated(values, fitness.singles(records))[0]))
 
 
-def judged(scores: Scores, candidate: Candidate, compared: Examples, draws: int) -> Plain:
+def judged(scores: Scores, candidate: Candidate, compared: Examples) -> Plain:
   """What a merge is worth on test examples.
 
   Returns:
@@ -149,7 +146,7 @@ def judged(scores: Scores, candidate: Candidate, compared: Examples, draws: int)
     `gain`, `stderr`: over what it is compared with, paired by example; `sums` of each example, as text.
   """
   own, point = examples(scores, candidate), candidate.point
-  gain, error = paired_difference(own, compared, draws)
+  gain, error = paired_difference(own, compared)
   table = nullables(own.scores())
   average = float(signed([table], own.tasks, own.signs).mean())
   return {

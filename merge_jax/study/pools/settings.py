@@ -117,7 +117,6 @@ class Pools(Part, frozen=True):
     budgets: evaluations after which a finalist is chosen, increasing.
     opening: the first budget of a pool of K checkpoints is at least 2 K + this, where K is above 8.
     search_seeds: of each contestant on each pool.
-    bootstrap: resamplings behind each error.
     attainable: None leaves it out.
   """
 
@@ -130,7 +129,6 @@ class Pools(Part, frozen=True):
   budgets: Numbers = (25, 50, 150)
   opening: Count = 10
   search_seeds: tuple[Count, ...] = (0,)
-  bootstrap: Annotated[int, Meta(ge=2, le=100_000)] = 1000
   attainable: Attainable | None = None
 
   def budgets_of(self, count: int) -> tuple[int, ...]:

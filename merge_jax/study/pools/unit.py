@@ -90,10 +90,8 @@ class Unit:
   def _pool(self, pool: Pool, failed: dict[str, str], say: Say) -> dict[str, list[Result]]:
     suite = self._tasks(pool)
     scores = Scores(pool, suite, self._stop)
-    about = {"pool": scores.bench.digests(), "draws": self._suite.bootstrap}
-    first = Cell(
-      "known", f"{pool.name} known points", about, lambda: contest.known(scores, self._suite.bootstrap)
-    )
+    about = {"pool": scores.bench.digests()}
+    first = Cell("known", f"{pool.name} known points", about, lambda: contest.known(scores))
     cells, places = [first] if self._names or self._attainable else [], []
     for name in self._suite.contestants:
       for seed in self._suite.search_seeds:
@@ -123,13 +121,13 @@ class Unit:
     self, scores: Scores, known: Result, about: dict[str, Any], failed: dict[str, str], say: Say
   ) -> list[Result]:
     """What is attainable in each space, as far as it is there or asked for."""
-    options, draws = self._suite.attainable, self._suite.bootstrap
+    options = self._suite.attainable
     if options is None:
       return []
 
     @functools.cache
     def ground() -> attainable.Ground:
-      return attainable.ground(scores.bench, self._splits, known, contest.reference(scores), draws)
+      return attainable.ground(scores.bench, self._splits, known, contest.reference(scores))
 
     def cell(space: str, values: Result, work: Callable[..., Result]) -> Cell:
       words = f"{scores.pool.name} attainable {space}"
@@ -160,10 +158,10 @@ class Unit:
 
     def work() -> Result:
       path.parent.mkdir(exist_ok=True)
-      return contest.run(scores, one, seed, budgets, Journal(path), self._suite.bootstrap)
+      return contest.run(scores, one, seed, budgets, Journal(path))
 
     words = f"{scores.pool.name} {name} {seed}"
-    return Cell("contest", words, spec | {"budgets": list(budgets), "draws": about["draws"]}, work)
+    return Cell("contest", words, spec | {"budgets": list(budgets)}, work)
 
   def _tasks(self, pool: Pool) -> TaskSuite:
     """The tasks, as models of this size take them."""

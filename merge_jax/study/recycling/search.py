@@ -158,7 +158,7 @@ class _Judged:
       split: dict(zip(rows, measure(list(rows.values()), split, self._objective, self._journal), strict=True))
       for split in (SPLIT, VALIDATION, REPORTED)
     }
-    selected = final.select({n: scored[VALIDATION][n] for n in final.finalists(rows)}, fitness, records)
+    selected = final.select({n: scored[VALIDATION][n] for n in final.finalists(rows)}, fitness, records).name
     places = {
       name: self._place(candidate, {split: some[name] for split, some in scored.items()})
       for name, candidate in rows.items()

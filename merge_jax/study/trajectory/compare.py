@@ -193,16 +193,18 @@ def _examples(evaluations: Sequence[Evaluation]) -> list[Examples]:
 def _only(examples: Examples, tasks: Sequence[str]) -> Examples:
   """The examples of some tasks, in the suite's order."""
   places = [i for i, task in enumerate(examples.tasks) if task in tasks]
-  ends = np.cumsum(examples.counts)
-  parts = [examples.values[:, ends[i] - examples.counts[i] : ends[i]] for i in places]
+  chosen = np.repeat(np.isin(examples.tasks, tasks), examples.counts)
   return Examples(
     tuple(examples.tasks[i] for i in places), tuple(examples.signs[i] for i in places),
-    tuple(examples.counts[i] for i in places), np.concatenate([examples.values[:, :0], *parts], axis=1),
+    tuple(examples.counts[i] for i in places), examples.values[:, chosen], examples.units[chosen],
   )  # fmt: skip
 
 
-def _error(examples: Examples, draws: int) -> float:
-  return float(uncertainty.resampled(examples, draws).mean(axis=1).std(ddof=1))
+def _error(examples: Examples, draws: int, over: Examples | None = None) -> float:
+  """Of the mean score, or of its difference to another model's on the same examples."""
+  drawn = uncertainty.resampled(examples, draws).mean(axis=1)
+  base = np.zeros(draws) if over is None else uncertainty.resampled(over, draws).mean(axis=1)
+  return float((drawn - base).std(ddof=1))
 
 
 def _merges(scored: Sequence[Scored], step: int) -> list[Scored]:
@@ -251,6 +253,7 @@ def _gains(scored: Sequence[Scored], start: int, end: int, draws: int) -> list[d
       }
       for split in ("test", "heldout"):
         if decay.examples[split].tasks:
-          gain, error = uncertainty.paired_difference(chosen.examples[split], decay.examples[split], draws)
+          gain = chosen.average(split) - decay.average(split)
+          error = _error(chosen.examples[split], draws, decay.examples[split])
           found.append(about | {"split": split, "gain": nullable(gain), "stderr": nullable(error)})
   return found

@@ -1,0 +1,204 @@
+"""Another answer of a finished run: a point of its journal, by other wishes, without any evaluation."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from merge_jax import preflight, storage
+from merge_jax.errors import unknown
+from merge_jax.evals import uncertainty
+from merge_jax.evals.tasks import shares
+from merge_jax.recycle import choice, folder, merged
+from merge_jax.recycle import manifest as manifests
+from merge_jax.recycle.folder import Refused, RunFolder
+from merge_jax.recycle.pool import Watch
+from merge_jax.recycle.problem import Problem, build
+from merge_jax.recycle.settings import Settings, from_mapping
+from merge_jax.search import items
+from merge_jax.search.fitness import Fitness
+from merge_jax.search.journal import Record, parse
+from merge_jax.search.loop import SPLIT, find
+from merge_jax.search.point import Candidate, Point
+from merge_jax.search.scores import best, nullable, signed
+
+
+def select(
+  run: Path,
+  *,
+  candidate: int | None = None,
+  task_weights: str = "",
+  at_least: Sequence[str] = (),
+  output: str = "",
+  say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+  """Writes the merge of another evaluated point, and says what it costs on each task.
+
+  Args:
+    run: output folder of a finished run.
+    candidate: number of the evaluation, from 0 as in the journal; or
+    task_weights: of the fitness by which the best point is taken, `task=weight,…`; tasks left out have 1.
+    at_least: `task=score`, that the point must have on the search's examples; where lower is better, at most.
+    output: folder to write; "": `selected-N` in the run's.
+    say: called with each line.
+
+  Returns:
+    `candidate`, its number; `method`, `weights`, `numbers`; `output`; `tasks`, by name the score of the
+    run's selected merge (`selected`), of this one (`score`), the gain (higher is better) and its paired
+    error; `average` likewise.
+
+  Raises:
+    Refused: no finished run, or inputs that changed since.
+    ValueError: wishes that are none, or that no evaluated point fulfils.
+    FileExistsError: the output folder holds something.
+  """
+  if candidate is not None and (task_weights or at_least):
+    raise ValueError("--candidate names a point; leave out --task_weights and --at_least, or leave it out.")
+  if candidate is None and not task_weights and not at_least:
+    raise ValueError("Give --candidate=57, --task_weights=code=2 or --at_least=math=.6.")
+  problem = _problem(run)
+  records = [
+    record
+    for number, line in enumerate(storage.read_lines(run / folder.JOURNAL), 1)
+    if (record := parse(line, f"{run / folder.JOURNAL}:{number}")).split == SPLIT
+  ]
+  if candidate is not None:
+    chosen = _numbered(records, candidate)
+  else:
+    chosen = _wished(problem.fitness, records, task_weights, at_least)
+  where = storage.destination(output or run / f"selected-{chosen.index}", "--output_dir")
+  storage.refuse_inside(where, problem.inputs, "--output_dir")
+  storage.refuse_filled(where)
+  preflight.require_disk(run, problem.pool[0].nbytes)
+  (row,) = (r for r in json.loads(storage.read_bytes(run / folder.RESULT))["rows"] if r["name"] == "selected")
+  before = find(records, Candidate("", row["method"], Point.of(np.array(row["weights"]), row["numbers"])))
+  made = {
+    "candidate": chosen.index, "method": chosen.method, "weights": chosen.point.weights,
+    "numbers": chosen.point.numbers, "output": str(where),
+    **_compared(problem, chosen, before, dict(items.read(run / folder.ITEMS, SPLIT))),
+  }  # fmt: skip
+  for line in _told(made, chosen, problem):
+    say(line)
+  watch = Watch(problem.files)
+  with storage.new_folder(where) as partial:
+    merged.write(problem, chosen.candidate, partial)
+    watch.check(copied=True)
+  say(f"merged: {where}")
+  return made
+
+
+def _problem(path: Path) -> Problem:
+  """The problem of a finished run, from its manifest; Refused if it is not finished or its inputs changed."""
+  run = RunFolder(path)
+  if not run.known:
+    raise Refused(f"{path} holds no recycle run; expected the output folder of launch.recycle.")
+  storage.refuse_locked(path)
+  old = manifests.read(path)
+  if old is None or not run.finished(old):
+    raise Refused(
+      f"{path}: the run is not finished, or files of it are gone; run launch.recycle there first."
+    )
+  names = Settings.__struct_fields__  # settings that are no more decided nothing of the merge
+  config = {name: value for name, value in old.config.items() if name in names}
+  # From the disk: a tensor at a time is all that is read.
+  settings = from_mapping(config | {"output_dir": str(path), "placement": {"pool_memory": "disk"}})
+  problem = build(settings)
+  changed = [path for path, digest in old.inputs.items() if problem.manifest.inputs.get(path) != digest]
+  if changed:
+    raise Refused(f"{path}: {changed[0]} changed since the run, so that the merge would be another one.")
+  return problem
+
+
+def _numbered(records: Sequence[Record], number: int) -> Record:
+  for record in records:
+    if record.index == number:
+      return record
+  raise ValueError(f"--candidate is {number}; expected the number of an evaluation, 0 to {len(records) - 1}.")
+
+
+def _wished(fitness: Fitness, records: Sequence[Record], weights: str, at_least: Sequence[str]) -> Record:
+  """The fittest record, by other weights and among those with the scores that are asked for."""
+  if weights:
+    new = tuple(sorted(shares(weights, "--task_weights").items()))
+    fitness = dataclasses.replace(fitness, weights=new)
+  points = signed([record.scores for record in records], fitness.tasks, fitness.signs)
+  fits = np.ones(len(records), bool)
+  reached = []
+  for name, floor in _floors(at_least, fitness.tasks).items():
+    at = fitness.tasks.index(name)
+    fits &= points[:, at] >= fitness.signs[at] * floor
+    top = best(points[:, at])
+    if top is not None:
+      reached.append(f"the best of {name} is {fitness.signs[at] * points[top, at]:.4g} (candidate {top})")
+  found = best(np.where(fits, fitness.of(records), np.nan))
+  if found is None:
+    reasons = "; ".join(reached) or "no score is finite"
+    raise ValueError(f"No evaluated point has the scores that are asked for: {reasons}.")
+  return records[found]
+
+
+def _floors(texts: Sequence[str], tasks: Sequence[str]) -> dict[str, float]:
+  """Scores by task from `task=score`."""
+  result: dict[str, float] = {}
+  for text in texts:
+    name, _, value = (part.strip() for part in text.partition("="))
+    if name not in tasks:
+      raise ValueError(unknown("task", name, tasks, "--at_least"))
+    try:
+      number = float(value)
+    except ValueError:
+      number = np.nan
+    if not np.isfinite(number):
+      raise ValueError(f"--at_least={text}: expected task=score, for example {name}=.6.")
+    if name in result:
+      raise ValueError(f"--at_least: task {name!r} stands twice; give it one score.")
+    result[name] = number
+  return result
+
+
+def _compared(
+  problem: Problem, chosen: Record, before: Record | None, lines: Mapping[int, Any]
+) -> dict[str, Any]:
+  """What is gained on each task against the selected merge, with paired errors where examples are kept."""
+  fitness, tasks = problem.fitness, len(problem.fitness.tasks)
+  if before is None:  # its record is of another split alone
+    return {"tasks": {name: {"selected": None, "score": chosen.scores[name], "gain": None, "stderr": None}
+                      for name in fitness.tasks}, "average": {"gain": None, "stderr": None}}  # fmt: skip
+  points = signed([chosen.scores, before.scores], fitness.tasks, fitness.signs)
+  gains, slopes = points[0] - points[1], [*np.eye(tasks), np.full(tasks, 1 / tasks)]
+  errors: list[float | None] = [None] * len(slopes)
+  if chosen.index in lines and before.index in lines:
+    a, b = (choice.read(lines[record.index], problem, SPLIT) for record in (chosen, before))
+    errors = [
+      nullable(uncertainty.size(uncertainty.influences(a, s) - uncertainty.influences(b, s))) for s in slopes
+    ]
+  return {
+    "tasks": {
+      name: {"selected": before.scores[name], "score": chosen.scores[name], "gain": nullable(gains[i]),
+             "stderr": errors[i]}
+      for i, name in enumerate(fitness.tasks)
+    },
+    "average": {"gain": nullable(gains.mean()), "stderr": errors[-1]},
+  }  # fmt: skip
+
+
+def _told(made: Mapping[str, Any], chosen: Record, problem: Problem) -> list[str]:
+  """The comparison in lines."""
+  from merge_jax.reports import text
+
+  formats = {task.name: task.format for task in problem.suite.tasks}
+  table = [["on the search examples", "selected", "this", "gain"]]
+  for name, row in made["tasks"].items():
+    scores = [text.number(row[key], formats[name]) for key in ("selected", "score")]
+    table.append([name, *scores, text.gain(row["gain"], row["stderr"])])
+  table.append(["average", "", "", text.gain(made["average"]["gain"], made["average"]["stderr"])])
+  lines = [f"candidate {chosen.index}: {chosen.method}, {chosen.kind}", text.aligned(table)]
+  if made["average"]["stderr"] is None:
+    lines.append("Without errors: items.jsonl does not have what each example scored.")
+  return [
+    *lines,
+    "These examples led the search, so that the scores are too good; test examples were not asked.",
+  ]
