@@ -83,7 +83,7 @@ def memory(job: Job, built: Built) -> Memory:
   model = max(per_device(built.leaves, built.layout.shardings).values())
   side = max(job.batch // mesh.shape["candidate"], 1)
   parts = sharding.row_count(mesh)
-  rows = sum(array.nbytes // parts for bucket in built.batches.buckets for array in bucket)
+  rows = sum(array.nbytes // parts for array in jax.tree.leaves(built.batches.buckets))
   numbers = 4 * (job.checkpoints * side + len(jax.tree.leaves(methods.METHODS[job.method].operator())))
   data = rows + built.batches.order.nbytes + numbers
   activations = max(_activations(job, bucket, mesh) for bucket in built.batches.buckets)
@@ -99,7 +99,8 @@ def _activations(job: Job, bucket: Bucket, mesh: Mesh) -> int:
   asked = bucket.positions.shape[-1]
   stream = rows * length * c.hidden_size * wide
   heads = rows * length * (c.num_heads + 2 * c.num_kv_heads) * c.head_dim * wide
-  scores = 2 * rows * c.num_heads * length * length * 4  # float32, where attention is not fused
+  stem, tail = _columns(bucket)
+  scores = 2 * rows * c.num_heads * max(stem * stem, tail * length) * 4  # float32, where not fused
   forward = 3 * rows * length * c.intermediate_size * wide
   logits = 3 * rows * asked * c.vocab_size * 4
   pairs = rows * length * getattr(c, "experts_per_token", 0)  # of a token and an expert: see `mixture`
@@ -130,10 +131,18 @@ def work(job: Job, built: Built) -> Work:
     rows = chunks * height
     inner = rows * length * (c.num_layers - 1) + rows * asked  # the last layer serves asked positions alone
     flops += 2.0 * _active(job) / c.num_layers * inner
-    flops += 4.0 * c.num_heads * c.head_dim * length * inner
+    stem, tail = _columns(bucket)
+    pairs = rows * ((stem * stem + tail * length) * (c.num_layers - 1) + asked * length)
+    flops += 4.0 * c.num_heads * c.head_dim * pairs
     flops += 2.0 * c.hidden_size * c.vocab_size * rows * asked
     passes += chunks
   return Work(2.0 * job.resident * size, (job.resident + 2.0) * model, flops, float(model * passes), passes)
+
+
+def _columns(bucket: Bucket) -> tuple[int, int]:
+  """Those that see each other, and those of branches, which see all."""
+  tail = 0 if bucket.branches is None else bucket.branches.places.shape[-1]
+  return bucket.tokens.shape[-1] - tail, tail
 
 
 def _active(job: Job) -> float:

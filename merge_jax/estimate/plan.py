@@ -69,7 +69,7 @@ def plan(job: Job, search: Search) -> dict[str, Any]:
     "resident_models": job.resident, "method": job.method, "mesh": dict(mesh.shape), "device": device.name,
     "efficiency": device.efficiency,
     "devices": mesh.size, "hosts": hosts, "batch": built.objective.batch, "budget": search.budget,
-    "tokens_per_candidate": job.workload.tokens, "padded_tokens_per_candidate": built.batches.padded,
+    "tokens_per_candidate": built.batches.tokens, "padded_tokens_per_candidate": built.batches.padded,
     "parameter_bytes_per_device": held.parameters, "data_bytes_per_device": held.data,
     "merged_bytes_per_device": held.merged, "activation_bytes_per_device": held.activations,
     "bytes_per_device": held.total, "usable_bytes_per_device": int(room), "fits": held.total <= room,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from merge_jax import evals, models, sharding
 from merge_jax.estimate.workload import Workload
 from merge_jax.evals.batching import Batches
+from merge_jax.evals.branches import groups
 from merge_jax.evals.objective import JittedObjective
 from merge_jax.models import Model
 from merge_jax.recycle import methods, placing
@@ -96,8 +97,9 @@ def build(job: Job) -> Built:
   }
   merges = methods.abstract((job.method,), [leaves] * job.checkpoints, leaves, layout.shardings, model.axes)
   batches = evals.pack(
-    job.workload.rows, max_shapes=job.evals.max_shapes, batch_tokens=job.evals.batch_tokens,
-    vocabulary=model.config.vocab_size, multiple=sharding.row_count(mesh),
+    job.workload.rows, groups=groups(job.workload.rows, model.branches), max_shapes=job.evals.max_shapes,
+    batch_tokens=job.evals.batch_tokens, vocabulary=model.config.vocab_size,
+    multiple=sharding.row_count(mesh),
   )  # fmt: skip
   scorer = evals.make_scorer(
     model.apply, job.workload.tasks, batches, dtype=jnp.dtype(job.evals.dtype), mesh=mesh

@@ -8,7 +8,8 @@ import numpy as np
 
 from merge_jax.evals import metrics, splits
 from merge_jax.evals import tasks as task_files
-from merge_jax.evals.batching import Rows, encode
+from merge_jax.evals.batching import encode
+from merge_jax.evals.branches import Rows
 from merge_jax.evals.tasks import Example, Task
 from merge_jax.evals.tokens import Tokens
 
@@ -30,11 +31,6 @@ class Workload(NamedTuple):
   finals: float
 
   @property
-  def tokens(self) -> int:
-    """Of all rows, but the last of each, which is only predicted."""
-    return sum(len(row) - 1 for row in self.rows.ids)
-
-  @property
   def examples(self) -> int:
     """Number of examples."""
     return sum(len(task.examples) for task in self.tasks)
@@ -52,8 +48,8 @@ def of_numbers(count: int, examples: int, length: int, target_length: int) -> Wo
   Raises:
     ValueError: a number that is not positive, a target that leaves no prompt, or too many tokens.
 
-  >>> of_numbers(2, 64, 257, 32).tokens
-  32768
+  >>> of_numbers(2, 64, 257, 32).examples
+  128
   """
   numbers = {"num_tasks": count, "examples": examples, "length": length, "target_length": target_length}
   for name, value in numbers.items():

@@ -58,7 +58,8 @@ def make_scorer(
 
   Args:
     apply: `(params, tokens, asked) -> logits [rows, asked, vocabulary]`, or with `selects=False`
-      any `(params, tokens) -> logits [rows, time, vocabulary]`.
+      any `(params, tokens) -> logits [rows, time, vocabulary]`. Batches with branches need an `apply` that
+      takes them, too (`branches=`).
     tasks: the tasks that `batches` was packed from.
     batches: from `pack(encode(tasks, …))`.
     dtype: computation dtype handed to `apply(…, dtype=)`, or None.
@@ -72,25 +73,30 @@ def make_scorer(
   call = functools.partial(apply, dtype=dtype) if dtype is not None else apply
 
   def rows(params: Any, bucket: Bucket) -> tuple[Array, Array, Array]:
-    """Negative log-likelihood, number of tokens and whether all are most likely, of each row."""
+    """Negative log-likelihood, number of tokens and whether all are most likely, of each row's targets."""
 
     def chunk(one: Bucket) -> tuple[Array, Array, Array]:
-      if selects:
+      if not selects:
+        logits = jnp.take_along_axis(call(params, one.tokens), one.positions[:, :, None], axis=1)
+      elif one.branches is None:
         logits = call(params, one.tokens, one.positions)
       else:
-        logits = jnp.take_along_axis(call(params, one.tokens), one.positions[:, :, None], axis=1)
+        logits = call(params, one.tokens, one.positions, branches=one.branches)
       logits = logits.astype(jnp.float32)
       at_target = jnp.take_along_axis(logits, one.targets[:, :, None], axis=-1)[..., 0]
       losses = jax.nn.logsumexp(logits, axis=-1) - at_target
-      wrong = (jnp.argmax(logits, axis=-1) != one.targets) & (one.mask > 0)
+      wrong = jnp.argmax(logits, axis=-1) != one.targets
+      asked = one.mask.reshape(len(losses), -1, losses.shape[1]) > 0  # of each target of a row
       # A NaN must not vanish behind a mask: scores of a broken model are NaN.
-      broken = jnp.where(one.mask > 0, losses, 0.0)
-      exact = jnp.where(jnp.isnan(broken.sum(1)), jnp.nan, (~wrong.any(1)).astype(jnp.float32))
-      return broken.sum(1), jnp.sum(one.mask, axis=1), exact
+      totals = jnp.where(asked, losses[:, None], 0.0).sum(-1)
+      hits = (~(wrong[:, None] & asked).any(-1)).astype(jnp.float32)
+      return totals, asked.sum(-1, dtype=jnp.float32), jnp.where(jnp.isnan(totals), jnp.nan, hits)
 
     if bucket.tokens.shape[0] == 1:
-      return chunk(jax.tree.map(lambda x: x[0], bucket))
-    return jax.tree.map(lambda x: x.reshape(-1), jax.lax.map(chunk, bucket))
+      parts = chunk(jax.tree.map(lambda x: x[0], bucket))
+    else:
+      parts = jax.lax.map(chunk, bucket)
+    return jax.tree.map(lambda x: x.reshape(-1), parts)
 
   rules = [metrics.named(task.metric, f"Task {task.name!r}") for task in tasks]
   tables = [_target_table(task) for task in tasks]

@@ -7,11 +7,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh
 
 from merge_jax import sharding
 from merge_jax.checkpoints.placement import NONE
-from merge_jax.evals.batching import Batches, Rows, encode, pack
+from merge_jax.evals.batching import Batches, encode, pack
+from merge_jax.evals.branches import Group, Rows, columns, groups
 from merge_jax.evals.external import Command
 from merge_jax.evals.metrics import METRICS
 from merge_jax.evals.objective import FunctionObjective, JittedObjective, Merge
@@ -103,6 +105,7 @@ class TaskSuite(Suite):
   Args:
     tasks: by split; the first split's are those of the fitness.
     apply: `(params, tokens, positions) -> logits`, see `make_scorer`.
+    branches: whether `apply` takes `branches=`, too; without, choices of several tokens repeat their prompt.
     tokens: the tokenizer.
     vocabulary: size of the model's.
     max_length: most tokens of an example, or None.
@@ -126,6 +129,7 @@ class TaskSuite(Suite):
     tokens: Tokens,
     *,
     vocabulary: int,
+    branches: bool = False,
     max_length: int | None = None,
     append_eos: bool = True,
     max_shapes: int = 4,
@@ -151,13 +155,19 @@ class TaskSuite(Suite):
       split: encode(chosen, tokens, append_eos=append_eos, max_length=max_length, vocabulary=vocabulary)
       for split, chosen in self._tasks.items()
     }
+    packed = {split: groups(some, branches) for split, some in rows.items()}
     self._batches: dict[str, Batches] = {
       split: pack(
-        some, max_shapes=max_shapes, batch_tokens=batch_tokens, vocabulary=vocabulary, multiple=multiple
+        some, groups=packed[split], max_shapes=max_shapes, batch_tokens=batch_tokens, vocabulary=vocabulary,
+        multiple=multiple,
       )
       for split, some in rows.items()
-    }
-    self._tokens = {split: _tokens(self._tasks[split], some) for split, some in rows.items()}
+    }  # fmt: skip
+    if any(len(packed[split]) > len(some.targets) for split, some in rows.items()):
+      self.notes += (
+        "Each choice is scored in a row of its own, prompt included: the model takes no branches.",
+      )
+    self._tokens = {split: _tokens(self._tasks[split], some, packed[split]) for split, some in rows.items()}
     self._rows = {split: _digest(self._tasks[split], some) for split, some in rows.items()}
 
   def sizes(self, split: str) -> dict[str, int]:
@@ -201,13 +211,14 @@ class TaskSuite(Suite):
     }
 
 
-def _tokens(tasks: Sequence[Task], rows: Rows) -> dict[str, int]:
-  """Tokens that are read for each task; the last one of a row is only predicted."""
-  lengths = iter(rows.ids)
-  return {
-    task.name: sum(len(next(lengths)) - 1 for example in task.examples for _ in example.targets)
-    for task in tasks
-  }
+def _tokens(tasks: Sequence[Task], rows: Rows, packed: Sequence[Group]) -> dict[str, int]:
+  """Tokens that are read for each task."""
+  counts = [sum(len(example.targets) for example in task.examples) for task in tasks]
+  owners = np.repeat(np.arange(len(tasks)), counts)
+  total = np.zeros(len(tasks), np.int64)
+  for group in packed:
+    total[owners[group[0]]] += sum(columns(rows, group))
+  return {task.name: int(count) for task, count in zip(tasks, total, strict=True)}
 
 
 def _digest(tasks: Sequence[Task], rows: Rows) -> str:

@@ -13,6 +13,7 @@ from merge_jax.models import attention as attention_choices
 from merge_jax.models import stacking, tensors
 from merge_jax.models.config import DecoderConfig
 from merge_jax.models.families import family_of, parse
+from merge_jax.models.rope import Dynamic
 from merge_jax.operators.naming import AxesRules
 
 
@@ -24,7 +25,9 @@ class Model(NamedTuple):
     specs: shape and dtype of each parameter by Hugging Face name.
     stacks: the stacks of equal layers (see `stacking.find`); empty where they do not pay.
     axes: which leaves of stacked parameters are stacks, for operators and sharding rules.
-    apply: `(params, tokens, positions=None, dtype=float32, remat=False) -> logits`, see `Decoder.__call__`.
+    apply: `(params, tokens, positions=None, dtype=float32, remat=False, branches=None) -> logits`, see
+      `Decoder.__call__`.
+    branches: whether it takes branches.
       Parameters have the names of `specs`, or are stacked: their layers then run in one scan. Tensors that
       the model does not have are a ValueError, but for tied heads and rotary tables.
     init: `key -> params`, random float32.
@@ -37,6 +40,7 @@ class Model(NamedTuple):
   stacks: dict[str, tuple[str, ...]]
   axes: AxesRules
   apply: Callable[..., Array]
+  branches: bool
   init: Callable[[Array], dict[str, Array]]
   inputs: Callable[[Mapping[str, Array], Array], dict[str, Array]]
 
@@ -104,8 +108,9 @@ def build(config: Mapping[str, Any], where: str = "config.json", attention: str 
     positions: Array | None = None,
     dtype: Any = jnp.float32,
     remat: bool = False,
+    branches: tuple[Array, Array, Array] | None = None,
   ) -> Array:
-    return run(params, tokens, positions, dtype, remat)
+    return run(params, tokens, positions, dtype, remat, branches)
 
   def inputs(params: Mapping[str, Array], tokens: Array) -> dict[str, Array]:
     tensors.compare(params, specs, "parameters")  # layers of a scan cannot be watched
@@ -117,7 +122,7 @@ def build(config: Mapping[str, Any], where: str = "config.json", attention: str 
           one.observe = functools.partial(found.__setitem__, prefix + ".".join(map(str, (*path, "weight"))))
       return module
 
-    run(params, tokens, None, jnp.float32, False, seen=watched)
+    run(params, tokens, None, jnp.float32, False, None, seen=watched)
     return found
 
   @jax.jit
@@ -130,7 +135,8 @@ def build(config: Mapping[str, Any], where: str = "config.json", attention: str 
     values = nnx.to_flat_state(nnx.state(family.module(shape, draw)))
     return {".".join(map(str, path)): value.get_value() for path, value in values}
 
-  return Model(shape, specs, stacks, stacking.AXES, apply, init, inputs)
+  tree = not any(isinstance(one, Dynamic) for one in (shape.rope, shape.local_rope))
+  return Model(shape, specs, stacks, stacking.AXES, apply, tree, init, inputs)
 
 
 def check(config: Mapping[str, Any], specs: Mapping[str, Any], where: str = "config.json") -> None:
