@@ -24,11 +24,13 @@ class Workload(NamedTuple):
     tasks: their examples.
     rows: of tokens.
     finals: tokens of a finalist on the other splits, in shares of those of the search.
+    tokens: the tokenizer; None where no text is generated.
   """
 
   tasks: tuple[Task, ...]
   rows: Rows
   finals: float
+  tokens: Tokens | None = None
 
   @property
   def examples(self) -> int:
@@ -96,4 +98,4 @@ def of_files(
   search = made[splits.SPLITS[0]]
   rows = encode(search, tokens, vocabulary=vocabulary, max_length=max_length)
   rest = sum(count.values()) - count[splits.SPLITS[0]]
-  return Workload(tuple(search), rows, rest / max(count[splits.SPLITS[0]], 1))
+  return Workload(tuple(search), rows, rest / max(count[splits.SPLITS[0]], 1), tokens)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from merge_jax.errors import shown
+from merge_jax.evals import prompting
 from merge_jax.evals.branches import Branches, Group, Rows, columns
 from merge_jax.evals.tasks import Task
 from merge_jax.evals.tokens import Tokens
@@ -69,7 +70,7 @@ def encode(
   rows = Rows([], [], counts := [])
   end, ids = tokens.end(append_eos), vocabulary or 2**31
   for task in tasks:
-    prompts = tokens.prompts([example.prompt for example in task.examples])
+    prompts = prompting.prompts(task, tokens)
     texts = [text for example in task.examples for text in example.targets]
     targets = iter(tokens.targets(texts, append_eos=False))
     for number, (example, prompt) in enumerate(zip(task.examples, prompts, strict=True), 1):
@@ -129,16 +130,14 @@ def pack(
   lengths = stems + tails
   # Long prompts with short choices and short ones with long choices would pad each other.
   order = np.lexsort((lengths, np.where(tails == 0, 0, np.where(tails <= stems, 1, 2))))
-  ends = _cuts(stems[order], tails[order], max_shapes)
+  ends = cuts(stems[order], tails[order], max_shapes)
   buckets, places, start, base = [], np.zeros(len(rows.ids), np.int32), 0, 0
   for end in ends:
     chosen = [every[i] for i in order[start:end]]
     stem, tail = int(stems[order[start:end]].max()), int(tails[order[start:end]].max())
     asked = max(sum(len(rows.ids[i]) - rows.starts[i] for i in group) for group in chosen)
     logits = len(chosen) * asked * vocabulary
-    chunks = max(-(-len(chosen) * (stem + tail) // batch_tokens), -(-logits // (LOGITS * multiple)))
-    height = -(-len(chosen) // (chunks * multiple)) * multiple
-    chunks = -(-len(chosen) // height)  # no pass is padding alone
+    chunks, height = passes(len(chosen), stem + tail, logits, batch_tokens, multiple)
     most = max(map(len, chosen))
     for at, group in enumerate(chosen):
       places[list(group)] = base + at * most + np.arange(len(group))
@@ -147,6 +146,19 @@ def pack(
     start = end
   padded = sum(one.tokens.size for one in buckets)
   return Batches(tuple(buckets), places, int(lengths.sum()), padded)
+
+
+def passes(count: int, length: int, logits: int, batch_tokens: int, multiple: int) -> tuple[int, int]:
+  """How many forward passes so many rows take, and the rows of each.
+
+  Args:
+    count, length: of the rows.
+    logits: of all of them.
+    batch_tokens, multiple: see `pack`.
+  """
+  chunks = max(-(-count * length // batch_tokens), -(-logits // (LOGITS * multiple)))
+  height = -(-count // (chunks * multiple)) * multiple
+  return -(-count // height), height  # no pass is padding alone
 
 
 def bucket(
@@ -191,11 +203,11 @@ def bucket(
   def chunked(x: np.ndarray) -> np.ndarray:
     return x.reshape(chunks, height, *x.shape[1:])
 
-  arrays = map(chunked, (tokens, positions, targets, mask))
-  return Bucket(*arrays, Branches(*map(chunked, branches)) if tail else None)
+  behind = Branches(*map(chunked, branches)) if tail else None
+  return Bucket(chunked(tokens), chunked(positions), chunked(targets), chunked(mask), behind)
 
 
-def _cuts(stems: np.ndarray, tails: np.ndarray, max_shapes: int) -> list[int]:
+def cuts(stems: np.ndarray, tails: np.ndarray, max_shapes: int) -> list[int]:
   """Ends of at most `max_shapes` runs of rows in their order, with the least padding.
 
   A run is as wide as its longest stem and its longest tail. Rows of one length in turn stay together; of

@@ -102,10 +102,10 @@ class JittedObjective:
     self._merges, self._scorers, self._layout, self._in_turn = merges, scorers, layout, in_turn
     self._programs = {(m, s): self._program(m, s) for m in merges for s in scorers}
 
-  def _program(self, method: str, split: str) -> Callable[..., Array]:
+  def _program(self, method: str, split: str) -> Callable[..., PyTree]:
     score, merge, traces = self._scorers[split].function, self._merge(method), [0]
 
-    def run(source: PyTree, weights: Array, numbers: Mapping[str, Array], data: Any) -> Array:
+    def run(source: PyTree, weights: Array, numbers: Mapping[str, Array], data: Any) -> PyTree:
       traces[0] += 1
       if traces[0] > 1:
         raise RuntimeError(
@@ -113,15 +113,16 @@ class JittedObjective:
           "must not differ in shape, dtype or sharding."
         )
 
-      def scored(params: PyTree) -> Array:
+      def scored(params: PyTree) -> PyTree:
         with jax.named_scope("evaluate"):
           return score(params, data)
 
-      def one(weights: Array, numbers: Mapping[str, Array]) -> Array:
+      def one(weights: Array, numbers: Mapping[str, Array]) -> PyTree:
         return scored(merge(source, weights, numbers))
 
       if self.batch == 1:
-        return one(weights[0], {name: value[0] for name, value in numbers.items()})[None]
+        found = one(weights[0], {name: value[0] for name, value in numbers.items()})
+        return jax.tree.map(lambda x: x[None], found)
       if self._in_turn:
         return jax.lax.map(scored, jax.vmap(functools.partial(merge, source))(weights, numbers))
       return jax.vmap(one, spmd_axis_name="candidate" if self._side > 1 else None)(weights, numbers)
@@ -167,7 +168,8 @@ class JittedObjective:
   def _call(self, method: str, split: str, points: Sequence[Point]) -> list[Examples]:
     with using(self._layout):
       values = self._programs[method, split](*self.arguments(method, split, points))
-    return [self._scorers[split].read(one) for one in np.asarray(values)[: len(points)]]
+    values = jax.tree.map(np.asarray, values)
+    return [self._scorers[split].read(jax.tree.map(lambda x, i=i: x[i], values)) for i in range(len(points))]
 
   def lower(self, method: str, split: str, points: Sequence[Point]) -> Any:
     """The program of `evaluate` lowered, not run: sources and data may be abstract."""

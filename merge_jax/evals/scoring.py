@@ -16,6 +16,7 @@ from merge_jax import sharding
 from merge_jax.evals import metrics
 from merge_jax.evals.batching import Batches, Bucket
 from merge_jax.evals.examples import Examples
+from merge_jax.evals.generation import Generation
 from merge_jax.evals.tasks import Task
 
 Apply = Callable[..., Array]
@@ -25,18 +26,26 @@ Apply = Callable[..., Array]
 class Scorer:
   """A pure function `(params, batches) -> [4, examples]` and the data to call it with.
 
+  Where texts are generated, the function gives a pair: these values, and the texts' tokens.
+
   Attributes:
     function: traceable; combine it with a merge in one `jit`.
     batches: device arrays, passed as an argument (a closure would bake them in as constants).
     tasks: whose examples are scored.
+    generation: of texts, where a task is scored by them.
   """
 
-  function: Callable[[Any, Any], Array]
+  function: Callable[[Any, Any], Any]
   batches: Any
   tasks: tuple[Task, ...]
+  generation: Generation | None = None
 
-  def read(self, values: Array) -> Examples:
+  def read(self, found: Any) -> Examples:
     """The function's result on the host."""
+    values = found
+    if self.generation is not None:
+      values, texts = np.array(found[0], np.float64), np.asarray(found[1])
+      values[0] += self.generation.hits(self.tasks, texts)
     return Examples(
       tuple(task.name for task in self.tasks),
       tuple(metrics.named(task.metric).sign for task in self.tasks),
@@ -53,6 +62,7 @@ def make_scorer(
   dtype: Any = None,
   selects: bool = True,
   mesh: Mesh | None = None,
+  generation: Generation | None = None,
 ) -> Scorer:
   """Scores tasks with a model's `apply`.
 
@@ -66,6 +76,7 @@ def make_scorer(
     selects: whether `apply` takes the positions that are asked for.
     mesh: whose axes `sharding.ROWS` divide the rows of each pass (`pack` them in multiples of
       `sharding.row_count`); None: the default device.
+    generation: from `generation.prepare`, where a task is scored by generated texts.
 
   Returns:
     A `Scorer`; jit `scorer.function` alone or together with a merge.
@@ -101,7 +112,7 @@ def make_scorer(
   rules = [metrics.named(task.metric, f"Task {task.name!r}") for task in tasks]
   tables = [_target_table(task) for task in tasks]
 
-  def function(params: Any, data: tuple[tuple[Bucket, ...], Array]) -> Array:
+  def likelihoods(params: Any, data: tuple[tuple[Bucket, ...], Array]) -> Array:
     buckets, order = data
     parts = [rows(params, bucket) for bucket in buckets]
     every = [jnp.concatenate(x)[order] for x in zip(*parts, strict=True)]
@@ -119,7 +130,13 @@ def make_scorer(
     data = jax.device_put(data)
   else:
     data = jax.tree.map(lambda x: sharding.put(x, mesh, P(None, sharding.ROWS) if x.ndim > 1 else P()), data)
-  return Scorer(function, data, tuple(tasks))
+  if generation is None:
+    return Scorer(likelihoods, data, tuple(tasks))
+
+  def function(params: Any, data: Any) -> tuple[Array, Array]:
+    return likelihoods(params, data[0]), generation.function(params, data[1], dtype)
+
+  return Scorer(function, (data, generation.placed(mesh)), tuple(tasks), generation)
 
 
 def _target_table(task: Task) -> tuple[np.ndarray, np.ndarray]:

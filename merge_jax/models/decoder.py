@@ -79,12 +79,14 @@ class Place(NamedTuple):
     cos: `[batch or 1, time, head_dim / 2]`.
     sin: the same.
     tree: of rows with branches.
+    recall: `(keys, values, columns of the queries) -> the same` of all that is seen, where there is a cache.
   """
 
   window: int | Array | None
   cos: Array
   sin: Array
   tree: Tree | None = None
+  recall: Callable[[Array, Array, Array | None], tuple[Array, Array, Array | None]] | None = None
 
 
 class Attention(nnx.Module):
@@ -114,9 +116,10 @@ class Attention(nnx.Module):
       q, k = self.q_norm(q), self.k_norm(k)
     k = rope.rotate(k, place.cos, place.sin, c.rope_interleaved)
     q = rope.rotate(q, take(place.cos, positions), take(place.sin, positions), c.rope_interleaved)
-    out = attend(
-      q, k, v, positions, place.window, c.attention_scale, c.attention_cap, c.attention, place.tree
-    )
+    at = positions
+    if place.recall is not None:
+      k, v, at = place.recall(k, v, at)
+    out = attend(q, k, v, at, place.window, c.attention_scale, c.attention_cap, c.attention, place.tree)
     return self.o_proj(out.reshape(*out.shape[:-2], -1))
 
 
@@ -232,7 +235,8 @@ class Decoder(nnx.Module):
       float32 `[batch, queries or time, vocabulary]`.
     """
     tree = None if branches is None else Tree.of(*branches, tokens.shape[1])
-    place, last = _places(self.config, tokens.shape[1], tree), self.config.num_layers - 1
+    places = None if tree is None else tree.places
+    place, last = places_of(self.config, tokens.shape[1], places, tree), self.config.num_layers - 1
 
     def step(x: Array, i: Any) -> Array:
       def run(x: Array) -> Array:
@@ -249,12 +253,14 @@ class Decoder(nnx.Module):
     return self.head(self.model.norm(rows(layer(last)(x, positions, place(last)))))
 
 
-def _places(config: DecoderConfig, length: int, tree: Tree | None) -> Callable[[Any], Place]:
-  """The place of a layer by its index, which may be traced."""
+def places_of(
+  config: DecoderConfig, length: int, places: Array | None, tree: Tree | None
+) -> Callable[[Any], Place]:
+  """The place of a layer by its index, which may be traced, of tokens at these positions or at all."""
 
   def tables(one: rope.Rope) -> tuple[Array, Array]:
     cos, sin = rope.tables(one, config.head_dim, length)
-    return (cos[None], sin[None]) if tree is None else (cos[tree.places], sin[tree.places])
+    return (cos[None], sin[None]) if places is None else (cos[places], sin[places])
 
   windows, usual = config.windows, tables(config.rope)
   local = usual if config.local_rope is None else tables(config.local_rope)

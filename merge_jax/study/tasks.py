@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from merge_jax import evals
 from merge_jax.evals import tasks as task_files
+from merge_jax.evals.options import Options
 from merge_jax.study.settings import Study
 
 VALIDATION, TEST = "validation", "test"
@@ -82,6 +83,7 @@ def _names(categories: Mapping[str, list[evals.Task]]) -> dict[str, tuple[str, .
 
 def _digest(splits: Mapping[str, list[evals.Task]]) -> str:
   plain: dict[str, Any] = {
-    split: [dataclasses.astuple(one) for one in some] for split, some in splits.items()
-  }
+    split: [dataclasses.astuple(one)[: 3 + (one.options != Options())] for one in some]
+    for split, some in splits.items()
+  }  # tasks without options have the digests of before there were any
   return hashlib.sha256(repr(plain).encode("utf-8", "surrogatepass")).hexdigest()[:20]
