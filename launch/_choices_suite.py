@@ -1,5 +1,6 @@
 """Questions with several choices: each choice in a row with its prompt, and all of them in one row."""
 
+import functools
 from typing import Any
 
 import jax
@@ -36,7 +37,7 @@ def suite(repeats: int) -> dict[str, Any]:
     scorer = evals.make_scorer(model.apply, tasks, batches, dtype=_DTYPE.value)
     program = jax.jit(scorer.function)
     losses.append(np.asarray(program(params, scorer.batches))[2])
-    seconds[name] = quickest(lambda p=program, s=scorer: p(params, s.batches), repeats)
+    seconds[name] = quickest(functools.partial(program, params, scorer.batches), repeats)
     tokens[name] = batches.tokens
   return {
     "seconds": seconds, "tokens": tokens, "speed_up": seconds["apart"] / seconds["together"],

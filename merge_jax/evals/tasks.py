@@ -87,6 +87,10 @@ def load(spec: str) -> Task:
   for number, kind in enumerate(kinds, first):
     if kind != kinds[0]:
       raise ValueError(f"{path}:{number}: the line has {kind}, those before it have {kinds[0]}.")
+  solved = {shot.prompt.strip() for shot in options.shots}
+  for number, example in enumerate(examples, first):
+    if example.prompt.strip() in solved:
+      raise ValueError(f"{path}:{number}: the prompt is one of the shots, with its answer; leave one out.")
   metric = metric or (metrics.METRICS[options.metric] if options.metric else metrics.default(kinds[0]))
   if not metric.fits(kinds[0]):
     raise ValueError(f"{path}: metric {metric.name!r} needs {metric.needs}; the lines have {kinds[0]}.")

@@ -271,7 +271,8 @@ def places_of(
       return Place(window, *(usual if window is None else local), tree)
     slides = jnp.array([window is not None for window in windows])[i]
     reach = jnp.array([length if window is None else window for window in windows])[i]
-    return Place(reach, *(jnp.where(slides, a, b) for a, b in zip(local, usual, strict=True)), tree)
+    cos, sin = (jnp.where(slides, a, b) for a, b in zip(local, usual, strict=True))
+    return Place(reach, cos, sin, tree)
 
   return place
 
