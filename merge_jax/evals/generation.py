@@ -89,9 +89,9 @@ class Generation:
     """The data on the devices, prompts divided over the rows of a mesh."""
     if mesh is None:
       return jax.device_put(self.data)
-    whole = [sharding.put(x, mesh, P()) for x in (self.data.order, self.data.moves)]
-    prompts = jax.tree.map(lambda x: sharding.put(x, mesh, P(None, sharding.ROWS)), self.data.prompts)
-    return Data(prompts, *whole)
+    put: Any = sharding.put
+    prompts = jax.tree.map(lambda x: put(x, mesh, P(None, sharding.ROWS)), self.data.prompts)
+    return Data(prompts, put(self.data.order, mesh, P()), put(self.data.moves, mesh, P()))
 
   def hits(self, tasks: Sequence[Task], texts: np.ndarray) -> np.ndarray:
     """1 for each example of all tasks whose text has the right answer, 0 for others: float64 `[examples]`."""
