@@ -3,6 +3,7 @@
 python -m launch.benchmark --suite=search
 python -m launch.benchmark --suite=merge --peer_python=PEER/bin/python
 python -m launch.benchmark --suite=operators
+python -m launch.benchmark --suite=choices --choices_prompt=200 --choices_target=1
 
 search: one candidate (combine and all tasks) against the evaluation alone, the search's own
   overhead, and the same loop written plainly in PyTorch (extra `parity`), on the quickstart's sizes.
@@ -11,6 +12,7 @@ merge: every method as a whole process on a Llama-shaped pool, in turns with mer
 operators: methods in device memory on tensors of the shapes of Llama 3 8B, against copying.
 plan: what `launch.plan` says against what happens, on one device.
 proposers: ways of searching on a suite of pools, which are trained first (`configs/pools_small.py`).
+choices: questions with several choices, each in a row with its prompt and all in one row.
 mesh: compile times of shallow and deep models, candidates a minute side by side (JAX_NUM_CPU_DEVICES=8).
 """
 
@@ -23,6 +25,7 @@ import jax
 from absl import flags
 
 from . import (
+  _choices_suite,
   _common,
   _merge_suite,
   _mesh_suite,
@@ -34,7 +37,7 @@ from . import (
 
 SUITES = {
   "search": _search_suite.suite, "merge": _merge_suite.suite, "operators": _operators_suite.suite,
-  "plan": _plan_suite.suite, "mesh": _mesh_suite.suite,
+  "plan": _plan_suite.suite, "mesh": _mesh_suite.suite, "choices": _choices_suite.suite,
   "proposers": _proposers_suite.suite,
 }  # fmt: skip
 

@@ -13,7 +13,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax import operators as mj
-from merge_jax.evals.batching import Batches, Bucket, Rows, pack
+from merge_jax.evals.batching import Batches, Bucket, pack
+from merge_jax.evals.branches import Rows
 from merge_jax.evals.tokens import Tokens
 
 PyTree = Any

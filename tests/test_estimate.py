@@ -12,6 +12,7 @@ from merge_jax import models, recycle
 from merge_jax.estimate import costs, devices, plan, program, workload
 from merge_jax.recycle import pool, settings
 from merge_jax.recycle.settings import Evals
+from merge_jax.training import puzzles
 from tests import pools
 from tests.test_launch import launch
 
@@ -77,6 +78,37 @@ def test_operations_are_two_a_parameter_and_token_and_those_of_attention():
   expected = 2 * layer * tokens + 4 * 32 * length * tokens + 2 * 32 * 96 * rows * asked
   assert done.evaluation_flops == expected
   assert done.merge_flops == 2 * 5 * sum(math.prod(s.shape) for s in given.specs.values())
+
+
+def test_branches_and_generated_texts_are_planned(tmp_path):
+  (tmp_path / "tokenizer.json").write_text(puzzles.tokenizer().to_str())
+  choose = pools.make_tasks(tmp_path, 20)[1]
+  header = {"options": {"metric": "generate_match", "max_tokens": 5, "stop": [";"]}}
+  lines = [header, *({"prompt": f"say {i}:", "target": "no"} for i in range(20))]
+  (tmp_path / "say.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  specs, fractions = [str(choose), str(tmp_path / "say.jsonl")], (1.0, 0.0, 0.0)
+  work = workload.of_files(specs, tmp_path, 97, 64, fractions)
+  made = planned("fsdp:2", config=TINY | {"vocab_size": 97}, workload=work)
+  assert (
+    made["argument_bytes_per_device"] == made["parameter_bytes_per_device"] + made["data_bytes_per_device"]
+  )
+  said = len(work.tasks[1].examples)
+  pointers = 2 * 8  # of a tuple
+  assert made["output_bytes_per_device"] == 4 * 4 * work.examples + 4 * 5 * said + pointers
+  prompts = sum(start for start, count in zip(*_first(work.rows), strict=True) if count > 1)
+  texts = sum(start for start, count in zip(*_first(work.rows), strict=True) if count == 1)
+  ends = sum(len(ids) - 1 - start for ids, start in zip(work.rows.ids, work.rows.starts, strict=True))
+  assert made["tokens_per_candidate"] == prompts + ends + 2 * texts + 5 * said
+  silent = planned(
+    "fsdp:2", config=TINY | {"vocab_size": 97}, workload=work._replace(tokens=None), compiled=False
+  )
+  assert made["bytes_per_candidate"] > 2 * silent["bytes_per_candidate"]
+
+
+def _first(rows):
+  """Length of the prompt and number of targets of each example."""
+  firsts = np.cumsum([0, *rows.targets[:-1]])
+  return [rows.starts[i] for i in firsts], rows.targets
 
 
 def test_of_experts_those_that_are_chosen_count():

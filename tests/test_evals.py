@@ -107,7 +107,7 @@ def test_packing_is_optimal_and_tight():
   for _ in range(20):
     lengths = np.sort(generator.integers(1, 12, 9))
     for shapes in (1, 2, 3):
-      ends = batching._cuts(lengths, shapes)
+      ends = batching.cuts(lengths, np.zeros(9, int), shapes)
       cost = sum((b - a) * lengths[b - 1] for a, b in zip([0, *ends], ends, strict=False))
       best = min(
         sum((b - a) * lengths[b - 1] for a, b in zip((0, *cut, 9), (*cut, 9), strict=False) if b > a)

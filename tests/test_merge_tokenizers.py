@@ -9,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from merge_jax import checkpoints
+from merge_jax.evals import chat as templates
 from merge_jax.recipes import chat, embeddings, tokenizer_files, tokenizers
 
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -344,7 +345,7 @@ def test_the_chat_template_of_the_inputs(tmp_path):
   assert chat.choose("auto", [folders["s"], folders["p"]]) == "C"
   assert chat.choose("auto", [folders["t"]]) is None
   put = chat.put("D", tokenizer_files.of(folders["q"]))
-  assert chat.of(put) == "D" and "chat_template" not in json.loads(put["tokenizer_config.json"])
+  assert templates.of(put) == "D" and "chat_template" not in json.loads(put["tokenizer_config.json"])
   assert chat.put("D", {}) == {"chat_template.jinja": b"D"}
 
 

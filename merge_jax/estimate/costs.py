@@ -14,6 +14,7 @@ from merge_jax import sharding
 from merge_jax.estimate.devices import Device
 from merge_jax.estimate.program import Built, Job
 from merge_jax.evals.batching import Bucket
+from merge_jax.evals.generation import Prompts
 from merge_jax.preflight.memory import per_device
 from merge_jax.recycle import methods
 
@@ -47,9 +48,9 @@ class Work(NamedTuple):
 
   Attributes:
     merge_flops, merge_bytes: of the merge; every model is read once and the merge is written and read.
-    evaluation_flops: of all rows, padding included.
-    evaluation_bytes: parameters that every device reads in every pass.
-    passes: forward passes.
+    evaluation_flops: of all rows and generated texts of full length, padding included.
+    evaluation_bytes: parameters, and caches of texts, that are read in every pass.
+    passes: forward passes, one for every token of a text among them.
   """
 
   merge_flops: float
@@ -83,10 +84,19 @@ def memory(job: Job, built: Built) -> Memory:
   model = max(per_device(built.leaves, built.layout.shardings).values())
   side = max(job.batch // mesh.shape["candidate"], 1)
   parts = sharding.row_count(mesh)
-  rows = sum(array.nbytes // parts for bucket in built.batches.buckets for array in bucket)
+  rows = sum(array.nbytes // parts for array in jax.tree.leaves(built.batches.buckets))
+  if built.generation is not None:
+    texts = built.generation.data
+    rows += sum(array.nbytes // parts for array in jax.tree.leaves(texts.prompts))
+    rows += texts.order.nbytes + texts.moves.nbytes
   numbers = 4 * (job.checkpoints * side + len(jax.tree.leaves(methods.METHODS[job.method].operator())))
   data = rows + built.batches.order.nbytes + numbers
   activations = max(_activations(job, bucket, mesh) for bucket in built.batches.buckets)
+  for prompts, most in _texts(built):
+    _, height, stem = prompts.tokens.shape
+    bucket = Bucket(prompts.tokens, prompts.starts[..., None], prompts.tokens, prompts.tokens)
+    cache = _cache(job, height // parts, stem + most) // mesh.shape["tensor"]
+    activations = max(activations, cache + _activations(job, bucket, mesh))
   at_once = 1 if job.in_turn else side
   return Memory(job.resident * model, data, side * model, at_once * activations + _gathered(job, mesh))
 
@@ -99,7 +109,8 @@ def _activations(job: Job, bucket: Bucket, mesh: Mesh) -> int:
   asked = bucket.positions.shape[-1]
   stream = rows * length * c.hidden_size * wide
   heads = rows * length * (c.num_heads + 2 * c.num_kv_heads) * c.head_dim * wide
-  scores = 2 * rows * c.num_heads * length * length * 4  # float32, where attention is not fused
+  stem, tail = _columns(bucket)
+  scores = 2 * rows * c.num_heads * max(stem * stem, tail * length) * 4  # float32, where not fused
   forward = 3 * rows * length * c.intermediate_size * wide
   logits = 3 * rows * asked * c.vocab_size * 4
   pairs = rows * length * getattr(c, "experts_per_token", 0)  # of a token and an expert: see `mixture`
@@ -121,7 +132,7 @@ def _gathered(job: Job, mesh: Mesh) -> int:
 def work(job: Job, built: Built) -> Work:
   """Operations and bytes of one candidate: 2 FLOPs a parameter and token, attention beside them."""
   c = job.model.config
-  size = sum(math.prod(spec.shape) for spec in job.specs.values())
+  size, remembered = sum(math.prod(spec.shape) for spec in job.specs.values()), 0
   model = sum(map(_nbytes, job.specs.values()))
   flops, passes = 0.0, 0
   for bucket in built.batches.buckets:
@@ -130,10 +141,39 @@ def work(job: Job, built: Built) -> Work:
     rows = chunks * height
     inner = rows * length * (c.num_layers - 1) + rows * asked  # the last layer serves asked positions alone
     flops += 2.0 * _active(job) / c.num_layers * inner
-    flops += 4.0 * c.num_heads * c.head_dim * length * inner
+    stem, tail = _columns(bucket)
+    pairs = rows * ((stem * stem + tail * length) * (c.num_layers - 1) + asked * length)
+    flops += 4.0 * c.num_heads * c.head_dim * pairs
     flops += 2.0 * c.hidden_size * c.vocab_size * rows * asked
     passes += chunks
-  return Work(2.0 * job.resident * size, (job.resident + 2.0) * model, flops, float(model * passes), passes)
+  for prompts, most in _texts(built):  # a pass for every token, which reads the cache
+    chunks, height, stem = prompts.tokens.shape
+    rows, time = chunks * height, stem + most
+    flops += 2.0 * rows * (_active(job) * time + c.hidden_size * c.vocab_size * most)
+    flops += 4.0 * c.num_heads * c.head_dim * c.num_layers * rows * (stem * stem + most * time)
+    passes += chunks * most
+    remembered += chunks * most * _cache(job, height, time)
+  read = float(model * passes + remembered)
+  return Work(2.0 * job.resident * size, (job.resident + 2.0) * model, flops, read, passes)
+
+
+def _texts(built: Built) -> list[tuple[Prompts, int]]:
+  """Prompts of generated texts, and the most tokens that follow them."""
+  if built.generation is None:
+    return []
+  return list(zip(built.generation.data.prompts, built.generation.most, strict=True))
+
+
+def _cache(job: Job, rows: int, time: int) -> int:
+  """Bytes of the keys and values of all layers."""
+  c, wide = job.model.config, jnp.dtype(job.evals.dtype).itemsize
+  return 2 * rows * time * c.num_layers * c.num_kv_heads * c.head_dim * wide
+
+
+def _columns(bucket: Bucket) -> tuple[int, int]:
+  """Those that see each other, and those of branches, which see all."""
+  tail = 0 if bucket.branches is None else bucket.branches.places.shape[-1]
+  return bucket.tokens.shape[-1] - tail, tail
 
 
 def _active(job: Job) -> float:

@@ -55,6 +55,9 @@ def plan(job: Job, search: Search) -> dict[str, Any]:
   compiled = program.compile(job, built) if search.compiled else None
   moved = by_kind(collectives(compiled.text)) if compiled else {}
   took = costs.seconds(job, built, done, sum(nbytes for _, nbytes in moved.values()), device)
+  tokens, padded = built.batches.tokens, built.batches.padded
+  if built.generation is not None:
+    tokens, padded = tokens + built.generation.count, padded + built.generation.padded
   room = costs.USABLE * device.memory
   hosts = math.ceil(mesh.size / device.per_host)
   model = sum(math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in job.specs.values())
@@ -69,7 +72,7 @@ def plan(job: Job, search: Search) -> dict[str, Any]:
     "resident_models": job.resident, "method": job.method, "mesh": dict(mesh.shape), "device": device.name,
     "efficiency": device.efficiency,
     "devices": mesh.size, "hosts": hosts, "batch": built.objective.batch, "budget": search.budget,
-    "tokens_per_candidate": job.workload.tokens, "padded_tokens_per_candidate": built.batches.padded,
+    "tokens_per_candidate": tokens, "padded_tokens_per_candidate": padded,
     "parameter_bytes_per_device": held.parameters, "data_bytes_per_device": held.data,
     "merged_bytes_per_device": held.merged, "activation_bytes_per_device": held.activations,
     "bytes_per_device": held.total, "usable_bytes_per_device": int(room), "fits": held.total <= room,

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from merge_jax import evals, models, sharding
 from merge_jax.estimate.workload import Workload
 from merge_jax.evals.batching import Batches
+from merge_jax.evals.branches import groups
+from merge_jax.evals.generation import Generation, prepare
 from merge_jax.evals.objective import JittedObjective
 from merge_jax.models import Model
 from merge_jax.recycle import methods, placing
@@ -73,12 +75,14 @@ class Built(NamedTuple):
     layout: see there.
     leaves: of one model, stacked and sharded.
     batches: the rows that are scored, packed.
+    generation: of texts, where a task is scored by them.
     objective: the search's own; its pool is abstract.
   """
 
   layout: sharding.Layout
   leaves: Specs
   batches: Batches
+  generation: Generation | None
   objective: JittedObjective
 
 
@@ -95,15 +99,21 @@ def build(job: Job) -> Built:
     for name, spec in models.stack_specs(job.specs, model.stacks).items()
   }
   merges = methods.abstract((job.method,), [leaves] * job.checkpoints, leaves, layout.shardings, model.axes)
-  batches = evals.pack(
-    job.workload.rows, max_shapes=job.evals.max_shapes, batch_tokens=job.evals.batch_tokens,
-    vocabulary=model.config.vocab_size, multiple=sharding.row_count(mesh),
-  )  # fmt: skip
+  work, packing = job.workload, {
+    "max_shapes": job.evals.max_shapes, "batch_tokens": job.evals.batch_tokens,
+    "vocabulary": model.config.vocab_size, "multiple": sharding.row_count(mesh),
+  }  # fmt: skip
+  batches = evals.pack(work.rows, groups=groups(work.rows, model.branches), **packing)
+  generation = None
+  if work.tokens is not None:
+    generation = prepare(
+      model.generate, work.tasks, work.rows, work.tokens, max_length=model.config.max_positions, **packing
+    )
   scorer = evals.make_scorer(
-    model.apply, job.workload.tasks, batches, dtype=jnp.dtype(job.evals.dtype), mesh=mesh
+    model.apply, work.tasks, batches, dtype=jnp.dtype(job.evals.dtype), mesh=mesh, generation=generation
   )
   objective = JittedObjective(merges, {SPLIT: scorer}, job.batch, layout, in_turn=job.in_turn)
-  return Built(layout, leaves, batches, objective)
+  return Built(layout, leaves, batches, generation, objective)
 
 
 def compile(job: Job, built: Built) -> Program:

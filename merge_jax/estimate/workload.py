@@ -8,7 +8,8 @@ import numpy as np
 
 from merge_jax.evals import metrics, splits
 from merge_jax.evals import tasks as task_files
-from merge_jax.evals.batching import Rows, encode
+from merge_jax.evals.batching import encode
+from merge_jax.evals.branches import Rows
 from merge_jax.evals.tasks import Example, Task
 from merge_jax.evals.tokens import Tokens
 
@@ -23,16 +24,13 @@ class Workload(NamedTuple):
     tasks: their examples.
     rows: of tokens.
     finals: tokens of a finalist on the other splits, in shares of those of the search.
+    tokens: the tokenizer; None where no text is generated.
   """
 
   tasks: tuple[Task, ...]
   rows: Rows
   finals: float
-
-  @property
-  def tokens(self) -> int:
-    """Of all rows, but the last of each, which is only predicted."""
-    return sum(len(row) - 1 for row in self.rows.ids)
+  tokens: Tokens | None = None
 
   @property
   def examples(self) -> int:
@@ -52,8 +50,8 @@ def of_numbers(count: int, examples: int, length: int, target_length: int) -> Wo
   Raises:
     ValueError: a number that is not positive, a target that leaves no prompt, or too many tokens.
 
-  >>> of_numbers(2, 64, 257, 32).tokens
-  32768
+  >>> of_numbers(2, 64, 257, 32).examples
+  128
   """
   numbers = {"num_tasks": count, "examples": examples, "length": length, "target_length": target_length}
   for name, value in numbers.items():
@@ -100,4 +98,4 @@ def of_files(
   search = made[splits.SPLITS[0]]
   rows = encode(search, tokens, vocabulary=vocabulary, max_length=max_length)
   rest = sum(count.values()) - count[splits.SPLITS[0]]
-  return Workload(tuple(search), rows, rest / max(count[splits.SPLITS[0]], 1))
+  return Workload(tuple(search), rows, rest / max(count[splits.SPLITS[0]], 1), tokens)

@@ -92,11 +92,15 @@ class Answers:
   @classmethod
   def of(cls, tasks: Sequence[Task], batches: Batches) -> "Answers":
     """Those of tasks and the batches that were packed of them."""
-    masks = [bucket.mask.reshape(-1, bucket.mask.shape[-1]) > 0 for bucket in batches.buckets]
-    lengths = np.concatenate([mask.sum(axis=1) for mask in masks])[batches.order]
-    starts = np.cumsum([0, *(mask.size for mask in masks)])
-    first = [start + mask.shape[1] * np.arange(len(mask)) for start, mask in zip(starts, masks, strict=False)]
-    first_of_row = np.concatenate(first)[batches.order]  # a row's targets come first among its positions
+    lengths, first_of_row, start = [], [], 0
+    for bucket in batches.buckets:
+      count, asked = bucket.tokens[..., 0].size, bucket.positions.shape[-1]
+      mask = bucket.mask.reshape(count, -1, asked) > 0  # [rows, choices of one, positions]
+      lengths.append(mask.sum(axis=2).reshape(-1))
+      first = start + asked * np.arange(count)[:, None] + mask.argmax(axis=2)
+      first_of_row.append(first.reshape(-1))
+      start += count * asked
+    lengths, first_of_row = (np.concatenate(x)[batches.order] for x in (lengths, first_of_row))
     parts, places, row = [], [], 0
     for task in tasks:
       table, right = target_table(task)

@@ -6,36 +6,29 @@ from typing import NamedTuple
 import numpy as np
 
 from merge_jax.errors import shown
+from merge_jax.evals import prompting
+from merge_jax.evals.branches import Branches, Group, Rows, columns
 from merge_jax.evals.tasks import Task
 from merge_jax.evals.tokens import Tokens
-
-
-class Rows(NamedTuple):
-  """Token sequences, each a prompt with one target.
-
-  Attributes:
-    ids: int32 arrays, prompt and target joined.
-    starts: where each target starts.
-  """
-
-  ids: list[np.ndarray]
-  starts: list[int]
 
 
 class Bucket(NamedTuple):
   """Rows of similar length, padded on the right; C chunks of R rows.
 
   Attributes:
-    tokens: int32 `[C, R, T]`; the last token of a row is only predicted, never read, so it is left out.
-    positions: int32 `[C, R, A]`, the positions whose next token is a target token.
+    tokens: int32 `[C, R, T]`; the last token of a target is only predicted, never read, so it is left out.
+    positions: int32 `[C, R, A]`, the columns whose next token is a target token.
     targets: int32 `[C, R, A]`, these tokens.
-    mask: float32 `[C, R, A]`, 1 for target tokens, 0 for padding.
+    mask: float32 `[C, R, A]`, 1 for target tokens, 0 for padding; `[C, R, M, A]`, 1 for those of each choice,
+      where rows hold up to M of them.
+    branches: of the last columns, if they are branches.
   """
 
   tokens: np.ndarray
   positions: np.ndarray
   targets: np.ndarray
   mask: np.ndarray
+  branches: Branches | None = None
 
 
 class Batches(NamedTuple):
@@ -43,7 +36,7 @@ class Batches(NamedTuple):
 
   Attributes:
     buckets: padded rows.
-    order: int32 `[rows]`, where in the concatenated buckets each row lies.
+    order: int32 `[rows]`, where in the concatenated buckets, each flattened, the target of each row lies.
     tokens: number of real tokens; `padded`, with padding.
   """
 
@@ -74,14 +67,15 @@ def encode(
     ValueError: a row that is too long or has an id the model does not know, a prompt without tokens
       (nothing predicts its target), or a target that has none of its own.
   """
-  rows = Rows([], [])
+  rows = Rows([], [], counts := [])
   end, ids = tokens.end(append_eos), vocabulary or 2**31
   for task in tasks:
-    prompts = tokens.prompts([example.prompt for example in task.examples])
+    prompts = prompting.prompts(task, tokens)
     texts = [text for example in task.examples for text in example.targets]
     targets = iter(tokens.targets(texts, append_eos=False))
     for number, (example, prompt) in enumerate(zip(task.examples, prompts, strict=True), 1):
       where = f"Task {task.name!r}, example {number} ({shown(example.prompt, 40)})"
+      counts.append(len(example.targets))
       for text in example.targets:
         target = next(targets)
         if not prompt or not target:
@@ -102,12 +96,19 @@ LOGITS = 1 << 28
 
 
 def pack(
-  rows: Rows, *, max_shapes: int = 4, batch_tokens: int = 16_384, vocabulary: int = 1, multiple: int = 1
+  rows: Rows,
+  *,
+  groups: Sequence[Group] | None = None,
+  max_shapes: int = 4,
+  batch_tokens: int = 16_384,
+  vocabulary: int = 1,
+  multiple: int = 1,
 ) -> Batches:
   """Sorts rows by length into at most `max_shapes` shapes with the least padding.
 
   Args:
     rows: from `encode`.
+    groups: from `groups`, rows that share their prompt; None: each by itself.
     max_shapes: each is compiled once.
     batch_tokens: padded tokens in one forward pass.
     vocabulary: its size bounds the positions that one pass asks for, so that logits fit in memory.
@@ -124,63 +125,109 @@ def pack(
       raise ValueError(f"{name} is {value}; expected 1 or more.")
   if not rows.ids:
     raise ValueError("There are no examples to score.")
-  lengths = np.array([len(row) - 1 for row in rows.ids])
-  order = np.argsort(lengths, kind="stable")
-  ends = _cuts(lengths[order], max_shapes)
-  buckets, places, start, base = [], np.zeros(len(order), np.int32), 0, 0
+  every: Sequence[Group] = [(row,) for row in range(len(rows.ids))] if groups is None else groups
+  stems, tails = np.array([columns(rows, group) for group in every]).T
+  lengths = stems + tails
+  # Long prompts with short choices and short ones with long choices would pad each other.
+  order = np.lexsort((lengths, np.where(tails == 0, 0, np.where(tails <= stems, 1, 2))))
+  ends = cuts(stems[order], tails[order], max_shapes)
+  buckets, places, start, base = [], np.zeros(len(rows.ids), np.int32), 0, 0
   for end in ends:
-    chosen = order[start:end]
-    length = int(lengths[chosen].max())
-    asked = int(max(len(rows.ids[i]) - rows.starts[i] for i in chosen))
+    chosen = [every[i] for i in order[start:end]]
+    stem, tail = int(stems[order[start:end]].max()), int(tails[order[start:end]].max())
+    asked = max(sum(len(rows.ids[i]) - rows.starts[i] for i in group) for group in chosen)
     logits = len(chosen) * asked * vocabulary
-    chunks = max(-(-len(chosen) * length // batch_tokens), -(-logits // (LOGITS * multiple)))
-    height = -(-len(chosen) // (chunks * multiple)) * multiple
-    chunks = -(-len(chosen) // height)  # no pass is padding alone
-    places[chosen] = base + np.arange(len(chosen))
-    base += chunks * height
-    buckets.append(bucket(rows, chosen, chunks, height, length, asked))
+    chunks, height = passes(len(chosen), stem + tail, logits, batch_tokens, multiple)
+    most = max(map(len, chosen))
+    for at, group in enumerate(chosen):
+      places[list(group)] = base + at * most + np.arange(len(group))
+    base += chunks * height * most
+    buckets.append(bucket(rows, chosen, chunks, height, (stem, tail), asked))
     start = end
   padded = sum(one.tokens.size for one in buckets)
   return Batches(tuple(buckets), places, int(lengths.sum()), padded)
 
 
+def passes(count: int, length: int, logits: int, batch_tokens: int, multiple: int) -> tuple[int, int]:
+  """How many forward passes so many rows take, and the rows of each.
+
+  Args:
+    count, length: of the rows.
+    logits: of all of them.
+    batch_tokens, multiple: see `pack`.
+  """
+  chunks = max(-(-count * length // batch_tokens), -(-logits // (LOGITS * multiple)))
+  height = -(-count // (chunks * multiple)) * multiple
+  return -(-count // height), height  # no pass is padding alone
+
+
 def bucket(
-  rows: Rows, chosen: Sequence[int] | np.ndarray, chunks: int, height: int, length: int, asked: int
+  rows: Rows, chosen: Sequence[Group], chunks: int, height: int, lengths: tuple[int, int], asked: int
 ) -> Bucket:
-  """The chosen rows, in order, as one padded bucket; what they do not fill is padding with mask 0."""
-  tokens = np.zeros((chunks * height, length), np.int32)
-  positions = np.zeros((chunks * height, asked), np.int32)
-  targets = np.zeros((chunks * height, asked), np.int32)
-  mask = np.zeros((chunks * height, asked), np.float32)
-  for at, row in enumerate(chosen):
-    ids, first = rows.ids[row], rows.starts[row]
-    count = len(ids) - first
-    tokens[at, : len(ids) - 1] = ids[:-1]
-    positions[at, :count] = np.arange(first - 1, len(ids) - 1)
-    targets[at, :count] = ids[first:]
-    mask[at, :count] = 1.0
-  shape = (chunks, height)
-  return Bucket(*(x.reshape(*shape, x.shape[-1]) for x in (tokens, positions, targets, mask)))
+  """The chosen groups, in order, as one padded bucket; what they do not fill is padding with mask 0.
+
+  Args:
+    rows: of tokens.
+    chosen: which of them are packed as one.
+    chunks, height: of the bucket.
+    lengths: columns before the branches, and those of the branches.
+    asked: most target tokens of a group.
+  """
+  count, (stem, tail) = chunks * height, lengths
+  tokens = np.zeros((count, stem + tail), np.int32)
+  positions, targets = np.zeros((2, count, asked), np.int32)
+  mask = np.zeros((count, max(map(len, chosen)), asked), np.float32)
+  branches = Branches(
+    np.ones(count, np.int32), np.zeros((count, tail), np.int32), np.full((count, tail), -1, np.int32)
+  )
+  for at, group in enumerate(chosen):
+    shared, _ = columns(rows, group)
+    branches.starts[at] = shared
+    tokens[at, :shared] = rows.ids[group[0]][:shared]
+    column = target = 0
+    for number, row in enumerate(group):
+      ids, first = rows.ids[row], rows.starts[row]
+      own, wanted = len(ids) - 1 - shared, len(ids) - first
+      tokens[at, stem + column : stem + column + own] = ids[shared:-1]
+      branches.places[at, column : column + own] = np.arange(shared, shared + own)
+      branches.numbers[at, column : column + own] = number + 1
+      before = np.arange(first - 1, len(ids) - 1)
+      where = np.where(before < shared, before, stem + column + before - shared)
+      positions[at, target : target + wanted] = where
+      targets[at, target : target + wanted] = ids[first:]
+      mask[at, number, target : target + wanted] = 1.0
+      column, target = column + own, target + wanted
+  if mask.shape[1] == 1:
+    mask = mask[:, 0]
+
+  def chunked(x: np.ndarray) -> np.ndarray:
+    return x.reshape(chunks, height, *x.shape[1:])
+
+  behind = Branches(*map(chunked, branches)) if tail else None
+  return Bucket(chunked(tokens), chunked(positions), chunked(targets), chunked(mask), behind)
 
 
-def _cuts(lengths: np.ndarray, max_shapes: int) -> list[int]:
-  """Ends of at most `max_shapes` runs of sorted lengths, with the least padding (exact)."""
-  values, counts = np.unique(lengths, return_counts=True)
-  below = np.concatenate([[0], np.cumsum(counts)])
-  best = np.array([0.0] + [np.inf] * len(values))  # padded tokens up to the i-th distinct length
-  history = []
-  for _ in range(min(max_shapes, len(values))):
-    new, choice = np.zeros(len(best)), np.zeros(len(best), np.int64)
-    for i in range(1, len(best)):
-      costs = best[:i] + (below[i] - below[:i]) * values[i - 1]
-      choice[i] = np.argmin(costs)
-      new[i] = costs[choice[i]]
-    best = np.minimum(best, new)
-    history.append((new, choice))
-  shapes = int(np.argmin([new[-1] for new, _ in history]))
-  ends, i = [], len(values)
+def cuts(stems: np.ndarray, tails: np.ndarray, max_shapes: int) -> list[int]:
+  """Ends of at most `max_shapes` runs of rows in their order, with the least padding.
+
+  A run is as wide as its longest stem and its longest tail. Rows of one length in turn stay together; of
+  rows without tails in order of their length no cuts are better.
+  """
+  starts = np.concatenate([[0], np.flatnonzero(np.diff(stems + tails)) + 1])
+  below = np.concatenate([starts, [len(stems)]])
+  longest = [np.maximum.reduceat(x, starts) for x in (stems, tails)]
+  shapes = min(max_shapes, len(starts))
+  best = np.full((shapes + 1, len(below)), np.inf)  # padded tokens up to the i-th length in so many runs
+  best[0, 0] = 0.0
+  choice = np.zeros(best.shape, np.int64)
+  for i in range(1, len(below)):
+    width = sum(np.maximum.accumulate(x[:i][::-1])[::-1] for x in longest)
+    costs = best[:-1, :i] + (below[i] - below[:i]) * width
+    choice[1:, i] = costs.argmin(axis=1)
+    best[1:, i] = costs.min(axis=1)
+  count, i, ends = int(best[:, -1].argmin()), len(starts), []
   while i > 0:
     ends.append(int(below[i]))
-    i = int(history[shapes][1][i])
-    shapes = max(shapes - 1, 0)
+    i = int(choice[count, i])
+    count -= 1
   return ends[::-1]

@@ -53,6 +53,7 @@ class Metric:
     compute: traceable, from likelihoods to each example's share of the score.
     smooth: how it is smoothed: `EXACT`, `CHOICES`, `LOSS`, or "" if it cannot be.
     per_token: whether losses of choices are divided by their tokens.
+    generates: texts are generated, and those with the right answer are added to each example's share.
   """
 
   name: str
@@ -63,6 +64,7 @@ class Metric:
   compute: Callable[[Likelihoods], Ratio]
   smooth: str = ""
   per_token: bool = False
+  generates: bool = False
 
   def fits(self, kind: str) -> bool:
     """Whether lines with "targets" or "choices" can be scored."""
@@ -77,6 +79,12 @@ def loss(given: Likelihoods) -> Ratio:
 def _exact_match(given: Likelihoods) -> Ratio:
   exact = given.of_right(given.exact)
   return exact, jnp.ones_like(exact)
+
+
+def _generate_match(given: Likelihoods) -> Ratio:
+  """Nothing yet, and NaN of a broken model."""
+  losses = given.of_right(given.losses)
+  return jnp.where(jnp.isnan(losses), losses, 0.0), jnp.ones_like(losses)
 
 
 def _choice_accuracy(given: Likelihoods) -> Ratio:
@@ -117,6 +125,11 @@ METRICS: dict[str, Metric] = {
       "loss",
       "mean negative log-likelihood in nats over all target tokens",
       -1.0, "either", ".4f", loss, LOSS,
+    ),
+    Metric(
+      "generate_match",
+      "share of examples whose answer is found in the text that greedy decoding writes",
+      1.0, "targets", ".3f", _generate_match, generates=True,
     ),
   )
 }  # fmt: skip

@@ -17,6 +17,7 @@ from merge_jax.evals import metrics
 from merge_jax.evals.answers import Answers, Details
 from merge_jax.evals.batching import Batches, Bucket
 from merge_jax.evals.examples import Examples
+from merge_jax.evals.generation import Generation
 from merge_jax.evals.tasks import Task, target_table, units
 
 Apply = Callable[..., Array]
@@ -27,6 +28,7 @@ class Scorer:
   """A pure function `(params, batches) -> [4, examples]` and the data to call it with.
 
   With `answers` the function gives a pair: these values, and `Details` for `Answers.read`.
+  Where texts are generated, the function gives a pair: these values, and the texts' tokens.
 
   Attributes:
     function: traceable; combine it with a merge in one `jit`.
@@ -34,6 +36,7 @@ class Scorer:
     tasks: whose examples are scored.
     answers: how the details are read, if they are given.
     groups: which of their examples are not independent, see `tasks.units`.
+    generation: of texts, where a task is scored by them.
   """
 
   function: Callable[[Any, Any], Any]
@@ -41,9 +44,14 @@ class Scorer:
   tasks: tuple[Task, ...]
   answers: Answers | None = None
   groups: np.ndarray | None = None
+  generation: Generation | None = None
 
-  def read(self, values: Array) -> Examples:
+  def read(self, found: Any) -> Examples:
     """The function's result on the host."""
+    values = found
+    if self.generation is not None:
+      values, texts = np.array(found[0], np.float64), np.asarray(found[1])
+      values[0] += self.generation.hits(self.tasks, texts)
     return Examples(
       tuple(task.name for task in self.tasks),
       tuple(metrics.named(task.metric).sign for task in self.tasks),
@@ -62,12 +70,14 @@ def make_scorer(
   selects: bool = True,
   mesh: Mesh | None = None,
   competitors: int = 0,
+  generation: Generation | None = None,
 ) -> Scorer:
   """Scores tasks with a model's `apply`.
 
   Args:
     apply: `(params, tokens, asked) -> logits [rows, asked, vocabulary]`, or with `selects=False`
-      any `(params, tokens) -> logits [rows, time, vocabulary]`.
+      any `(params, tokens) -> logits [rows, time, vocabulary]`. Batches with branches need an `apply` that
+      takes them, too (`branches=`).
     tasks: the tasks that `batches` was packed from.
     batches: from `pack(encode(tasks, …))`.
     dtype: computation dtype handed to `apply(…, dtype=)`, or None.
@@ -75,6 +85,7 @@ def make_scorer(
     mesh: whose axes `sharding.ROWS` divide the rows of each pass (`pack` them in multiples of
       `sharding.row_count`); None: the default device.
     competitors: how many of the strongest wrong tokens are given at each target position, for a surrogate.
+    generation: from `generation.prepare`, where a task is scored by generated texts.
 
   Returns:
     A `Scorer`; jit `scorer.function` alone or together with a merge.
@@ -82,35 +93,39 @@ def make_scorer(
   call = functools.partial(apply, dtype=dtype) if dtype is not None else apply
 
   def rows(params: Any, bucket: Bucket) -> tuple[Array, ...]:
-    """Negative log-likelihood, number of tokens and whether all are most likely, of each row; competitors."""
+    """Negative log-likelihood, number of tokens and whether all are most likely, of each row's targets.
+
+    Then, if they are asked for, competitors at each position.
+    """
 
     def chunk(one: Bucket) -> tuple[Array, ...]:
-      if selects:
+      if not selects:
+        logits = jnp.take_along_axis(call(params, one.tokens), one.positions[:, :, None], axis=1)
+      elif one.branches is None:
         logits = call(params, one.tokens, one.positions)
       else:
-        logits = jnp.take_along_axis(call(params, one.tokens), one.positions[:, :, None], axis=1)
+        logits = call(params, one.tokens, one.positions, branches=one.branches)
       logits = logits.astype(jnp.float32)
       at_target = jnp.take_along_axis(logits, one.targets[:, :, None], axis=-1)[..., 0]
       losses = jax.nn.logsumexp(logits, axis=-1) - at_target
-      wrong = (jnp.argmax(logits, axis=-1) != one.targets) & (one.mask > 0)
+      wrong = jnp.argmax(logits, axis=-1) != one.targets
+      asked = one.mask.reshape(len(losses), -1, losses.shape[1]) > 0  # of each target of a row
       # A NaN must not vanish behind a mask: scores of a broken model are NaN.
-      broken = jnp.where(one.mask > 0, losses, 0.0)
-      exact = jnp.where(jnp.isnan(broken.sum(1)), jnp.nan, (~wrong.any(1)).astype(jnp.float32))
-      result = (broken.sum(1), jnp.sum(one.mask, axis=1), exact)
-      return (
-        (*result, *_strongest(logits, jnp.asarray(one.targets), at_target, competitors))
-        if competitors
-        else result
-      )
+      totals = jnp.where(asked, losses[:, None], 0.0).sum(-1)
+      hits = (~(wrong[:, None] & asked).any(-1)).astype(jnp.float32)
+      found = totals, asked.sum(-1, dtype=jnp.float32), jnp.where(jnp.isnan(totals), jnp.nan, hits)
+      return (*found, *_strongest(logits, jnp.asarray(one.targets), at_target, competitors))
 
     if bucket.tokens.shape[0] == 1:
-      return chunk(jax.tree.map(lambda x: x[0], bucket))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(chunk, bucket))
+      parts = chunk(jax.tree.map(lambda x: x[0], bucket))
+    else:
+      parts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(chunk, bucket))
+    return (*(x.reshape(-1) for x in parts[:3]), *parts[3:])
 
   rules = [metrics.named(task.metric, f"Task {task.name!r}") for task in tasks]
   tables = [target_table(task) for task in tasks]
 
-  def function(params: Any, data: tuple[tuple[Bucket, ...], Array]) -> Any:
+  def likelihoods(params: Any, data: tuple[tuple[Bucket, ...], Array]) -> Any:
     buckets, order = data
     parts = [rows(params, bucket) for bucket in buckets]
     every = [jnp.concatenate(x)[order] for x in zip(*(part[:3] for part in parts), strict=True)]
@@ -131,13 +146,22 @@ def make_scorer(
     data = jax.device_put(data)
   else:
     data = jax.tree.map(lambda x: sharding.put(x, mesh, P(None, sharding.ROWS) if x.ndim > 1 else P()), data)
-  return Scorer(
-    function, data, tuple(tasks), Answers.of(tasks, batches) if competitors else None, units(tasks)
-  )
+  answers = Answers.of(tasks, batches) if competitors else None
+  if generation is None:
+    return Scorer(likelihoods, data, tuple(tasks), answers, units(tasks))
+  if competitors:
+    raise ValueError("Generated texts have no competitors; expected competitors=0 with generation.")
+
+  def function(params: Any, data: Any) -> tuple[Array, Array]:
+    return likelihoods(params, data[0]), generation.function(params, data[1], dtype)
+
+  return Scorer(function, (data, generation.placed(mesh)), tuple(tasks), None, units(tasks), generation)
 
 
-def _strongest(logits: Array, targets: Array, at_target: Array, count: int) -> tuple[Array, Array]:
+def _strongest(logits: Array, targets: Array, at_target: Array, count: int) -> tuple[Array, ...]:
   """How far the strongest other tokens lie above the targets, float16 `[R, A, count]`, and which they are."""
+  if not count:
+    return ()
   right = jax.nn.one_hot(targets, logits.shape[-1], dtype=bool)
   above = jnp.where(right, -jnp.inf, logits - at_target[..., None])
   gaps, rivals = jax.lax.top_k(above, min(count, logits.shape[-1] - 1))

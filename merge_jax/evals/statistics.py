@@ -11,7 +11,8 @@ import numpy as np
 from jax import Array
 
 from merge_jax.errors import unknown
-from merge_jax.evals.batching import Bucket, Rows, bucket, encode
+from merge_jax.evals.batching import Bucket, bucket, encode
+from merge_jax.evals.branches import Rows
 from merge_jax.evals.splits import position
 from merge_jax.evals.statistics_file import Statistics as Statistics
 from merge_jax.evals.statistics_file import load as load
@@ -94,11 +95,11 @@ def _batch(
 ) -> Batch:  # fmt: skip
   weights = (np.arange(size) < len(part)).astype(np.float32)
   part = part + part[-1:] * (size - len(part))
-  chosen = [row for _, of in part for row in of]
-  lengths = np.array([len(rows.ids[row]) - 1 for row in chosen], np.int32).reshape(size, count)
+  chosen = [(row,) for _, of in part for row in of]
+  lengths = np.array([len(rows.ids[row]) - 1 for (row,) in chosen], np.int32).reshape(size, count)
   numbers = np.array([number for number, _ in part], np.int32)
   right = np.array([examples[number].answer for number in numbers], np.int32)
-  return Batch(bucket(rows, chosen, size, count, length, asked), lengths, right, weights, numbers)
+  return Batch(bucket(rows, chosen, size, count, (length, 0), asked), lengths, right, weights, numbers)
 
 
 def fisher(

@@ -13,8 +13,10 @@ from jax.sharding import Mesh
 from merge_jax import sharding
 from merge_jax.checkpoints.placement import NONE
 from merge_jax.evals.answers import Answers
-from merge_jax.evals.batching import Batches, Rows, encode, pack
+from merge_jax.evals.batching import Batches, encode, pack
+from merge_jax.evals.branches import Group, Rows, columns, groups
 from merge_jax.evals.external import Command
+from merge_jax.evals.generation import Generate, generates, prepare
 from merge_jax.evals.metrics import METRICS
 from merge_jax.evals.objective import FunctionObjective, JittedObjective, Merge
 from merge_jax.evals.scoring import Scorer, make_scorer
@@ -125,6 +127,8 @@ class TaskSuite(Suite):
   Args:
     tasks: by split; the first split's are those of the fitness.
     apply: `(params, tokens, positions) -> logits`, see `make_scorer`.
+    generate: of the model, see `merge_jax.models.Model`; None: no task may be scored by generated texts.
+    branches: whether `apply` takes `branches=`, too; without, choices of several tokens repeat their prompt.
     tokens: the tokenizer.
     vocabulary: size of the model's.
     max_length: most tokens of an example, or None.
@@ -148,6 +152,8 @@ class TaskSuite(Suite):
     tokens: Tokens,
     *,
     vocabulary: int,
+    branches: bool = False,
+    generate: Generate | None = None,
     max_length: int | None = None,
     append_eos: bool = True,
     max_shapes: int = 4,
@@ -173,13 +179,26 @@ class TaskSuite(Suite):
       split: encode(chosen, tokens, append_eos=append_eos, max_length=max_length, vocabulary=vocabulary)
       for split, chosen in self._tasks.items()
     }
+    packed = {split: groups(some, branches) for split, some in rows.items()}
     self._batches: dict[str, Batches] = {
       split: pack(
-        some, max_shapes=max_shapes, batch_tokens=batch_tokens, vocabulary=vocabulary, multiple=multiple
+        some, groups=packed[split], max_shapes=max_shapes, batch_tokens=batch_tokens, vocabulary=vocabulary,
+        multiple=multiple,
       )
       for split, some in rows.items()
-    }
-    self._tokens = {split: _tokens(self._tasks[split], some) for split, some in rows.items()}
+    }  # fmt: skip
+    self._generations = {
+      split: prepare(
+        generate, chosen, rows[split], tokens, vocabulary=vocabulary, max_length=max_length,
+        max_shapes=max_shapes, batch_tokens=batch_tokens, multiple=multiple,
+      )
+      for split, chosen in self._tasks.items()
+    }  # fmt: skip
+    if any(len(packed[split]) > len(some.targets) for split, some in rows.items()):
+      self.notes += (
+        "Each choice is scored in a row of its own, prompt included: the model takes no branches.",
+      )
+    self._tokens = {split: _tokens(self._tasks[split], some, packed[split]) for split, some in rows.items()}
     self._rows = {split: _digest(self._tasks[split], some) for split, some in rows.items()}
 
   def sizes(self, split: str) -> dict[str, int]:
@@ -237,6 +256,7 @@ class TaskSuite(Suite):
       split: make_scorer(
         self._apply, self._tasks[split], batches, dtype=self._dtype, mesh=self._mesh,
         competitors=competitors if split == self.splits[0] else 0,
+        generation=self._generations[split],
       )
       for split, batches in self._batches.items()
     }  # fmt: skip
@@ -250,18 +270,25 @@ class TaskSuite(Suite):
     return Answers.of(self._tasks[first], self._batches[first])
 
 
-def _tokens(tasks: Sequence[Task], rows: Rows) -> dict[str, int]:
-  """Tokens that are read for each task; the last one of a row is only predicted."""
-  lengths = iter(rows.ids)
-  return {
-    task.name: sum(len(next(lengths)) - 1 for example in task.examples for _ in example.targets)
-    for task in tasks
-  }
+def _tokens(tasks: Sequence[Task], rows: Rows, packed: Sequence[Group]) -> dict[str, int]:
+  """Tokens that are read or written for each task, at most."""
+  counts = [sum(len(example.targets) for example in task.examples) for task in tasks]
+  owners = np.repeat(np.arange(len(tasks)), counts)
+  total = np.zeros(len(tasks), np.int64)
+  for group in packed:
+    total[owners[group[0]]] += sum(columns(rows, group))
+    if generates(task := tasks[owners[group[0]]]):
+      total[owners[group[0]]] += rows.starts[group[0]] + task.options.max_tokens
+  return {task.name: int(count) for task, count in zip(tasks, total, strict=True)}
 
 
 def _digest(tasks: Sequence[Task], rows: Rows) -> str:
   """SHA-256 of one split."""
-  shape = [(task.name, task.metric, [(len(e.targets), e.answer) for e in task.examples]) for task in tasks]
+  shape: list[Any] = [
+    (task.name, task.metric, [(len(e.targets), e.answer) for e in task.examples]) for task in tasks
+  ]
+  # Of generated texts the strings of targets and what is done with them matter, too.
+  shape += [(t.options, [e.targets for e in t.examples]) for t in tasks if generates(t)]
   total = hashlib.sha256(repr((shape, rows.starts)).encode("utf-8", "surrogatepass"))
   for ids in rows.ids:
     total.update(len(ids).to_bytes(4, "big") + ids.tobytes())

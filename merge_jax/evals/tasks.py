@@ -1,7 +1,8 @@
-"""Task files: one JSON object a line, a prompt with its target or with choices."""
+"""Task files: one JSON object a line, a prompt with its target or with choices; options may come first."""
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -14,6 +15,7 @@ from merge_jax import storage
 from merge_jax.decoding import decode
 from merge_jax.errors import shown
 from merge_jax.evals import metrics
+from merge_jax.evals.options import Options
 
 
 class Example(NamedTuple):
@@ -45,6 +47,7 @@ class Task:
   name: str
   metric: str
   examples: tuple[Example, ...]
+  options: Options = dataclasses.field(default_factory=Options)
 
 
 def target_table(task: Task) -> tuple[np.ndarray, np.ndarray]:
@@ -84,14 +87,19 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   group: int | _Text | None = None
 
 
+class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+  options: Options
+
+
 def load(spec: str) -> Task:
   """Reads a task file.
 
   Args:
     spec: `path` or `path:metric`. Every line is `{"prompt", "target"}` or `{"prompt", "choices",
       "answer"}`, `answer` being the position of the right choice (from 0) or its text; `id` and `group`
-      (strings or whole numbers) may name the item and its source, see `Example`. The default metric is
-      the first of `metrics.METRICS` that fits the lines.
+      (strings or whole numbers) may name the item and its source, see `Example`. The first line may be
+      `{"options": {...}}`, see `Options`. The metric is that of the spec, else of the options, else the
+      first of `metrics.METRICS` that fits the lines.
 
   Returns:
     The task, named as its file.
@@ -106,17 +114,29 @@ def load(spec: str) -> Task:
   lines = path.read_bytes().split(b"\n")  # JSON escapes "\n" and no other line end
   if not lines[-1]:
     lines.pop()
-  if not lines:
+  options = Options()
+  header = re.match(rb'(\xef\xbb\xbf)?\s*\{\s*"options"\s*:', lines[0]) if lines else None
+  if header:
+    options = decode(lines[0], _Header, f"{path}:1").options
+    options.check(f"{path}:1", metric.name if metric else "")
+  first = 2 if header else 1
+  if len(lines) < first:
     raise ValueError(f"{path}: the file has no examples.")
-  examples = tuple(_example(line, f"{path}:{number}") for number, line in enumerate(lines, 1))
+  examples = tuple(
+    _example(line, f"{path}:{number}") for number, line in enumerate(lines[first - 1 :], first)
+  )
   kinds = ["choices" if len(example.targets) > 1 else "targets" for example in examples]
-  for number, kind in enumerate(kinds, 1):
+  for number, kind in enumerate(kinds, first):
     if kind != kinds[0]:
       raise ValueError(f"{path}:{number}: the line has {kind}, those before it have {kinds[0]}.")
-  metric = metric or metrics.default(kinds[0])
+  solved = {shot.prompt.strip() for shot in options.shots}
+  for number, example in enumerate(examples, first):
+    if example.prompt.strip() in solved:
+      raise ValueError(f"{path}:{number}: the prompt is one of the shots, with its answer; leave one out.")
+  metric = metric or (metrics.METRICS[options.metric] if options.metric else metrics.default(kinds[0]))
   if not metric.fits(kinds[0]):
     raise ValueError(f"{path}: metric {metric.name!r} needs {metric.needs}; the lines have {kinds[0]}.")
-  return Task(path.stem, metric.name, examples)
+  return Task(path.stem, metric.name, examples, options)
 
 
 def load_all(specs: Iterable[str]) -> list[Task]:

@@ -1,6 +1,7 @@
 """From texts to token ids, with the tokenizer that lies beside a checkpoint."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -11,6 +12,8 @@ from tokenizers import Tokenizer
 from merge_jax import storage
 from merge_jax.decoding import convert, decode
 from merge_jax.errors import in_library, shown
+from merge_jax.evals import chat
+from merge_jax.evals.chat import Chat
 
 T = TypeVar("T")
 
@@ -31,6 +34,14 @@ class _TokenizerConfig(msgspec.Struct, frozen=True):
   eos_token: str | _AddedToken | None = None
 
 
+class _SpecialTokens(_TokenizerConfig, frozen=True):
+  """Those that chat templates name."""
+
+  bos_token: str | _AddedToken | None = None
+  unk_token: str | _AddedToken | None = None
+  pad_token: str | _AddedToken | None = None
+
+
 class _Eos(msgspec.Struct, frozen=True):
   eos: _Id | None
 
@@ -45,14 +56,26 @@ class Tokens:
     tokenizer: of the `tokenizers` library.
     eos: id of the end-of-text token, or None.
     source: file of the tokenizer, for errors.
+    ends: tokens that end a generated text; None for the end-of-text token.
+    folder: where a chat template may lie.
 
   Raises:
     ValueError: an end-of-text id that cannot be one.
   """
 
-  def __init__(self, tokenizer: Tokenizer, eos: int | None, source: str = "The tokenizer"):
-    self.tokenizer, self.source = tokenizer, source
+  def __init__(
+    self,
+    tokenizer: Tokenizer,
+    eos: int | None,
+    source: str = "The tokenizer",
+    *,
+    ends: Sequence[int] | None = None,
+    folder: Path | None = None,
+  ):
+    self.tokenizer, self.source, self._folder = tokenizer, source, folder
     self.eos = convert({"eos": eos}, _Eos, source).eos
+    self.ends = tuple(self.end() if ends is None else ends)
+    self._read: dict[int, list[str]] = {}
 
   @classmethod
   def from_folder(cls, folder: str | Path) -> "Tokens":
@@ -71,15 +94,53 @@ class Tokens:
       tokenizer = Tokenizer.from_buffer(content)
       tokenizer.no_padding()
       tokenizer.no_truncation()
-    return cls(tokenizer, _eos(folder, tokenizer), str(path))
+    ends = _ends(folder, tokenizer)
+    return cls(tokenizer, next(iter(ends), None), str(path), ends=ends, folder=folder)
 
-  def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of prompts, special tokens included."""
-    return self._ids(texts, special=True)
+  @functools.cached_property
+  def chat(self) -> Chat:
+    """The chat template beside the tokenizer.
+
+    Raises:
+      ValueError: there is none, or it cannot be read.
+    """
+    files, special = {}, {}
+    if (folder := self._folder) is not None:
+      files = {name: (folder / name).read_bytes() for name in chat.NAMES if (folder / name).is_file()}
+      read = _read(folder / "tokenizer_config.json", _SpecialTokens)
+      special = {name: _content(getattr(read, name, None)) for name in _SpecialTokens.__struct_fields__}
+    template = chat.of(files)
+    if template is None:
+      raise ValueError(f"{folder or self.source} has no chat template, which tasks with chat messages need.")
+    return Chat(template, {n: t for n, t in special.items() if t}, f"The chat template of {folder}")
+
+  def prompts(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+    """Token ids of prompts, special tokens included, but where texts hold theirs (`special=False`)."""
+    return self._ids(texts, special)
 
   def targets(self, texts: Sequence[str], append_eos: bool = True) -> list[list[int]]:
     """Token ids of targets, with the end-of-text token unless told otherwise."""
     return [ids + self.end(append_eos) for ids in self._ids(texts, special=False)]
+
+  def text(self, ids: Iterable[int]) -> str:
+    """What generated tokens say, without those that end a text, and what is negative."""
+    kept = [one for one in map(int, ids) if one >= 0 and one not in self.ends]
+    with in_library(f"{self.source} failed"):
+      return self.tokenizer.decode(kept, skip_special_tokens=True)
+
+  def vocabulary(self, size: int) -> list[str]:
+    """How each of the first `size` tokens reads behind another one; "" where there is none."""
+    if size in self._read:
+      return self._read[size]
+    count = min(self.tokenizer.get_vocab_size(with_added_tokens=True), size)
+    with in_library(f"{self.source} failed"):
+      first = self.tokenizer.encode("a", add_special_tokens=False).ids[
+        -1:
+      ]  # some decoders drop a first space
+      before = len(self.tokenizer.decode(first))
+      texts = self.tokenizer.decode_batch([[*first, i] for i in range(count)], skip_special_tokens=True)
+    self._read[size] = [text[before:] for text in texts] + [""] * (size - count)
+    return self._read[size]
 
   def end(self, append_eos: bool = True) -> list[int]:
     """What ends every target: the end-of-text token, or nothing."""
@@ -95,25 +156,29 @@ class Tokens:
       return [e.ids for e in self.tokenizer.encode_batch(list(texts), add_special_tokens=special)]
 
 
-def _eos(folder: Path, tokenizer: Tokenizer) -> int | None:
+def _ends(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+  """The end-of-text tokens, the one of targets first; of a list the others need not be there."""
   for name in ("generation_config.json", "config.json"):
     config = _read(folder / name, _ModelConfig)
-    value = config.eos_token_id if config else None
-    value = next(iter(value), None) if isinstance(value, list) else value
-    if value is not None:
-      if tokenizer.id_to_token(value) is None:
-        raise ValueError(f"{folder / name}: eos_token_id is {value}; tokenizer.json has no such token.")
-      return value
+    given = config.eos_token_id if config else None
+    values = given if isinstance(given, list) else [] if given is None else [given]
+    if values:
+      if tokenizer.id_to_token(values[0]) is None:
+        raise ValueError(f"{folder / name}: eos_token_id is {values[0]}; tokenizer.json has no such token.")
+      return tuple(values)
   read = _read(folder / "tokenizer_config.json", _TokenizerConfig)
-  token = read.eos_token if read else None
-  token = token.content if isinstance(token, _AddedToken) else token
+  token = _content(read.eos_token) if read else None
   if not token:
-    return None
+    return ()
   value = tokenizer.token_to_id(token)
   if value is None:
     where = folder / "tokenizer_config.json"
     raise ValueError(f"{where}: eos_token is {shown(token)}; tokenizer.json has no such token.")
-  return value
+  return (value,)
+
+
+def _content(token: str | _AddedToken | None) -> str | None:
+  return token.content if isinstance(token, _AddedToken) else token
 
 
 def _read(path: Path, kind: type[T]) -> T | None:

@@ -16,7 +16,7 @@ from flax import nnx
 from jax import Array
 
 from merge_jax.models import rope
-from merge_jax.models.attention import attend
+from merge_jax.models.attention import Tree, attend
 from merge_jax.models.config import DecoderConfig
 from merge_jax.sharding import rows
 
@@ -76,13 +76,17 @@ class Place(NamedTuple):
 
   Attributes:
     window: how many positions are looked back over; None for all.
-    cos: `[time, head_dim / 2]`.
+    cos: `[batch or 1, time, head_dim / 2]`.
     sin: the same.
+    tree: of rows with branches.
+    recall: `(keys, values, columns of the queries) -> the same` of all that is seen, where there is a cache.
   """
 
   window: int | Array | None
   cos: Array
   sin: Array
+  tree: Tree | None = None
+  recall: Callable[[Array, Array, Array | None], tuple[Array, Array, Array | None]] | None = None
 
 
 class Attention(nnx.Module):
@@ -110,12 +114,12 @@ class Attention(nnx.Module):
     q, k, v = heads(self.q_proj(queries)), heads(self.k_proj(x)), heads(self.v_proj(x))
     if hasattr(self, "q_norm"):
       q, k = self.q_norm(q), self.k_norm(k)
-    cos, sin = place.cos[None], place.sin[None]
-    k = rope.rotate(k, cos, sin, c.rope_interleaved)
-    if positions is not None:
-      cos, sin = place.cos[positions], place.sin[positions]
-    q = rope.rotate(q, cos, sin, c.rope_interleaved)
-    out = attend(q, k, v, positions, place.window, c.attention_scale, c.attention_cap, c.attention)
+    k = rope.rotate(k, place.cos, place.sin, c.rope_interleaved)
+    q = rope.rotate(q, take(place.cos, positions), take(place.sin, positions), c.rope_interleaved)
+    at = positions
+    if place.recall is not None:
+      k, v, at = place.recall(k, v, at)
+    out = attend(q, k, v, at, place.window, c.attention_scale, c.attention_cap, c.attention, place.tree)
     return self.o_proj(out.reshape(*out.shape[:-2], -1))
 
 
@@ -211,6 +215,7 @@ class Decoder(nnx.Module):
     positions: Array | None = None,
     dtype: Any = jnp.float32,
     remat: bool = False,
+    branches: tuple[Array, Array, Array] | None = None,
     scan: bool = False,
   ) -> Array:
     """Logits of the next token.
@@ -218,16 +223,20 @@ class Decoder(nnx.Module):
     Args:
       tokens: `[batch, time]`, int32, padded on the right (causal attention never looks there).
       layer: the layers by index.
-      positions: `[batch, queries]`, int32, those whose logits are wanted; None for all. The last
+      positions: `[batch, queries]`, int32, columns whose logits are wanted; None for all. The last
         layer's queries, its feed-forward and the head are computed for these alone.
       dtype: of the computation; norms, rotations and logits stay float32.
       remat: keep the inputs of layers for gradients, and compute the rest again.
+      branches: of rows whose last columns are branches: `Tree.of`'s lengths of prompts, places and numbers.
+        Not for rotations that depend on the length of a row (`rope.Dynamic`).
       scan: run all layers but the last in one scan, where `layer` takes a traced index.
 
     Returns:
       float32 `[batch, queries or time, vocabulary]`.
     """
-    place, last = _places(self.config, tokens.shape[1]), self.config.num_layers - 1
+    tree = None if branches is None else Tree.of(*branches, tokens.shape[1])
+    places = None if tree is None else tree.places
+    place, last = places_of(self.config, tokens.shape[1], places, tree), self.config.num_layers - 1
 
     def step(x: Array, i: Any) -> Array:
       def run(x: Array) -> Array:
@@ -244,18 +253,26 @@ class Decoder(nnx.Module):
     return self.head(self.model.norm(rows(layer(last)(x, positions, place(last)))))
 
 
-def _places(config: DecoderConfig, length: int) -> Callable[[Any], Place]:
-  """The place of a layer by its index, which may be traced."""
-  windows, tables = config.windows, rope.tables(config.rope, config.head_dim, length)
-  local = tables if config.local_rope is None else rope.tables(config.local_rope, config.head_dim, length)
+def places_of(
+  config: DecoderConfig, length: int, places: Array | None, tree: Tree | None
+) -> Callable[[Any], Place]:
+  """The place of a layer by its index, which may be traced, of tokens at these positions or at all."""
+
+  def tables(one: rope.Rope) -> tuple[Array, Array]:
+    cos, sin = rope.tables(one, config.head_dim, length)
+    return (cos[None], sin[None]) if places is None else (cos[places], sin[places])
+
+  windows, usual = config.windows, tables(config.rope)
+  local = usual if config.local_rope is None else tables(config.local_rope)
 
   def place(i: Any) -> Place:
     if isinstance(i, int) or len(set(windows)) == 1:
       window = windows[i if isinstance(i, int) else 0]
-      return Place(window, *(tables if window is None else local))
+      return Place(window, *(usual if window is None else local), tree)
     slides = jnp.array([window is not None for window in windows])[i]
     reach = jnp.array([length if window is None else window for window in windows])[i]
-    return Place(reach, *(jnp.where(slides, a, b) for a, b in zip(local, tables, strict=True)))
+    cos, sin = (jnp.where(slides, a, b) for a, b in zip(local, usual, strict=True))
+    return Place(reach, cos, sin, tree)
 
   return place
 

@@ -13,6 +13,7 @@ from merge_jax.models import attention as attention_choices
 from merge_jax.models import stacking, tensors
 from merge_jax.models.config import DecoderConfig
 from merge_jax.models.families import family_of, parse
+from merge_jax.models.rope import Dynamic
 from merge_jax.operators.naming import AxesRules
 
 
@@ -24,9 +25,12 @@ class Model(NamedTuple):
     specs: shape and dtype of each parameter by Hugging Face name.
     stacks: the stacks of equal layers (see `stacking.find`); empty where they do not pay.
     axes: which leaves of stacked parameters are stacks, for operators and sharding rules.
-    apply: `(params, tokens, positions=None, dtype=float32, remat=False) -> logits`, see `Decoder.__call__`.
-      Parameters have the names of `specs`, or are stacked: their layers then run in one scan. Tensors that
-      the model does not have are a ValueError, but for tied heads and rotary tables.
+    apply: `(params, tokens, positions=None, dtype=float32, remat=False, branches=None) -> logits`, see
+      `Decoder.__call__`. Parameters have the names of `specs`, or are stacked: their layers then run in one
+      scan. Tensors that the model does not have are a ValueError, but for tied heads and rotary tables.
+    branches: whether it takes branches.
+    generate: `(params, tokens, starts, states, limits, moves, most, dtype=float32) -> tokens`, see
+      `merge_jax.models.generation.generate`.
     init: `key -> params`, random float32.
     inputs: `(params, tokens) -> {name: input}`: what each linear layer multiplies, `[batch, time, in]`, by
       the name of its weight; one array where layers share it.
@@ -37,6 +41,8 @@ class Model(NamedTuple):
   stacks: dict[str, tuple[str, ...]]
   axes: AxesRules
   apply: Callable[..., Array]
+  branches: bool
+  generate: Callable[..., Array]
   init: Callable[[Array], dict[str, Array]]
   inputs: Callable[[Mapping[str, Array], Array], dict[str, Array]]
 
@@ -62,6 +68,8 @@ def build(config: Mapping[str, Any], where: str = "config.json", attention: str 
   """
   from flax import nnx  # a config is read and compared without it
 
+  from merge_jax.models import generation
+
   family = family_of(config, where)
   attention_choices.check(attention)
   shape = dataclasses.replace(family.parse(config, where), attention=attention)
@@ -76,13 +84,13 @@ def build(config: Mapping[str, Any], where: str = "config.json", attention: str 
   stacks = stacking.find(specs)
   stacked_specs = stacking.stack_specs(specs, stacks)
 
-  def run(
-    params: Mapping[str, Array],
-    tokens: Array,
-    *options: Any,
-    seen: Callable[[Any, str], Any] = lambda module, prefix: module,
-  ) -> Array:
-    """seen: gets every module before it is used, and the prefix of its tensors' names."""
+  def opened(
+    params: Mapping[str, Array], seen: Callable[[Any, str], Any] = lambda module, prefix: module
+  ) -> tuple[Any, Callable[[Any], Any], bool]:
+    """The model without layers, its layers by index, and whether that may be traced.
+
+    seen: gets every module before it is used, and the prefix of its tensors' names.
+    """
     scan = not stacks.keys().isdisjoint(params)
     tensors.compare(params, stacked_specs if scan else specs, "stacked parameters" if scan else "parameters")
 
@@ -96,7 +104,7 @@ def build(config: Mapping[str, Any], where: str = "config.json", attention: str 
         for name in part.paths
       })  # fmt: skip
 
-    return seen(frame.merge(params), "")(tokens, layer, *options, scan)
+    return seen(frame.merge(params), ""), layer, scan
 
   def apply(
     params: Mapping[str, Array],
@@ -104,8 +112,17 @@ def build(config: Mapping[str, Any], where: str = "config.json", attention: str 
     positions: Array | None = None,
     dtype: Any = jnp.float32,
     remat: bool = False,
+    branches: tuple[Array, Array, Array] | None = None,
   ) -> Array:
-    return run(params, tokens, positions, dtype, remat)
+    module, layer, scan = opened(params)
+    return module(tokens, layer, positions, dtype, remat, branches, scan)
+
+  def generate(
+    params: Mapping[str, Array], tokens: Array, starts: Array, states: Array, limits: Array, moves: Array,
+    most: int, dtype: Any = jnp.float32,
+  ) -> Array:  # fmt: skip
+    module, layer, scan = opened(params)
+    return generation.generate(module, layer, tokens, starts, states, limits, moves, most, dtype, scan)
 
   def inputs(params: Mapping[str, Array], tokens: Array) -> dict[str, Array]:
     tensors.compare(params, specs, "parameters")  # layers of a scan cannot be watched
@@ -117,7 +134,8 @@ def build(config: Mapping[str, Any], where: str = "config.json", attention: str 
           one.observe = functools.partial(found.__setitem__, prefix + ".".join(map(str, (*path, "weight"))))
       return module
 
-    run(params, tokens, None, jnp.float32, False, seen=watched)
+    module, layer, _ = opened(params, watched)
+    module(tokens, layer)
     return found
 
   @jax.jit
@@ -130,7 +148,8 @@ def build(config: Mapping[str, Any], where: str = "config.json", attention: str 
     values = nnx.to_flat_state(nnx.state(family.module(shape, draw)))
     return {".".join(map(str, path)): value.get_value() for path, value in values}
 
-  return Model(shape, specs, stacks, stacking.AXES, apply, init, inputs)
+  tree = not any(isinstance(one, Dynamic) for one in (shape.rope, shape.local_rope))
+  return Model(shape, specs, stacks, stacking.AXES, apply, tree, generate, init, inputs)
 
 
 def check(config: Mapping[str, Any], specs: Mapping[str, Any], where: str = "config.json") -> None:

@@ -3,15 +3,11 @@
 import collections
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
 
-from merge_jax.decoding import decode
 from merge_jax.errors import unknown
+from merge_jax.evals import chat
 from merge_jax.recipes import tokenizer_files
 
 TEMPLATES = {
@@ -59,18 +55,6 @@ TEMPLATES = {
 """By name, written from what the formats' authors document: Stanford Alpaca, ChatML (OpenAI), and the model
 cards of EXAONE, Llama 3 and Mistral Instruct."""
 
-FILE = "chat_template.jinja"
-
-
-class _Generation(jinja2.ext.Extension):
-  """The tag by which transformers marks what the assistant says."""
-
-  tags = {"generation"}  # noqa: RUF012
-
-  def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-    next(parser.stream)
-    return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
 
 def choose(choice: str, folders: Sequence[Path]) -> str | None:
   """The chat template of a merge.
@@ -91,34 +75,17 @@ def choose(choice: str, folders: Sequence[Path]) -> str | None:
   ValueError: unknown chat template 'chatlm'; did you mean 'chatml'? Known: alpaca, auto, chatml, ...
   """
   if choice == "auto":
-    found = [template for folder in folders if (template := of(tokenizer_files.of(folder))) is not None]
+    found = [template for folder in folders if (template := chat.of(tokenizer_files.of(folder))) is not None]
     return max(found, key=collections.Counter(found).__getitem__, default=None)
   if choice in TEMPLATES:
     return TEMPLATES[choice]
   if "{" not in choice:
     raise ValueError(unknown("chat template", choice, ["auto", *TEMPLATES]))
   try:
-    jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _Generation]).parse(choice)
+    chat.environment().parse(choice)
   except jinja2.TemplateSyntaxError as error:
     raise ValueError(f"chat_template: line {error.lineno} is no valid Jinja ({error.message}).") from None
   return choice
-
-
-def of(files: Mapping[str, bytes]) -> str | None:
-  """The chat template in a tokenizer's files, the default one of several; None if there is none.
-
-  >>> of({"tokenizer_config.json": b'{"chat_template": [{"name": "default", "template": "{{ x }}"}]}'})
-  '{{ x }}'
-  """
-  if FILE in files:
-    return files[FILE].decode()
-  name = "chat_template.json"
-  raw: Any = decode(files[name], dict[str, Any], name) if name in files else tokenizer_files.config(files)
-  template = raw.get("chat_template")
-  if isinstance(template, list):
-    named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
-    template = named.get("default")
-  return template if isinstance(template, str) else None
 
 
 def put(template: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -127,4 +94,4 @@ def put(template: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
   settings = tokenizer_files.config(files)
   if settings.pop("chat_template", None) is not None:
     result["tokenizer_config.json"] = tokenizer_files.as_json(settings)
-  return result | {FILE: template.encode()}
+  return result | {chat.FILE: template.encode()}

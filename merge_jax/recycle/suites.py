@@ -104,8 +104,9 @@ def task_suite(
     stacks = {}
   return TaskSuite(
     splits, model.apply, evals.Tokens.from_folder(checkpoint.path),
-    vocabulary=model.config.vocab_size, max_length=model.config.max_positions, append_eos=options.append_eos,
-    max_shapes=options.max_shapes, batch_tokens=options.batch_tokens, dtype=jnp.dtype(options.dtype),
+    branches=model.branches, generate=model.generate, vocabulary=model.config.vocab_size,
+    max_length=model.config.max_positions, append_eos=options.append_eos, max_shapes=options.max_shapes,
+    batch_tokens=options.batch_tokens, dtype=jnp.dtype(options.dtype),
     files=files, notes=notes, mesh=mesh, stacks=stacks, axes=model.axes if stacks else (),
   )  # fmt: skip
 

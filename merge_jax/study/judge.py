@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jax.sharding import Mesh
 
 from merge_jax import checkpoints, evals
@@ -56,10 +55,10 @@ class Judge:
     self._programs = {split: self._program(scorer.function) for split, scorer in self._scorers.items()}
     self.axes, self.suite = suite.axes, suite
 
-  def _program(self, function: Callable[[Any, Any], Array]) -> Callable[[Sequence[Params], Any], Array]:
-    def run(models: Sequence[Params], data: Any) -> Array:
+  def _program(self, function: Callable[[Any, Any], Any]) -> Callable[[Sequence[Params], Any], Any]:
+    def run(models: Sequence[Params], data: Any) -> Any:
       if len(models) == 1:
-        return function(models[0], data)[None]
+        return jax.tree.map(lambda x: x[None], function(models[0], data))
       return jax.vmap(function, in_axes=(0, None))(jax.tree.map(lambda *x: jnp.stack(x), *models), data)
 
     return jax.jit(run, out_shardings=self._layout.replicated)
@@ -84,9 +83,9 @@ class Judge:
     for chunk in _chunks(models, self._batch):
       padded = (*chunk, *[chunk[-1]] * (self._batch - len(chunk)))
       with using(self._layout):
-        values = np.asarray(self._programs[split](padded, scorer.batches))
-      for one in values[: len(chunk)]:
-        yield scorer.read(one)
+        values = jax.tree.map(np.asarray, self._programs[split](padded, scorer.batches))
+      for i in range(len(chunk)):
+        yield scorer.read(jax.tree.map(lambda x, i=i: x[i], values))
 
 
 def _chunks(models: Iterable[Params], size: int) -> Iterator[tuple[Params, ...]]:

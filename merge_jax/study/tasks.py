@@ -1,5 +1,6 @@
 """The tasks of a study: which categories they are in, and which examples are for what."""
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 
 from merge_jax import evals
 from merge_jax.evals import tasks as task_files
+from merge_jax.evals.options import Options
 from merge_jax.study.settings import Study
 
 VALIDATION, TEST = "validation", "test"
@@ -89,7 +91,11 @@ class Example(NamedTuple):
 
 def _digest(splits: Mapping[str, list[evals.Task]]) -> str:
   plain: dict[str, Any] = {
-    split: [(one.name, one.metric, tuple(Example(*e[:3]) for e in one.examples)) for one in some]
+    split: [(one.name, one.metric, tuple(Example(*e[:3]) for e in one.examples), *_told(one)) for one in some]
     for split, some in splits.items()
-  }
+  }  # tasks without options have the digests of before there were any
   return hashlib.sha256(repr(plain).encode("utf-8", "surrogatepass")).hexdigest()[:20]
+
+
+def _told(task: evals.Task) -> tuple[Any, ...]:
+  return () if task.options == Options() else (dataclasses.astuple(task.options),)
