@@ -25,10 +25,11 @@ def suite(repeats: int) -> dict[str, Any]:
   if not _FOLDER.value:
     raise ValueError("--suite=proposers needs --output_dir, where pools and results are kept.")
   names = None if _PROPOSERS.value is None else [name for name in _PROPOSERS.value if name != "-"]
+  made = settings.from_mapping(_common.config_values(_CONFIG))
   found = job.compare(
-    settings.from_mapping(_common.config_values(_CONFIG)), Path(_FOLDER.value).expanduser(),
+    made, Path(_FOLDER.value).expanduser(),
     workers=_WORKERS.value, parts=_SEEDS.value, names=names, kinds=_KINDS.value, sizes=_SIZES.value,
     attainable=_ATTAINABLE.value, stop=_common.StopFlag(),
   )  # fmt: skip
-  print(table.text(found["lines"]))
+  print(table.text(job.compared(found, made.budgets[-1])))
   return {"output_dir": _FOLDER.value, "lines": len(found["lines"]), "failed": found["failed"]}

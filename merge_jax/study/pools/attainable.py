@@ -15,7 +15,6 @@ from jax import Array
 from merge_jax import evals, models, tuning
 from merge_jax import operators as mj
 from merge_jax.evals.examples import Examples
-from merge_jax.evals.suite import TaskSuite
 from merge_jax.evals.uncertainty import paired_difference
 from merge_jax.recipes.own_methods import factory
 from merge_jax.search.scores import nullable, nullables
@@ -37,7 +36,7 @@ class Ground(NamedTuple):
     experts, base: parameters.
     apply: of the model.
     tasks: by split.
-    suite: scores them.
+    score: `(parameters, split) -> examples`, one program a split for all that is tried.
     tokens: of the models.
     greedy: weights of the greedy soup.
     reference: what it scores on test examples.
@@ -47,7 +46,7 @@ class Ground(NamedTuple):
   base: dict[str, Any]
   apply: Callable[..., Array]
   tasks: Mapping[str, Sequence[evals.Task]]
-  suite: TaskSuite
+  score: Callable[[Any, str], Examples]
   tokens: evals.Tokens
   greedy: Sequence[float]
   reference: Examples
@@ -60,9 +59,15 @@ def ground(
   first = bench.checkpoints[0]
   model = models.build(first.config or {}, str(first.path))
   assert bench.base is not None  # every pool of a suite has one
+  scorers = bench.suite.scorers()
+  programs = {split: jax.jit(scorer.function) for split, scorer in scorers.items()}
+
+  def score(params: Any, split: str) -> Examples:
+    return scorers[split].read(programs[split](params, scorers[split].batches))
+
   return Ground(
     [checkpoint.load() for checkpoint in bench.checkpoints], bench.base.load(), model.apply, tasks,
-    bench.suite, evals.Tokens.from_folder(first.path), known["rows"]["greedy"]["weights"], reference,
+    score, evals.Tokens.from_folder(first.path), known["rows"]["greedy"]["weights"], reference,
   )  # fmt: skip
 
 
@@ -107,27 +112,24 @@ def ascent(own: Ground, space: str, options: Attainable) -> Plain:
       updates, state = optimizer.update(gradient, state, values)
       return jnp.asarray(optax.apply_updates(values, updates)), state, -value
 
-  scorers = own.suite.scorers()
+  merge = jax.jit(lambda prepared, values: mj.combine(prepared, weights(values)))
 
-  def scored(split: str) -> Callable[[Array], Examples]:
-    program = jax.jit(lambda prepared, values, data: scorers[split].function(
-        mj.combine(prepared, weights(values)), data))  # fmt: skip
-    return lambda values: scorers[split].read(program(prepared, values, scorers[split].batches))
+  def validated(values: Array) -> float:
+    return _average(own.score(merge(prepared, values), "validation"))
 
-  validated = scored("validation")
-  state, smooth, checks = optimizer.init(values), [], [(0, values, _average(validated(values)))]
+  state, smooth, checks = optimizer.init(values), [], [(0, values, validated(values))]
   marks = {round(options.steps * (i + 1) / options.checks) for i in range(options.checks)}
   for number in range(1, options.steps + 1):
     values, state, value = step(prepared, values, state, data)
     smooth.append(float(f"{float(value):.6g}"))
     if number in marks:
-      checks.append((number, values, _average(validated(values))))
+      checks.append((number, values, validated(values)))
   at, best, validation = max(checks, key=lambda check: -np.inf if np.isnan(check[2]) else check[2])
   found = weights(best)
   return {
     "space": space, "step": at, "smooth": smooth, "validation": nullable(validation),
     "patterns": list(found.patterns), "weights": np.asarray(found.values, np.float64).tolist(),
-  } | _judged(own, scored("test")(best))  # fmt: skip
+  } | _judged(own, own.score(merge(prepared, best), "test"))  # fmt: skip
 
 
 def numbers(own: Ground, name: str, ranges: Mapping[str, tuple[float, float]], options: Attainable) -> Plain:
@@ -139,7 +141,7 @@ def numbers(own: Ground, name: str, ranges: Mapping[str, tuple[float, float]], o
   """
   generator, names = np.random.default_rng(0), list(ranges)
   low, high = (np.array([ranges[name][i] for name in names]) for i in (0, 1))
-  scorers, count = own.suite.scorers(), len(own.experts)
+  count = len(own.experts)
 
   @jax.jit
   def merged(made: mj.Operator, experts: Any, base: Any, key: Array) -> Any:
@@ -148,12 +150,9 @@ def numbers(own: Ground, name: str, ranges: Mapping[str, tuple[float, float]], o
       base=base if made.needs_base else None, key=key if made.needs_key else None,
     )  # fmt: skip
 
-  programs = {split: jax.jit(scorer.function) for split, scorer in scorers.items()}
-
   def scored(x: np.ndarray, split: str) -> Examples:
     made = factory(name)(**{n: jnp.float32(v) for n, v in zip(names, x, strict=True)})
-    params = merged(made, own.experts, own.base, jax.random.key(0))
-    return scorers[split].read(programs[split](params, scorers[split].batches))
+    return own.score(merged(made, own.experts, own.base, jax.random.key(0)), split)
 
   tried, values = list[np.ndarray](), list[float]()
   for i in range(options.evaluations):

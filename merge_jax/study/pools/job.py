@@ -88,7 +88,7 @@ def compare(
       )
     result: Result = {part: [line for one in found for line in one[part]] for part in PARTS}
     result["failed"] = {name: why for one in found for name, why in one["failed"].items()}
-    _write(folder, result)
+    _write(folder, result, suite.budgets[-1])
     return result
 
 
@@ -101,12 +101,20 @@ def estimate(suite: Pools, wanted: Sequence[tuple[str, int]]) -> str:
   return f"Training in all: {words} steps, about {hours:.1f} CPU-hours on the machine of the notes."
 
 
-def _write(folder: Path, result: Result) -> None:
+def _write(folder: Path, result: Result, most: int) -> None:
   lines = "".join(json.dumps(line, allow_nan=False) + "\n" for line in result["lines"])
   storage.write_text(folder / "lines.jsonl", lines)
   storage.write_json(folder / "result.json", result)
-  storage.write_text(folder / "table.csv", table.as_csv(table.rows(result["lines"]), table.COLUMNS))
-  storage.write_text(folder / "table.txt", table.text(result["lines"]) + "\n")
+  every = compared(result, most)
+  storage.write_text(folder / "table.csv", table.as_csv(table.rows(every), table.COLUMNS))
+  storage.write_text(folder / "table.txt", table.text(every) + "\n")
+
+
+def compared(result: Result, most: int) -> list[Result]:
+  """The lines of a table: of contestants, and beside their largest budget what they are measured by."""
+  rows = [(one["row"], one) for one in result["references"] if one["row"] != "greedy"]
+  rows += [(f"attainable {one['space']}", one) for one in result["attainable"]]
+  return [*result["lines"], *(one | {"contestant": f"({name})", "budget": most} for name, one in rows)]
 
 
 def _side_by_side(
