@@ -70,11 +70,13 @@ class Smoothed(NamedTuple):
     scores: float64 `[tasks]`, in each task's metric (losses stay losses).
     slopes: float32 `[columns]`, derivative of the column's own task by it.
     spread: float64 `[tasks]`, derivative by the variance.
+    examples: of each task's examples what they add, float64 `[n]`; the score is their (weighted) mean.
   """
 
   scores: np.ndarray
   slopes: np.ndarray
   spread: np.ndarray
+  examples: tuple[np.ndarray, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,35 +238,37 @@ class Table(NamedTuple):
       weights: of the examples of all tasks in order; None: one each.
     """
     scores, spread = np.zeros(len(self.pieces)), np.zeros(len(self.pieces))
-    slopes, column, example = [], 0, 0
+    slopes, examples, column, example = [], [], 0, 0
     for number, piece in enumerate(self.pieces):
       n = len(piece.part.right)
       size = int((self.tasks == number).sum())
       own = row[column : column + size]
       share = np.ones(n) if weights is None else weights[example : example + n]
       temperature = np.sqrt(SMOOTHING**2 + max(float(variance[number]), 0.0))
-      score, slope, by_temperature = _RULES[piece.kind](piece, own, share, temperature)
-      scores[number], spread[number] = score, by_temperature / (2 * temperature)
+      each, slope, by_temperature = _RULES[piece.kind](piece, own, share / share.sum(), temperature)
+      scores[number], spread[number] = float(each @ share) / share.sum(), by_temperature / (2 * temperature)
+      examples.append(each)
       slopes.append(slope.reshape(-1).astype(np.float32))
       column, example = column + size, example + n
-    return Smoothed(scores, np.concatenate(slopes), spread)
+    return Smoothed(scores, np.concatenate(slopes), spread, tuple(examples))
 
 
-Scored = tuple[float, np.ndarray, float]
+Scored = tuple[np.ndarray, np.ndarray, float]
+"""What each example adds, and derivatives of the task's score by its columns and by the temperature."""
 
 
 def _exact(piece: Piece, row: np.ndarray, share: np.ndarray, temperature: float) -> Scored:
   if not len(piece.starts):
-    return 1.0, row, 0.0
+    return np.ones(len(share)), row, 0.0
   scaled = row / temperature
   sizes = np.diff(piece.starts, append=len(row))
   top = np.maximum(np.maximum.reduceat(scaled, piece.starts), 0.0)
   powers = np.exp(scaled - np.repeat(top, sizes))
   total = np.exp(-top) + np.add.reduceat(powers, piece.starts)
   log_right = np.bincount(piece.examples, -(top + np.log(total)), minlength=len(share))
-  right = share * np.exp(log_right) / share.sum()
-  slope = -powers * np.repeat(right[piece.examples] / (total * temperature), sizes)
-  return float(right.sum()), slope, float(-(slope * scaled).sum())
+  chance = np.exp(log_right)
+  slope = -powers * np.repeat((share * chance)[piece.examples] / (total * temperature), sizes)
+  return chance, slope, float(-(slope * scaled).sum())
 
 
 def _choices(piece: Piece, row: np.ndarray, share: np.ndarray, temperature: float) -> Scored:
@@ -274,18 +278,18 @@ def _choices(piece: Piece, row: np.ndarray, share: np.ndarray, temperature: floa
   powers = np.exp(scaled)
   chances = powers / powers.sum(axis=1, keepdims=True)
   chance = np.take_along_axis(chances, right, 1)[:, 0]
-  weighted = share * chance / share.sum()
+  weighted = share * chance
   slope = chances * weighted[:, None] / temperature
   at = np.arange(len(chance))
   slope[at, right[:, 0]] -= weighted / temperature
   flat = np.where(table >= 0, scaled, 0.0)
-  return float(weighted.sum()), slope, float((slope * flat).sum())
+  return chance, slope, float((slope * flat).sum())
 
 
 def _loss(piece: Piece, row: np.ndarray, share: np.ndarray, temperature: float) -> Scored:
   at = np.arange(len(share))
-  total = float((share * piece.part.tokens[at, piece.part.right]).sum())
-  return float((share * row).sum()) / total, share / total, 0.0
+  tokens = float(share @ piece.part.tokens[at, piece.part.right])  # of an example, in the mean
+  return row / tokens, share / tokens, 0.0
 
 
 _RULES = {EXACT: _exact, CHOICES: _choices, LOSS: _loss}
