@@ -36,7 +36,7 @@ def get_config() -> config_dict.ConfigDict:
   c.counts = (2, 4, 6, 8)
   c.subsets = 3
   c.fractions = (0.35, 0.65)
-  c.limits = (0, 0)
+  c.limits = (50, 100)
   c.batch = 1
   c.bootstrap = 1000
   c.training = config_dict.ConfigDict()
@@ -44,7 +44,7 @@ def get_config() -> config_dict.ConfigDict:
   # Rates fall with width; steps are what each size needs to learn the puzzles.
   c.training.sizes = config_dict.ConfigDict({
     "200K": {"model": llama(64, 4), "seeds": (0, 1), "recipes": {
-      "pretrained": {"steps": 6000}, "instruct": {"learning_rate": 1e-3},
+      "pretrained": {"learning_rate": 3e-3, "steps": 6000}, "instruct": {"learning_rate": 1e-3},
       "expert": {"learning_rate": 1e-3, "steps": 250}, "multitask": {"learning_rate": 1e-3, "steps": 2000},
     }},
     "800K": {"model": llama(128, 4), "seeds": (0, 1)},
@@ -55,10 +55,10 @@ def get_config() -> config_dict.ConfigDict:
   })  # fmt: skip
   every = dict.fromkeys((*held_in, *held_out, *INSTRUCT), 1.0)
   c.training.recipes = config_dict.ConfigDict({
-    "pretrained": {"mixture": every, "steps": 4000, "learning_rate": 3e-3, "warmup": 100},
+    "pretrained": {"mixture": every, "steps": 3000, "learning_rate": 2e-3, "warmup": 100},
     "instruct": {"mixture": dict.fromkeys(INSTRUCT, 1.0), "steps": 300, "learning_rate": 5e-4},
-    "expert": {"steps": 200, "learning_rate": 7e-4},
-    "multitask": {"steps": 1600, "learning_rate": 7e-4},
+    "expert": {"steps": 150, "learning_rate": 5e-4},
+    "multitask": {"steps": 1200, "learning_rate": 5e-4},
   })  # fmt: skip
   # As many trials for each method that has numbers; the first are the untuned ones.
   c.methods = config_dict.ConfigDict({
@@ -77,8 +77,8 @@ def get_config() -> config_dict.ConfigDict:
   })  # fmt: skip
   # Merges along a run against decays that branch off it.
   c.along = config_dict.ConfigDict({
-    "size": "800K", "options": {
-      "recipe": {"learning_rate": 7e-4}, "every": 100, "points": (800, 1600), "decay_steps": 400,
+    "size": "200K", "options": {
+      "recipe": {"learning_rate": 1e-3}, "every": 100, "points": (800, 1600), "decay_steps": 400,
       "windows": (2, 4, 8), "schedules": ("uniform", "ema", "linear", "minus_sqrt", "cosine"),
     },
   })  # fmt: skip
@@ -87,20 +87,19 @@ def get_config() -> config_dict.ConfigDict:
   names = list(held_in)
   first = {f"sft{i}": mixture(names, i) for i in range(7)} | {"sft7": {"up": 1.0}}
   pool: dict[str, Any] = {
-    name: {"recipe": {"steps": 300, "learning_rate": 7e-4, "mixture": shares}}
+    name: {"recipe": {"steps": 300, "learning_rate": 1e-3, "mixture": shares}}
     for name, shares in first.items()
   }
   for i in range(8):
     shares = mixture(names, 3 * i + 1)
-    recipe = {"steps": 150, "learning_rate": 4e-4, "mixture": shares}
+    recipe = {"steps": 150, "learning_rate": 5e-4, "mixture": shares}
     pool[f"po{i}"] = {"stage": "po", "start": f"sft{i % 7}", "recipe": recipe}
   c.recycle = config_dict.ConfigDict({
-    "size": "800K", "kind": "instruct", "pool": pool, "options": {
+    "size": "200K", "kind": "instruct", "pool": pool, "options": {
       "settings": {
-        "rev-hex": ("rev", "hex"), "down-enc": ("down", "enc"), "keep-rot": ("keep", "rot"),
-        "rev-hex-count": ("rev", "hex", "count"),
+        "rev-hex": ("rev", "hex"), "down-enc": ("down", "enc"), "rev-hex-count": ("rev", "hex", "count"),
       },
-      "counts": (2, 4, 8, 16), "budgets": (50, 150), "seeds": (0, 1, 2), "ablated": ("rev-hex-count",),
+      "counts": (2, 4, 8, 16), "budgets": (50, 100), "seeds": (0, 1), "ablated": ("rev-hex-count",),
     },
   })  # fmt: skip
   return c

@@ -158,7 +158,7 @@ def claims(result: Result) -> Figure | None:
     return None
   longest = max(len(_points(row)) for row in every)
   with plt.rc_context(SHARP):
-    figure, axes = panels.tiles(len(every), (2.6, 1.0 + 0.17 * longest), 4)
+    figure, axes = panels.tiles(len(every), (3.7, 1.4 + 0.17 * longest), 3)
     for axis, row in zip(axes, every, strict=True):
       _forest(axis, row)
   return figure
@@ -182,8 +182,8 @@ def _forest(axis: Any, row: Row) -> None:
   axis.set_yticks(y, names, fontsize=7)
   axis.set_ylim(len(points) - 0.4, -0.6)
   axis.set_title(f"{plain(said(row, 'id', ''))} {sign} {word}", color=color)
-  statistic = textwrap.wrap(said(row, "statistic", ""), 30)
-  axis.set_xlabel(plain("\n".join(statistic[:3]) + " …" * (len(statistic) > 3)), fontsize=6.2)
+  statistic = textwrap.wrap(said(row, "statistic", ""), 36)
+  axis.set_xlabel(plain("\n".join(statistic[:6]) + " …" * (len(statistic) > 6)), fontsize=6.2)
   axis.tick_params(axis="x", labelsize=7)
   axis.locator_params(axis="x", nbins=3)
 
