@@ -74,7 +74,7 @@ def of_outcomes(row, tasks=1):
   return Examples(names, (1.0,) * tasks, (size,) * tasks, np.stack([row, np.ones(len(row))] * 2))
 
 
-def rates(truths, caution, pools=250, seed=0):
+def rates(truths, caution, pools=150, seed=0):
   """How often the incumbent is replaced, and the true gain over it; 400 search, 200 validation examples."""
   generator, replaced, gained = np.random.default_rng(seed), [], []
   for _ in range(pools):
