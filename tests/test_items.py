@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from merge_jax import evals, search, storage
-from merge_jax.evals.objective import evaluation
+from merge_jax.evals.objective import Evaluation
 from merge_jax.recycle import choice
 from merge_jax.search import items
 from merge_jax.search.items import Items
@@ -25,7 +25,8 @@ class Objective:
   batch = 2
 
   def evaluate(self, candidates, split):
-    return [evaluation(examples(candidate.point, SPLITS[split])) for candidate in candidates]
+    found = [examples(candidate.point, SPLITS[split]) for candidate in candidates]
+    return [Evaluation(one.scores(), one.scores(loss=True), one) for one in found]
 
 
 def examples(point, size):

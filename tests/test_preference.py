@@ -31,7 +31,7 @@ def reference_loss(params, first, bucket, beta):
 
   def likelihood(own, row):
     total = 0.0
-    for position, target, mask in zip(*(x[row] for x in bucket[1:]), strict=True):
+    for position, target, mask in zip(*(x[row] for x in bucket[1:4]), strict=True):
       hidden = np.tanh(np.asarray(own["embed"], np.float64)[bucket.tokens[row][position]])
       logits = hidden @ np.asarray(own["head"], np.float64)
       total += mask * (logits[target] - np.log(np.exp(logits).sum()))
