@@ -29,7 +29,7 @@ function command(run, number, tasks, importance) {
   return `python -m launch.select ${quoted("--run=" + run)} ${quoted(wish)}`;
 }
 
-/** Ends of an axis: where most points are, so that one bad model does not squeeze the rest. `sign`: -1 if lower is better. */
+/** Ends of an axis: where most points are, so that one bad model does not squeeze the rest; sign -1: lower is better. */
 function extent(values, sign) {
   const known = values.filter((value) => value !== null).map((value) => sign * value).sort((a, b) => a - b);
   if (!known.length) return [0, 1];
@@ -210,7 +210,7 @@ function explore(data) {
   }
 
   tasks.forEach((task, t) => ["across", "up"].forEach((id, which) => {
-    find(id).append(make("option", {value: t, ...(t === which ? {selected: ""} : {})}, task.name));
+    find(id).append(make("option", {value: t, ...(t === data.axes[which] ? {selected: ""} : {})}, task.name));
   }));
   ["across", "up"].forEach((id) => find(id).addEventListener("change", redraw));
   find("importance").hidden = find("only-sliders").hidden = !slides;

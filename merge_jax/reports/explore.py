@@ -1,6 +1,7 @@
 """What the interactive part of a report knows of every point; `explore.js` shows it and picks among them."""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def data(
     `launch.select`, its scores as numbers and as texts, and `parts`, what the fitness averages (None where
     not finite); `selected`, the place of the selected merge, or None if it was not evaluated on these
     examples; `worst`, whether the fitness is the worst part instead; `named`, whether `--task_weights` can
-    name the tasks; `equal`, up to where fitnesses are.
+    name the tasks; `equal`, up to where fitnesses are; `axes`, the two tasks that trade off most.
   """
   tasks, config = result["tasks"], manifest["config"]["search"]
   names = [task["name"] for task in tasks]
@@ -43,6 +44,8 @@ def data(
   records = selectable([parse(line, "journal.jsonl") for line in lines])
   front, parts = set(result["pareto"]["front"]), fitness.parts(records)
   rows = [[row["name"] for row in result["rows"] if _is(record, row)] for record in records]
+  pairs = combinations(range(len(names)), 2)
+  together = result["analysis"]["task_spearman"]
   return {
     "tasks": [
       {"name": task["name"], "lower": task["sign"] < 0, "importance": importance.get(task["name"], 1.0)}
@@ -70,7 +73,12 @@ def data(
     # What `task=weight,…` is split at; and blanks around a name are no part of it there.
     "named": not any("," in name or "=" in name or name != name.strip() for name in names),
     "equal": EQUAL,
+    "axes": min(pairs, key=lambda pair: _or_one(together[pair[0]][pair[1]]), default=(0, 0)),
   }  # fmt: skip
+
+
+def _or_one(correlation: float | None) -> float:
+  return 1.0 if correlation is None else correlation
 
 
 def _is(record: Record, row: Mapping[str, Any]) -> bool:
