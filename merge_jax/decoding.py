@@ -119,3 +119,32 @@ def _floats(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
   elif isinstance(value, list | tuple):
     for i, item in enumerate(value):
       yield from _floats(item, f"{path}[{i}]")
+
+
+def shares(text: str, where: str = "task numbers") -> dict[str, float]:
+  """Numbers by task name from `task=number,…`, of which one is positive; none from an empty text.
+
+  Raises:
+    ValueError: a name that is missing or stands twice, a number that is negative or not finite, or
+      all of them 0.
+
+  >>> shares("code=2,math=0.5")
+  {'code': 2.0, 'math': 0.5}
+  """
+  result: dict[str, float] = {}
+  for item in text.split(",") if text else ():
+    name, _, value = (part.strip() for part in item.partition("="))
+    try:
+      number = float(value)
+    except ValueError:
+      number = math.nan
+    if not name or not 0 <= number < math.inf:
+      raise ValueError(
+        f"{where}: got {shown(item)}; expected task=number, 0 or more, for example code=0.8,math=0.2."
+      )
+    if name in result:
+      raise ValueError(f"{where}: got {shown(text)}; task {name!r} stands twice, give it one number.")
+    result[name] = number
+  if result and not any(result.values()):
+    raise ValueError(f"{where}: got {shown(text)}; at least one number must be above 0.")
+  return result

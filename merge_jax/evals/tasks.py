@@ -1,7 +1,6 @@
 """Task files: one JSON object a line, a prompt with its target or with choices; options may come first."""
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from msgspec import Meta
 
 from merge_jax import storage
 from merge_jax.decoding import decode
+from merge_jax.decoding import shares as shares
 from merge_jax.errors import shown
 from merge_jax.evals import metrics
 from merge_jax.evals.options import Options
@@ -155,35 +155,6 @@ def check_names(names: Sequence[str], where: str) -> None:
       raise ValueError(f"{where}: a task cannot be called 'average', which is the mean of all; rename it.")
     if name in names[:i]:
       raise ValueError(f"{where}: two are called {name!r}; scores are told apart by that name.")
-
-
-def shares(text: str, where: str = "task numbers") -> dict[str, float]:
-  """Numbers by task name from `task=number,…`, of which one is positive; none from an empty text.
-
-  Raises:
-    ValueError: a name that is missing or stands twice, a number that is negative or not finite, or
-      all of them 0.
-
-  >>> shares("code=2,math=0.5")
-  {'code': 2.0, 'math': 0.5}
-  """
-  result: dict[str, float] = {}
-  for item in text.split(",") if text else ():
-    name, _, value = (part.strip() for part in item.partition("="))
-    try:
-      number = float(value)
-    except ValueError:
-      number = math.nan
-    if not name or not 0 <= number < math.inf:
-      raise ValueError(
-        f"{where}: got {shown(item)}; expected task=number, 0 or more, for example code=0.8,math=0.2."
-      )
-    if name in result:
-      raise ValueError(f"{where}: got {shown(text)}; task {name!r} stands twice, give it one number.")
-    result[name] = number
-  if result and not any(result.values()):
-    raise ValueError(f"{where}: got {shown(text)}; at least one number must be above 0.")
-  return result
 
 
 def path_of(spec: str) -> Path:

@@ -18,12 +18,12 @@ from merge_jax.recycle.folder import Refused, RunFolder
 from merge_jax.recycle.pool import Watch
 from merge_jax.recycle.problem import Problem, build
 from merge_jax.recycle.settings import Settings, from_mapping
-from merge_jax.search import items
+from merge_jax.search import items, wishes
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.journal import Record, parse
 from merge_jax.search.loop import SPLIT, find
 from merge_jax.search.point import Candidate, Point
-from merge_jax.search.scores import best, nullable, signed
+from merge_jax.search.scores import nullable, signed
 
 
 def select(
@@ -60,11 +60,8 @@ def select(
   if candidate is None and not task_weights and not at_least:
     raise ValueError("Give --candidate=57, --task_weights=code=2 or --at_least=math=.6.")
   problem = _problem(run)
-  records = [
-    record
-    for number, line in enumerate(storage.read_lines(run / folder.JOURNAL), 1)
-    if (record := parse(line, f"{run / folder.JOURNAL}:{number}")).split == SPLIT
-  ]
+  lines = enumerate(storage.read_lines(run / folder.JOURNAL), 1)
+  records = wishes.selectable([parse(line, f"{run / folder.JOURNAL}:{number}") for number, line in lines])
   if candidate is not None:
     chosen = _numbered(records, candidate)
   else:
@@ -116,7 +113,9 @@ def _numbered(records: Sequence[Record], number: int) -> Record:
   for record in records:
     if record.index == number:
       return record
-  raise ValueError(f"--candidate is {number}; expected the number of an evaluation, 0 to {len(records) - 1}.")
+  raise ValueError(
+    f"--candidate is {number}; expected the number of an evaluation, 0 to {records[-1].index}."
+  )
 
 
 def _wished(fitness: Fitness, records: Sequence[Record], weights: str, at_least: Sequence[str]) -> Record:
@@ -124,20 +123,7 @@ def _wished(fitness: Fitness, records: Sequence[Record], weights: str, at_least:
   if weights:
     new = tuple(sorted(shares(weights, "--task_weights").items()))
     fitness = dataclasses.replace(fitness, weights=new)
-  points = signed([record.scores for record in records], fitness.tasks, fitness.signs)
-  fits = np.ones(len(records), bool)
-  reached = []
-  for name, floor in _floors(at_least, fitness.tasks).items():
-    at = fitness.tasks.index(name)
-    fits &= points[:, at] >= fitness.signs[at] * floor
-    top = best(points[:, at])
-    if top is not None:
-      reached.append(f"the best of {name} is {fitness.signs[at] * points[top, at]:.4g} (candidate {top})")
-  found = best(np.where(fits, fitness.of(records), np.nan))
-  if found is None:
-    reasons = "; ".join(reached) or "no score is finite"
-    raise ValueError(f"No evaluated point has the scores that are asked for: {reasons}.")
-  return records[found]
+  return wishes.wished(fitness, records, _floors(at_least, fitness.tasks))
 
 
 def _floors(texts: Sequence[str], tasks: Sequence[str]) -> dict[str, float]:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merge_jax.reports import text
+import numpy as np
+
+from merge_jax.reports import explore, text
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -35,7 +37,8 @@ def make(
   from merge_jax.reports import figures
 
   drawn, failed = images(figures.draw(result, records))
-  return Report(render(result, manifest, drawn, list(failed.values())), drawn)
+  points = explore.data(result, manifest, records)
+  return Report(render(result, manifest, points, drawn, list(failed.values())), drawn)
 
 
 def images(draws: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, bytes], dict[str, str]]:
@@ -69,9 +72,16 @@ def template(path: Path) -> Any:
   import jinja2
   import markupsafe
 
-  environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-  environment.globals["style"] = markupsafe.Markup(TEMPLATE.with_suffix(".css").read_text())
-  return environment.from_string(path.read_text())
+  environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+  )  # fmt: skip
+  # As `tojson` writes it, data cannot end the script that holds it.
+  environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+  part = {"style": "page.css", "explore_style": "explore.css", "explore_script": "explore.js"}
+  for name, file in part.items():
+    environment.globals[name] = markupsafe.Markup((TEMPLATE.parent / file).read_text())
+  return environment.get_template(path.name)
 
 
 def sources(images: Mapping[str, bytes]) -> dict[str, str]:
@@ -82,12 +92,14 @@ def sources(images: Mapping[str, bytes]) -> dict[str, str]:
 def render(
   result: Mapping[str, Any],
   manifest: Mapping[str, Any],
+  points: Mapping[str, Any],
   images: Mapping[str, bytes],
   problems: Sequence[str] = (),
 ) -> str:
-  """The page's HTML."""
+  """The page's HTML; `points` is from `explore.data`."""
   analysis, front = result["analysis"], result["pareto"]
   singles = front["hypervolume_singles"]
+  (selected,) = (row for row in result["rows"] if row["name"] == "selected")
   lower = [f"{task['name']} ({task['metric']})" for task in result["tasks"] if task["sign"] < 0]
   pairs = len(result["tasks"]) * (len(result["tasks"]) - 1) // 2
   return template(TEMPLATE).render(
@@ -104,6 +116,9 @@ def render(
     front=len(front["front"]),
     evaluations=result["cost"]["evaluations"],
     volume=f"{front['hypervolume'] / singles:.2f}" if singles else "–",
+    volumes=f"{front['hypervolume']:.4g} against {singles:.4g}",
+    weights=[f"{weight:.3f}" for weight in np.atleast_2d(selected["weights"]).mean(axis=0)],
+    points=points,
     threshold=analysis["nonzero_weights"]["threshold"],
     nonzero=", ".join(map(str, analysis["nonzero_weights"]["top"])),
     rho=None if analysis["weight_fitness_spearman"] is None else f"{analysis['weight_fitness_spearman']:.2f}",

@@ -76,11 +76,19 @@ class Fitness:
 
   def aggregated(self, points: np.ndarray, singles: np.ndarray) -> np.ndarray:
     """Fitness of values `[models, tasks]`, given those of the single checkpoints."""
-    low, spread = self._scale(singles)
+    parts = self._scaled(points, singles)
     if self.aggregate == "worst":
-      return ((points - low) / spread).min(axis=1)
+      return parts.min(axis=1)
     weights = self._task_weights()
-    return ((points - low) / spread) @ weights / weights.sum()
+    return parts @ weights / weights.sum()
+
+  def parts(self, records: Sequence[Record]) -> np.ndarray:
+    """What is averaged, or of which the worst counts: float64 `[records, tasks]`, NaN where not finite."""
+    return self._scaled(self._contributions(records), self.singles(records))
+
+  def _scaled(self, points: np.ndarray, singles: np.ndarray) -> np.ndarray:
+    low, spread = self._scale(singles)
+    return (points - low) / spread
 
   def slopes(self, points: np.ndarray, singles: np.ndarray) -> np.ndarray:
     """How the fitness changes with each value: float64 `[models, tasks]`; "worst" with the worst task's."""
