@@ -68,6 +68,12 @@ def test_recycle_then_report_then_again(world, tmp_path):
   assert code == 0 and "finished before" in out and "selected" in out
   code, out, errors = launch("recycle", *flags_of(world, output, "--config.search.seed=1"))
   assert code == 1 and "config.search.seed: 0 -> 1" in errors and "Traceback" not in errors
+  code, out, errors = launch("select", f"--run={output}", "--task_weights=copy=2", "--at_least=choose=0")
+  assert code == 0, errors
+  folder = out.rstrip().rpartition("merged: ")[2]
+  assert Path(folder).parent == output and checkpoints.open(folder).specs and "average" in out
+  code, _, errors = launch("select", f"--run={output}", "--task_weights=cope=2")
+  assert code == 1 and "did you mean 'copy'" in errors and errors.count("\n") == 1
 
 
 def test_dry_run_writes_nothing(world, tmp_path):
@@ -234,7 +240,17 @@ def test_jobs_are_listed():
     [sys.executable, "-m", "merge_jax", "--help"], cwd=ROOT, capture_output=True, text=True
   )
   assert done.returncode == 0
-  for name in ("recycle", "evaluate", "train", "check", "convert", "report", "benchmark", "quickstart"):
+  for name in (
+    "recycle",
+    "evaluate",
+    "train",
+    "check",
+    "convert",
+    "report",
+    "select",
+    "benchmark",
+    "quickstart",
+  ):
     assert name in done.stdout
 
 
