@@ -104,6 +104,7 @@ def _block(some: Sequence[Line], kinds: Sequence[str], budget: int) -> list[str]
     lines[0].append(f"{kind} ({max((row['n'] for row in found if row), default=0)})")
     for line, row in zip(lines[1:], found, strict=True):
       line.append("" if row is None else f"{_number(row['gain'])} ± {_number(row['stderr'])}")
+  lines = [line for line in lines if any(line[1:])]  # who has no such budget
   widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
   return [
     "  ".join(x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(line, widths, strict=True)))
