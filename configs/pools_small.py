@@ -14,8 +14,8 @@ and one by loss. Bases have the recipes of that study. Kinds of pools:
     recipes       eight of supervised fine-tuning, and eight that prefer right answers to wrong ones (DPO)
     null          six continuations of one checkpoint that differ by noise alone
 
-Cost: 115,000 training steps, 3 CPU-hours (1 h 40 min on two cores); then a pool and contestant take 150
-evaluations of about .5 (200K) to 1.6 (800K) CPU-seconds.
+Cost, an estimate from single steps: 115,000 training steps, 3 CPU-hours; then a pool and contestant take 150
+evaluations of about .6 (200K) to 1.6 (800K) CPU-seconds.
 """
 
 from typing import Any

@@ -8,7 +8,7 @@ import pytest
 from merge_jax import evals, models, sharding
 from merge_jax.evals import metrics
 from merge_jax.evals.branches import Rows, columns, groups
-from merge_jax.evals.suite import TaskSuite
+from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.models import attention
 from merge_jax.training import puzzles
 from tests import pools

@@ -11,7 +11,7 @@ from merge_jax import evals, models, sharding
 from merge_jax.evals import Merge, prompting, replies
 from merge_jax.evals.options import Options, Shot
 from merge_jax.evals.stopping import automaton
-from merge_jax.evals.suite import TaskSuite
+from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.search import Candidate, Point
 from merge_jax.training import puzzles
 from tests import pools

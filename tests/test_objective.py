@@ -8,7 +8,8 @@ import pytest
 import merge_jax as mj
 from merge_jax import evals, models, sharding
 from merge_jax.evals import Merge
-from merge_jax.evals.suite import FunctionSuite, TaskSuite
+from merge_jax.evals.function_suite import FunctionSuite
+from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.search import Candidate, Point
 from merge_jax.training import puzzles
 from tests import pools

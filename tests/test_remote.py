@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from merge_jax import checkpoints, recycle, storage
 from merge_jax.checkpoints import safetensors_file
-from merge_jax.evals.suite import FunctionSuite
+from merge_jax.evals.function_suite import FunctionSuite
 from merge_jax.recipes import manifest
 from merge_jax.recycle import settings, suites
 from merge_jax.recycle.pool import InputsChanged

@@ -9,7 +9,7 @@ import pytest
 
 import merge_jax as mj
 from merge_jax import evals, models
-from merge_jax.evals.suite import TaskSuite
+from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.study.trajectory import compare as along
 from merge_jax.study.trajectory import run as along_run
 from merge_jax.training import Stopped, begin, corpus, puzzles, train

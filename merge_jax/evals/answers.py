@@ -70,13 +70,11 @@ class Smoothed(NamedTuple):
     scores: float64 `[tasks]`, in each task's metric (losses stay losses).
     slopes: float32 `[columns]`, derivative of the column's own task by it.
     spread: float64 `[tasks]`, derivative by the variance.
-    examples: of each task's examples what they add, float64 `[n]`; the score is their (weighted) mean.
   """
 
   scores: np.ndarray
   slopes: np.ndarray
   spread: np.ndarray
-  examples: tuple[np.ndarray, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +221,7 @@ class Table(NamedTuple):
   weights: np.ndarray
   pieces: tuple[Piece, ...]
 
-  def smoothed(self, row: np.ndarray, variance: np.ndarray, weights: np.ndarray | None = None) -> Smoothed:
+  def smoothed(self, row: np.ndarray, variance: np.ndarray) -> Smoothed:
     """Scores of a row of predicted numbers.
 
         exact     mean over examples of Π softmax(gaps / τ)[target] over its positions
@@ -235,61 +233,58 @@ class Table(NamedTuple):
     Args:
       row: `[columns]`.
       variance: float `[tasks]`, of the predicted numbers.
-      weights: of the examples of all tasks in order; None: one each.
     """
     scores, spread = np.zeros(len(self.pieces)), np.zeros(len(self.pieces))
-    slopes, examples, column, example = [], [], 0, 0
-    for number, piece in enumerate(self.pieces):
-      n = len(piece.part.right)
-      size = int((self.tasks == number).sum())
-      own = row[column : column + size]
-      share = np.ones(n) if weights is None else weights[example : example + n]
+    slopes, column = [], 0
+    for number, (piece, size) in enumerate(zip(self.pieces, self.sizes, strict=True)):
       temperature = np.sqrt(SMOOTHING**2 + max(float(variance[number]), 0.0))
-      each, slope, by_temperature = _RULES[piece.kind](piece, own, share / share.sum(), temperature)
-      scores[number], spread[number] = float(each @ share) / share.sum(), by_temperature / (2 * temperature)
-      examples.append(each)
+      score, slope, by_temperature = _RULES[piece.kind](piece, row[column : column + size], temperature)
+      scores[number], spread[number] = score, by_temperature / (2 * temperature)
       slopes.append(slope.reshape(-1).astype(np.float32))
-      column, example = column + size, example + n
-    return Smoothed(scores, np.concatenate(slopes), spread, tuple(examples))
+      column += size
+    return Smoothed(scores, np.concatenate(slopes), spread)
+
+  @property
+  def sizes(self) -> np.ndarray:
+    """Number of columns of each task."""
+    return np.bincount(self.tasks, minlength=len(self.pieces))
 
 
-Scored = tuple[np.ndarray, np.ndarray, float]
-"""What each example adds, and derivatives of the task's score by its columns and by the temperature."""
+Scored = tuple[float, np.ndarray, float]
+"""A task's smoothed score, and its derivatives by the columns and by the temperature."""
 
 
-def _exact(piece: Piece, row: np.ndarray, share: np.ndarray, temperature: float) -> Scored:
+def _exact(piece: Piece, row: np.ndarray, temperature: float) -> Scored:
+  count = len(piece.part.right)
   if not len(piece.starts):
-    return np.ones(len(share)), row, 0.0
+    return 1.0, row, 0.0
   scaled = row / temperature
   sizes = np.diff(piece.starts, append=len(row))
   top = np.maximum(np.maximum.reduceat(scaled, piece.starts), 0.0)
   powers = np.exp(scaled - np.repeat(top, sizes))
   total = np.exp(-top) + np.add.reduceat(powers, piece.starts)
-  log_right = np.bincount(piece.examples, -(top + np.log(total)), minlength=len(share))
-  chance = np.exp(log_right)
-  slope = -powers * np.repeat((share * chance)[piece.examples] / (total * temperature), sizes)
-  return chance, slope, float(-(slope * scaled).sum())
+  log_right = np.bincount(piece.examples, -(top + np.log(total)), minlength=count)
+  right = np.exp(log_right) / count
+  slope = -powers * np.repeat(right[piece.examples] / (total * temperature), sizes)
+  return float(right.sum()), slope, float(-(slope * scaled).sum())
 
 
-def _choices(piece: Piece, row: np.ndarray, share: np.ndarray, temperature: float) -> Scored:
+def _choices(piece: Piece, row: np.ndarray, temperature: float) -> Scored:
   table, right = piece.part.table, piece.part.right[:, None]
   costs = np.where(table >= 0, row.reshape(table.shape), np.inf)
   scaled = -(costs - costs.min(axis=1, keepdims=True)) / temperature
   powers = np.exp(scaled)
   chances = powers / powers.sum(axis=1, keepdims=True)
-  chance = np.take_along_axis(chances, right, 1)[:, 0]
-  weighted = share * chance
-  slope = chances * weighted[:, None] / temperature
-  at = np.arange(len(chance))
-  slope[at, right[:, 0]] -= weighted / temperature
+  hit = np.take_along_axis(chances, right, 1)[:, 0] / len(table)
+  slope = chances * hit[:, None] / temperature
+  slope[np.arange(len(hit)), right[:, 0]] -= hit / temperature
   flat = np.where(table >= 0, scaled, 0.0)
-  return chance, slope, float((slope * flat).sum())
+  return float(hit.sum()), slope, float((slope * flat).sum())
 
 
-def _loss(piece: Piece, row: np.ndarray, share: np.ndarray, temperature: float) -> Scored:
-  at = np.arange(len(share))
-  tokens = float(share @ piece.part.tokens[at, piece.part.right])  # of an example, in the mean
-  return row / tokens, share / tokens, 0.0
+def _loss(piece: Piece, row: np.ndarray, temperature: float) -> Scored:
+  tokens = float(piece.part.tokens[np.arange(len(row)), piece.part.right].sum())
+  return float(row.sum()) / tokens, np.full(len(row), 1 / tokens), 0.0
 
 
 _RULES = {EXACT: _exact, CHOICES: _choices, LOSS: _loss}

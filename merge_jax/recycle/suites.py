@@ -11,7 +11,9 @@ from merge_jax import checkpoints, evals, host, models, storage
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.evals import tasks as task_files
 from merge_jax.evals.external import Command
-from merge_jax.evals.suite import CommandSuite, Suite, TaskSuite
+from merge_jax.evals.function_suite import CommandSuite
+from merge_jax.evals.suite import Suite
+from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.recycle.folder import SCRATCH
 from merge_jax.recycle.settings import Evals, Settings
 

@@ -15,8 +15,6 @@ from merge_jax.search.scores import best
 from merge_jax.search.space import Space
 
 STARTS = ("best", "uniform")
-
-
 LINEAR = ("linear", "task_arithmetic")
 """Methods that are the same function of weights that sum to one."""
 
@@ -50,7 +48,6 @@ class Options:
     metric: Gram matrix of the task vectors, `[K, K]`, for proposers that measure distances between merged
       models; None where it is not known.
     extra: further arguments of the proposer, by name.
-    groups: rows of weights; 0: one weight for each checkpoint.
     based: whether weights of zero give a base that is no mean of the pool.
     evidence: of evaluations; None where the scorer gives scores alone.
 
@@ -69,18 +66,12 @@ class Options:
   trajectory: tuple[Point, ...] = ()
   metric: np.ndarray | None = None
   extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  groups: int = 0
   based: bool = False
   evidence: Evidence | None = None
 
   def __post_init__(self) -> None:
     if self.start not in STARTS:
       raise ValueError(unknown("start", self.start, STARTS))
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    """Of the weights of a point."""
-    return (self.groups, self.count) if self.groups else (self.count,)
 
   @property
   def linear(self) -> bool:

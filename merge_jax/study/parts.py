@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from merge_jax import checkpoints, evals, models, sharding
 from merge_jax.errors import unknown
-from merge_jax.evals.suite import TaskSuite
+from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.recycle import suites
 from merge_jax.recycle.settings import Evals
 from merge_jax.study import recycling

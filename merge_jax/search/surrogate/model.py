@@ -31,9 +31,7 @@ class Table(Protocol):
   def tasks(self) -> np.ndarray: ...
   @property
   def weights(self) -> np.ndarray: ...
-  def smoothed(
-    self, row: np.ndarray, variance: np.ndarray, weights: np.ndarray | None = None
-  ) -> Smoothed: ...
+  def smoothed(self, row: np.ndarray, variance: np.ndarray) -> Smoothed: ...
 
 
 class Answers(Protocol):
@@ -46,16 +44,12 @@ class Foreseen(NamedTuple):
   """Of one point.
 
   Attributes:
-    scores: float64 `[tasks]`, smoothed, higher is better.
-    value: their fitness.
-    slope: float64 `[d]`, of the fitness by the point.
-    variance: of predictions there, in units of the outputs' own spread.
+    value: the smoothed fitness.
+    slope: float64 `[d]`, its derivative by the point.
   """
 
-  scores: np.ndarray
   value: float
   slope: np.ndarray
-  variance: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,35 +79,19 @@ class Model:
   fitness: Fitness
   singles: np.ndarray
 
-  def at(self, z: np.ndarray, weights: np.ndarray | None = None, caution: float = 1.0) -> Foreseen:
-    """What is foreseen at a point.
-
-    Args:
-      z: `[d]`.
-      weights: of the examples, for other draws of them.
-      caution: how much of the predictions' variance counts; 0 is hopeful.
-    """
+  def at(self, z: np.ndarray, *, hopeful: bool = False) -> Foreseen:
+    """What is foreseen at a point `[d]`; a hopeful look takes predictions as if they were sure."""
     coefficients, variance = self.process.at(z)
     row = self.middle + (coefficients.astype(np.float32) @ self.data) * self._column_scales
-    unsure = caution * self.errors * self.scales**2
-    smoothed = self.table.smoothed(row, variance * unsure, weights)
+    unsure = (0.0 if hopeful else 1.0) * self.errors * self.scales**2
+    smoothed = self.table.smoothed(row, variance * unsure)
     scores = smoothed.scores * self.signs
-    value = self._fitness_of(scores)
     by_task = self.fitness.slopes(scores[None], self.singles)[0] * self.signs
     by_row = smoothed.slopes * (by_task[self.table.tasks] * self._column_scales).astype(np.float32)
     by_point, by_variance = self.process.slopes(z)
     slope = by_point.T @ (self.data @ by_row).astype(np.float64)
     slope += float(by_task @ (smoothed.spread * unsure)) * by_variance
-    return Foreseen(scores, value, slope, variance)
-
-  def seen(self, index: int, weights: np.ndarray | None = None) -> float:
-    """The smoothed fitness of an evaluated model, from its own answers."""
-    none = np.zeros(len(self.scales))
-    scores = self.table.smoothed(self.table.values[index], none, weights).scores * self.signs
-    return self._fitness_of(scores)
-
-  def _fitness_of(self, scores: np.ndarray) -> float:
-    return float(self.fitness.aggregated(scores[None], self.singles)[0])
+    return Foreseen(float(self.fitness.aggregated(scores[None], self.singles)[0]), slope)
 
   @property
   def _column_scales(self) -> np.ndarray:

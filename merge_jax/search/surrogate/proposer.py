@@ -40,7 +40,7 @@ def surrogate(known: Sequence[Record], options: Options) -> Generations:
     )
   records = list(known)
   if options.based:
-    zero = Point.of(np.zeros(options.shape))
+    zero = Point.of(np.zeros(options.count))
     records += yield Proposal([Candidate("base", options.method, zero)])
   here = View.of(records, options)
   radius, idle = RADIUS, 0
@@ -49,13 +49,15 @@ def surrogate(known: Sequence[Record], options: Options) -> Generations:
     length = float(np.linalg.norm(z))
     if wide := promise < PROMISE or length < STEP:
       z, promise = _step(here, WIDE, options, hopeful=True)
-    point = Point.of(here.metric.weights(z).reshape(options.shape))
-    made = yield Proposal([Candidate("surrogate", options.method, point)], here.best.point)
+    weights = here.metric.weights(z)
+    if not options.space.scaled:  # what the optimiser keeps to its tolerance only
+      weights = np.maximum(weights, 0.0) / np.maximum(weights, 0.0).sum()
+    made = yield Proposal([Candidate("surrogate", options.method, Point.of(weights))], here.best.point)
     records += made
     there = View.of(records, options, here.model.process.theta)
     if there is None:
       return
-    gain = there.seen(made[-1]) - there.seen(here.best)
+    gain = there.height(made[-1]) - there.height(here.best)
     idle = idle + 1 if wide and gain < PROMISE else 0
     if wide:
       radius = RADIUS
@@ -71,15 +73,15 @@ class View(NamedTuple):
 
   Attributes:
     records: those it has learned from.
+    heights: float64 `[records]`, their smoothed fitness, from their own answers.
     model: of their answers.
     metric: of its points; the best record lies at 0.
-    best: the record whose smoothed fitness is highest.
   """
 
   records: list[Record]
+  heights: np.ndarray
   model: Model
   metric: Metric
-  best: Record
 
   @classmethod
   def of(
@@ -95,17 +97,23 @@ class View(NamedTuple):
     singles = fitness.singles(records)
     none = np.zeros(len(signs))
     scores = [table.smoothed(row, none).scores * signs for row in table.values]
-    best = int(np.argmax(fitness.aggregated(np.array(scores), singles)))
-    weights = np.array([_flat(record.point, options) for record in usable])
+    heights = fitness.aggregated(np.array(scores), singles)
+    weights = np.array([record.point.array for record in usable])
     gram = np.eye(weights.shape[1]) if options.metric is None else options.metric
-    metric = Metric.of(gram, weights[best])
+    metric = Metric.of(gram, weights[np.argmax(heights)])
     model = learn(metric.z(weights), table, fitness, signs, singles, start)
-    return cls(usable, model, metric, usable[best])
+    return cls(usable, heights, model, metric)
 
-  def seen(self, record: Record) -> float:
-    """The smoothed fitness of an evaluated merge; -inf if it failed."""
-    at = next((i for i, one in enumerate(self.records) if one is record), None)
-    return -np.inf if at is None else self.model.seen(at)
+  @property
+  def best(self) -> Record:
+    """The record that is highest."""
+    return self.records[int(np.argmax(self.heights))]
+
+  def height(self, record: Record) -> float:
+    """That of an evaluated merge; -inf if it failed."""
+    return next(
+      (float(h) for one, h in zip(self.records, self.heights, strict=True) if one is record), -np.inf
+    )
 
 
 def _step(view: View, radius: float, options: Options, *, hopeful: bool = False) -> tuple[np.ndarray, float]:
@@ -115,16 +123,14 @@ def _step(view: View, radius: float, options: Options, *, hopeful: bool = False)
   """
 
   def value(z: np.ndarray) -> tuple[float, np.ndarray]:
-    found = view.model.at(z, caution=0.0 if hopeful else 1.0)
-    return found.value, found.slope
+    return view.model.at(z, hopeful=hopeful)
 
-  zero = np.zeros(len(view.metric.centre))
+  zero = np.zeros(options.count)
   starts = [zero]
   if hopeful:
     starts += [z for z in view.model.process.points if STEP < np.linalg.norm(z) < radius]
-  rows = 0 if options.space.scaled else len(zero) // options.count
-  z, highest_value = highest(value, view.metric, radius, starts, rows)
-  return z, highest_value - value(zero)[0]
+  z, top = highest(value, view.metric, radius, starts, simplex=not options.space.scaled)
+  return z, top - value(zero)[0]
 
 
 def _usable(records: Sequence[Record], options: Options) -> list[Record]:
@@ -135,8 +141,3 @@ def _usable(records: Sequence[Record], options: Options) -> list[Record]:
     record for record, value in zip(records, values, strict=True)
     if record.method in methods and np.isfinite(value)
   ]  # fmt: skip
-
-
-def _flat(point: Point, options: Options) -> np.ndarray:
-  """Its weights as one vector, those of one row for all groups."""
-  return np.broadcast_to(point.array, options.shape).reshape(-1)

@@ -46,7 +46,8 @@ def highest(
   metric: Metric,
   radius: float,
   starts: list[np.ndarray],
-  rows: int = 0,
+  *,
+  simplex: bool = False,
 ) -> tuple[np.ndarray, float]:
   """The best point that SLSQP finds within |z| ≤ radius.
 
@@ -55,20 +56,19 @@ def highest(
     metric: of the coordinates.
     radius: of the region.
     starts: points in it to start from.
-    rows: number of rows that the weights have, if each must lie on the simplex; 0: they are free.
+    simplex: whether the weights must be 0 or more and sum to one.
   """
   from scipy.optimize import minimize
 
   ball = {"type": "ineq", "fun": lambda z: radius**2 - z @ z, "jac": lambda z: -2 * z}
   constraints = [ball]
-  if rows:
-    sums = np.kron(np.eye(rows), np.ones(len(metric.centre) // rows))
+  if simplex:
     constraints += [
       {"type": "ineq", "fun": metric.weights, "jac": lambda z: metric.to_weights},
       {
         "type": "eq",
-        "fun": lambda z: sums @ metric.weights(z) - 1,
-        "jac": lambda z: sums @ metric.to_weights,
+        "fun": lambda z: metric.weights(z).sum() - 1,
+        "jac": lambda z: metric.to_weights.sum(axis=0),
       },
     ]
 
@@ -76,9 +76,10 @@ def highest(
     value, slope = function(z)
     return -value, -slope
 
-  best = max(((function(z)[0], i) for i, z in enumerate(starts)), default=(-np.inf, 0))
-  value, point = best[0], starts[best[1]]
+  value, point = -np.inf, starts[0]
   for start in starts:
+    if (height := function(start)[0]) > value:
+      value, point = height, start
     found = minimize(lower, start, jac=True, method="SLSQP", constraints=constraints,
                      options={"maxiter": 60, "ftol": 1e-7})  # fmt: skip
     z = found.x * min(1.0, radius / max(float(np.linalg.norm(found.x)), 1e-12))

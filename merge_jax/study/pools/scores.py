@@ -9,7 +9,8 @@ import numpy as np
 
 from merge_jax import errors
 from merge_jax.evals.objective import Evaluation
-from merge_jax.evals.suite import TaskSuite
+from merge_jax.evals.task_suite import TaskSuite
+from merge_jax.recycle import metric
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.point import Candidate
 from merge_jax.study.pools.members import Pool
@@ -73,12 +74,5 @@ class Scores:
   @functools.cached_property
   def metric(self) -> np.ndarray:
     """Gram matrix of the task vectors, float64 `[K, K]`."""
-    total = np.zeros((self.count, self.count))
-    base = self.bench.base
-    assert base is not None  # every pool of a suite has one
-    for name in base.specs:
-      first = np.asarray(base.read(name), np.float32)
-      rows = [np.asarray(one.read(name), np.float32) - first for one in self.bench.checkpoints]
-      deltas = np.stack([row.ravel() for row in rows]).astype(np.float64)
-      total += deltas @ deltas.T
-    return total
+    merge = self.bench.merges["task_arithmetic"]
+    return metric.gram(merge.source.leaves.values())

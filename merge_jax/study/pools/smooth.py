@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from merge_jax.evals import metrics
 from merge_jax.evals.batching import Bucket
-from merge_jax.evals.tasks import Task
+from merge_jax.evals.tasks import Task, target_table
 
 Smoothed = Callable[[Any, tuple[tuple[Bucket, ...], Array]], Array]
 
@@ -28,7 +29,7 @@ def smoothed(apply: Callable[..., Array], tasks: Sequence[Task], temperature: fl
     tasks: that `evals.pack(evals.encode(tasks, …))` made the buckets and the order of.
     temperature: τ.
   """
-  tables = [_table(task) for task in tasks]
+  tables = [target_table(task) for task in tasks]
 
   def passed(params: Any, one: Bucket) -> tuple[Array, Array, Array]:
     """Of each row: log-likelihood at the temperature and at 1, number of tokens."""
@@ -67,19 +68,11 @@ def _score(
   def of_right(values: Array) -> Array:
     return jnp.take_along_axis(values, jnp.asarray(right), axis=1)[:, 0]
 
-  if metric == "loss":
+  rule = metrics.named(metric)
+  if rule.smooth == metrics.LOSS:
     return jnp.sum(of_right(plain)) / jnp.sum(of_right(counts))
-  if metric == "exact_match":
+  if rule.smooth == metrics.EXACT:
     return jnp.mean(jnp.exp(of_right(soft)))
-  costs = -plain / jnp.maximum(counts, 1.0) if metric == "choice_accuracy_normalized" else -plain
+  costs = -plain / jnp.maximum(counts, 1.0) if rule.per_token else -plain
   chances = jax.nn.softmax(jnp.where(jnp.asarray(exists), -costs / temperature, -jnp.inf), axis=1)
   return jnp.mean(of_right(chances))
-
-
-def _table(task: Task) -> tuple[np.ndarray, np.ndarray]:
-  """Row numbers of each example's targets `[n, most]` (-1: none), and the place of its right one `[n, 1]`."""
-  counts = np.array([len(example.targets) for example in task.examples], np.int32)
-  places = np.arange(counts.max(initial=1))
-  table = np.where(places < counts[:, None], (np.cumsum(counts) - counts)[:, None] + places, -1)
-  right = np.array([example.answer for example in task.examples], np.int32)[:, None]
-  return table.astype(np.int32), right

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from merge_jax import checkpoints, sharding
-from merge_jax.evals.suite import TaskSuite
+from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.recycle import suites
 from merge_jax.recycle.settings import Evals
 from merge_jax.search.journal import Journal

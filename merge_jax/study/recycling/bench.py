@@ -10,14 +10,15 @@ from jax.sharding import Mesh
 
 from merge_jax import checkpoints, preflight, sharding
 from merge_jax.checkpoints import Checkpoint
-from merge_jax.evals.objective import Evaluation, JittedObjective
-from merge_jax.evals.suite import TaskSuite
+from merge_jax.evals.objective import Evaluation, JittedObjective, Merge
+from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.recycle import methods, placing
 from merge_jax.recycle.settings import Placement
 from merge_jax.search.baselines import METHOD, one_hot
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.loop import SPLIT
 from merge_jax.search.point import Candidate, Point
+from merge_jax.sharding import Layout
 
 
 class Pool(NamedTuple):
@@ -81,18 +82,26 @@ class Bench:
     return {"checkpoints": found, "base": base, "tasks": self.suite.identity()}
 
   @functools.cached_property
-  def objective(self) -> JittedObjective:
-    """Compiled once: `linear` for the known points and most searches, `task_arithmetic` on the base."""
+  def _layout(self) -> Layout:
     first, suite, mesh = self.checkpoints[0], self.suite, self._mesh or sharding.make_mesh("fsdp:1")
-    layout = placing.layout(first.specs, mesh, Placement(), suite.stacks, suite.axes)
+    return placing.layout(first.specs, mesh, Placement(), suite.stacks, suite.axes)
+
+  @functools.cached_property
+  def merges(self) -> dict[str, Merge]:
+    """The pool, placed once: `linear` for known points and most searches, `task_arithmetic` on the base."""
 
     def placed(checkpoint: Checkpoint) -> dict[str, Any]:
-      return checkpoints.place(checkpoint, layout.shardings, suite.stacks)
+      return checkpoints.place(checkpoint, self._layout.shardings, self.suite.stacks)
 
     experts = [placed(checkpoint) for checkpoint in self.checkpoints]
     base = None if self.base is None else placed(self.base)
-    merges = methods.merges(tuple(methods.METHODS), experts, base, suite.axes)
-    return JittedObjective(merges, suite.scorers(self._competitors), self.batch, layout)
+    return methods.merges(tuple(methods.METHODS), experts, base, self.suite.axes)
+
+  @functools.cached_property
+  def objective(self) -> JittedObjective:
+    """Compiled once."""
+    scorers = self.suite.scorers(self._competitors)
+    return JittedObjective(self.merges, scorers, self.batch, self._layout)
 
   def singles(self, split: str) -> list[Evaluation]:
     """What each checkpoint scores."""

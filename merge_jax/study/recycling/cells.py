@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from jax.sharding import Mesh
 
-from merge_jax.evals.suite import TaskSuite
+from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.study.cells import Cell
 from merge_jax.study.recycling import search
 from merge_jax.study.recycling.bench import Bench, Pool

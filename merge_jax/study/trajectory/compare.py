@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from merge_jax import models, sharding
 from merge_jax.evals import Evaluation, Examples, uncertainty
 from merge_jax.evals.objective import JittedObjective
-from merge_jax.evals.suite import TaskSuite
+from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.operators.contrib import trajectory
 from merge_jax.recycle import methods, placing
 from merge_jax.recycle.settings import Placement

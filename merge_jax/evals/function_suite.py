@@ -1,0 +1,92 @@
+"""Suites of a user's own: any function of parameters, and an external command."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from merge_jax.evals.external import Command
+from merge_jax.evals.objective import FunctionObjective
+from merge_jax.evals.suite import Suite, TaskInfo
+from merge_jax.sharding import Layout
+
+PyTree = Any
+
+
+class FunctionSuite(Suite):
+  """Any function `(params, split) -> {task: score}`.
+
+  Args:
+    tasks: names, with +1 where a higher score is better and -1 where a lower one is.
+    score: the function, called on the host.
+
+  >>> import merge_jax as mj
+  >>> import numpy as np
+  >>> from merge_jax import search
+  >>> pool = [{"w": np.array([1.0, 0.0], np.float32)}, {"w": np.array([0.0, 1.0], np.float32)}]
+  >>> merge = Merge(lambda source, weights, _: mj.combine(source, weights), mj.prepare(mj.linear(), pool))
+  >>> suite = FunctionSuite({"middle": 1.0}, lambda params, split: {"middle": float(params["w"].min())})
+  >>> fitness = search.Fitness(suite.names, suite.signs)
+  >>> options = search.Options("linear", search.space("simplex", 2), fitness, count=2)
+  >>> found = search.search(
+  ...   search.proposer("line_search", options), suite.objective({"linear": merge}), search.Journal(),
+  ...   fitness, search.Budget(10),
+  ... )
+  >>> max(found.records, key=lambda record: record.fitness).point.weights
+  (0.5, 0.5)
+  """
+
+  def __init__(self, tasks: Mapping[str, float], score: Callable[[PyTree, str], Mapping[str, float]]):
+    self.tasks = tuple(TaskInfo(name, "score", sign) for name, sign in tasks.items())
+    self._score = score
+
+  def describe(self) -> list[tuple[str, str]]:
+    """The names of the scores."""
+    return [("scores", ", ".join(self.names))]
+
+  def objective(
+    self,
+    merges: Mapping[str, Any],
+    batch: int = 1,
+    layout: Layout | None = None,
+    *,
+    in_turn: bool = False,
+    competitors: int = 0,
+  ) -> FunctionObjective:
+    """One call of the function a candidate, whatever the batch."""
+    return FunctionObjective(merges, self._score)
+
+
+class CommandSuite(FunctionSuite):
+  """An external scorer: every candidate is written as a folder, and a command scores it.
+
+  Args:
+    command: see `Command`; checked here.
+    write: `(folder, params)`, writes a candidate.
+    scratch: where candidates are written and removed again; made where it does not exist.
+
+  Raises:
+    ValueError: a command that cannot work.
+  """
+
+  def __init__(self, command: Command, write: Callable[[Path, PyTree], None], scratch: Path):
+    command.check()
+    super().__init__(dict.fromkeys(command.tasks, 1.0), self._call)
+    self._command, self._write, self._scratch = command, write, scratch
+    if not command.splits:
+      self.notes = (
+        "The scorer command has no {split}: search, validation and test are the same examples, so the "
+        "reported scores are optimistic.",
+      )
+
+  def describe(self) -> list[tuple[str, str]]:
+    """The command."""
+    return [("scorer", self._command.template), *super().describe()]
+
+  def _call(self, params: PyTree, split: str) -> Mapping[str, float]:
+    self._scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
+      model_dir = Path(folder) / "model"
+      model_dir.mkdir()
+      self._write(model_dir, params)
+      return self._command(model_dir, split, folder=Path(folder))
