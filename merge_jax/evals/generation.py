@@ -94,12 +94,18 @@ class Generation:
     return Data(prompts, put(self.data.order, mesh, P()), put(self.data.moves, mesh, P()))
 
   def hits(self, tasks: Sequence[Task], texts: np.ndarray) -> np.ndarray:
-    """1 for each example of all tasks whose text has the right answer, 0 for others: float64 `[examples]`."""
+    """What the text of each example of all tasks is worth, 1 if it is right, 0 without one: `[examples]`."""
     rows, result = iter(texts), []
     for task in tasks:
       for example in task.examples:
-        right = example.targets[example.answer]
-        result.append(generates(task) and replies.agrees(self.tokens.text(next(rows)), right, task.options))
+        if not generates(task):
+          result.append(0.0)
+          continue
+        text, right = self.tokens.text(next(rows)), example.targets[example.answer]
+        if example.asked and example.asked.grade:
+          result.append(example.asked.grade(replies.cut(text, task.options.stop)))
+        else:
+          result.append(float(replies.agrees(text, right, task.options)))
     return np.array(result, np.float64)
 
   @property

@@ -18,7 +18,7 @@ from merge_jax.evals.answers import Answers, Details
 from merge_jax.evals.batching import Batches, Bucket
 from merge_jax.evals.examples import Examples
 from merge_jax.evals.generation import Generation
-from merge_jax.evals.tasks import Task, target_table, units
+from merge_jax.evals.tasks import Task, size_table, target_table, units
 
 Apply = Callable[..., Array]
 
@@ -140,17 +140,17 @@ def make_scorer(
     return (*(x.reshape(-1) for x in parts[:3]), *parts[3:])
 
   rules = [metrics.named(task.metric, f"Task {task.name!r}") for task in tasks]
-  tables = [target_table(task) for task in tasks]
+  tables = [(*target_table(task), size_table(task)) for task in tasks]
 
   def likelihoods(params: Any, data: tuple[tuple[Bucket, ...], Array]) -> Any:
     buckets, order = data
     parts = [rows(params, bucket) for bucket in buckets]
     every = [jnp.concatenate(x)[order] for x in zip(*(part[:3] for part in parts), strict=True)]
     results, start = [], 0
-    for rule, (table, right) in zip(rules, tables, strict=True):
+    for rule, (table, right, sizes) in zip(rules, tables, strict=True):
       exists = table >= 0
       losses, counts, exact = (x[start + np.maximum(table, 0)] for x in every)
-      given = metrics.Likelihoods(losses, counts, exact, jnp.asarray(exists), jnp.asarray(right))
+      given = metrics.Likelihoods(losses, counts, exact, *map(jnp.asarray, (exists, right, sizes)))
       results.append(jnp.stack([*rule.compute(given), *metrics.loss(given)]))
       start += int(exists.sum())
     values = jnp.concatenate(results, axis=1)
