@@ -4,8 +4,8 @@
       --scorer_command="python examples/lm_eval_scorer.py --tasks=arc_easy:acc_norm,triviaqa --device=cuda \\
       {model_dir} {scores_json} {split}"
 
-A task is NAME or NAME:METRIC (else its first metric) and gives the score NAME; where lower is better, with the
-sign changed. Documents are divided into search, validation and test by a hash of each.
+A task is NAME or NAME:METRIC (else its first metric) and gives the score NAME; where lower is better, with
+the sign changed. Documents are divided into search, validation and test by a hash of each.
 Needs `pip install 'lm-eval[hf]'`. Built-in models do the same faster, in one program with the merge:
 `--tasks=lm_eval:arc_easy:acc_norm`, without a scorer.
 """

@@ -4,9 +4,9 @@
       --scorer_command="python examples/vllm_scorer.py --tasks=gsm.jsonl,code.jsonl \\
       {model_dir} {scores_json} {split}"
 
-Task files are those of `launch.recycle` with `generate_match` (README), divided as it divides them; a score has
-the name of its file. `--memory` is the engine's share of the GPU; the job itself may merge on the CPU, as above,
-or on what is left. Needs a vLLM whose workers take `reload_weights(weights_path=…)`; tested with a fake alone.
+Task files are those of `launch.recycle` with `generate_match` (README), divided as it divides them; a score
+has the name of its file. `--memory` is the engine's share of the GPU; the job may merge on the CPU, as above,
+or on what is left. Needs a vLLM whose workers take `reload_weights(weights_path=…)`; tested by a fake.
 """
 
 import argparse
