@@ -87,6 +87,7 @@ def evaluated(model, include, logs=None):
 def test_answers_are_those_of_transformers(world, mesh, tmp_path):
   pytest.importorskip("torch")
   pytest.importorskip("transformers")
+  pytest.importorskip("accelerate")
   from lm_eval.models.huggingface import HFLM
 
   paths, include = world

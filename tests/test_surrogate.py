@@ -18,7 +18,9 @@ from tests import pools
 from tests.test_recycle import job, journal_of, quiet, without_times
 
 MODEL = models.build(pools.CONFIG | {"num_hidden_layers": 1})
-METRICS = ("exact_match", "choice_accuracy", "choice_accuracy_normalized", "loss")
+METRICS = (
+  "exact_match", "choice_accuracy", "choice_accuracy_normalized", "choice_accuracy_per_character", "loss"
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def test_smoothed_scores_without_smoothing_are_the_scores(scored, monkeypatch):
   monkeypatch.setattr(answers, "RELEVANT", 1e-30)
   table = table_of(scored)
   for row, (examples, _) in zip(table.values, scored[1], strict=True):
-    smoothed = table.smoothed(row, np.zeros(4))
+    smoothed = table.smoothed(row, np.zeros(len(METRICS)))
     np.testing.assert_allclose(smoothed.scores, list(examples.scores().values()), atol=2e-3)
 
 
@@ -63,7 +65,7 @@ def test_smoothed_scores_without_smoothing_are_the_scores(scored, monkeypatch):
 def test_slopes_are_derivatives(scored, variance):
   table = table_of(scored)
   generator = np.random.default_rng(0)
-  row, spread = table.values[0].astype(np.float64), np.full(4, variance)
+  row, spread = table.values[0].astype(np.float64), np.full(len(METRICS), variance)
   weights = generator.exponential(size=48)
   found = table.smoothed(row, spread, weights)
   for task in range(4):
@@ -80,10 +82,10 @@ def test_weights_of_examples_are_as_if_they_stood_there_so_often(scored):
   table = table_of(scored)
   weights = np.tile([2.0, 0.0] * 6, 4)
   (part, *_) = scored[0].answers.parts
-  found = table.smoothed(table.values[1], np.zeros(4), weights).scores
-  assert found[0] != table.smoothed(table.values[1], np.zeros(4)).scores[0]
+  found = table.smoothed(table.values[1], np.zeros(len(METRICS)), weights).scores
+  assert found[0] != table.smoothed(table.values[1], np.zeros(len(METRICS))).scores[0]
   np.testing.assert_allclose(
-    found, table.smoothed(table.values[1], np.zeros(4), weights / 2).scores, rtol=1e-6
+    found, table.smoothed(table.values[1], np.zeros(len(METRICS)), weights / 2).scores, rtol=1e-6
   )
   assert len(part.right) == 12
 
