@@ -2,6 +2,10 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +22,7 @@ from merge_jax.training import puzzles
 from tests import pools
 
 needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="extra harness")
+ROOT = Path(__file__).parent.parent
 NAMES = ["choose", "apart", "finish", "write", "read"]
 
 
@@ -144,6 +149,27 @@ def test_documents_of_a_search_score_as_the_library_says(world):
     assert (suite.answers is None) == (name == "write")
 
 
+@needs_lm_eval
+def test_evaluate_gives_scores_and_logs(world, tmp_path):
+  paths, include = world
+  own = pools.make_tasks(tmp_path / "own")[0]
+  words = [
+    sys.executable, "-m", "merge_jax", "evaluate", f"--checkpoints={paths[0]},{paths[1]}",
+    f"--tasks=lm_eval:choose,{own}", f"--output={tmp_path / 'scores.json'}", f"--lm_eval_include={include}",
+    "--lm_eval_limit=8", f"--lm_eval_logs={tmp_path / 'logs'}", "--max_shapes=1",
+  ]  # fmt: skip
+  done = subprocess.run(
+    words, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  scores = json.loads((tmp_path / "scores.json").read_text())
+  keys = {"copy", *(f"lm_eval:choose:{metric}" for metric in ("acc", "acc_norm", "acc_bytes"))}
+  assert [set(scores[str(path)]) for path in paths[:2]] == [keys, keys]
+  logs = [json.loads(path.read_text()) for path in (tmp_path / "logs").rglob("results_*.json")]
+  assert len(logs) == 2 and all(log["versions"] == {"choose": 2.0} for log in logs)
+  assert len(list((tmp_path / "logs").rglob("samples_choose_*.jsonl"))) == 2
+
+
 def evals_stacked(params, suite):
   from merge_jax import models
 
@@ -161,7 +187,7 @@ def test_a_search_on_documents_and_files(world, tmp_path):
     "search": {"budget": 8}, "evals": {"max_shapes": 1},
   }  # fmt: skip
   result = recycle.recycle(settings.from_mapping(given))
-  assert list(result.tasks) == ["choose", "copy", "write"]
+  assert [task["name"] for task in result["tasks"]] == ["choose", "copy", "write"]
   manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
   assert {"lm_eval:choose@2.0", "lm_eval:write@2.0"} <= manifest["inputs"].keys()
 

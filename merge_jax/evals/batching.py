@@ -67,7 +67,8 @@ def encode(
     ValueError: a row that is too long or has an id the model does not know, a prompt without tokens
       (nothing predicts its target), or a target that has none of its own.
   """
-  rows = Rows([], [], counts := [])
+  counts: list[int] = []
+  rows = Rows([], [], counts)
   end, ids = tokens.end(append_eos), vocabulary or 2**31
   for task in tasks:
     if any(example.asked and example.asked.pairs for example in task.examples):

@@ -164,7 +164,7 @@ class TaskSuite(Suite):
     stacks: Mapping[str, tuple[str, ...]] = NONE,
     axes: AxesRules = (),
     files: Sequence[Path] = (),
-    inputs: Mapping[str, str] = NONE,
+    inputs: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
   ):
     self._tasks = {split: list(chosen) for split, chosen in tasks.items() if any(t.examples for t in chosen)}
@@ -175,7 +175,7 @@ class TaskSuite(Suite):
       for task in first
     )
     self._apply, self._dtype, self._files, self._mesh = apply, dtype, files, mesh
-    self.stacks, self.axes, self._inputs = stacks, axes, dict(inputs)
+    self.stacks, self.axes, self._inputs = stacks, axes, dict(inputs or {})
     multiple = 1 if mesh is None else sharding.row_count(mesh)
     rows = {
       split: encode(chosen, tokens, append_eos=append_eos, max_length=max_length, vocabulary=vocabulary)

@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 
 from merge_jax import checkpoints, evals, host, models, storage
 from merge_jax.checkpoints import Checkpoint
-from merge_jax.checkpoints.placement import NONE
 from merge_jax.evals import harness
 from merge_jax.evals import tasks as task_files
 from merge_jax.evals.external import Command
@@ -107,7 +106,7 @@ def task_suite(
   files: Sequence[Path] = (),
   notes: Sequence[str] = (),
   mesh: Mesh | None = None,
-  inputs: Mapping[str, str] = NONE,
+  inputs: Mapping[str, str] | None = None,
 ) -> TaskSuite:
   """Built-in tasks for models with the config and tokenizer of the first of some checkpoints.
 

@@ -136,8 +136,9 @@ class Model(TemplateLM):
     """Token ids, with the special tokens of the tokenizer unless the text begins with them."""
     return asked.encode(self.face.tokens, string, add_special_tokens)
 
-  def _loglikelihood_tokens(self, requests: Sequence[Encoded], **_: Any) -> list[tuple[float, bool]]:
-    rows, last = Rows([], [], targets := []), None
+  def _loglikelihood_tokens(self, requests: Sequence[Encoded], **_more: Any) -> list[tuple[float, bool]]:
+    targets: list[int] = []
+    rows, last = Rows([], [], targets), None
     for texts, context, continuation in requests:
       rows.ids.append(row := asked.row(context, continuation, self.max_length))
       rows.starts.append(len(row) - len(continuation))
