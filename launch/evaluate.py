@@ -110,7 +110,8 @@ class _LmEval:
       raise ValueError(f"--tasks: lm-eval gives all metrics of a task here; leave out :{chosen}.")
     self._names, self._options = [name.task for name in found], options
     if _LOGS.value:
-      storage.refuse_unwritable(storage.path(_LOGS.value) / "results.json")
+      folder = storage.path(_LOGS.value)
+      storage.refuse_unwritable(folder / "results.json" if folder.is_dir() else folder)
     self._manager, _ = library.load(self._names, include=_INCLUDE.value, shots=_SHOTS.value)
 
   def of(self, checkpoint: Checkpoint, model: suites.Model, layout: sharding.Layout) -> Any:
