@@ -42,6 +42,8 @@ def load(options: argparse.Namespace) -> resident.Score:
       name: [i for i, doc in enumerate(task.eval_docs) if low <= position(doc) < high]
       for name, task in loaded["tasks"].items()
     }
+    if empty := [name for name, some in chosen.items() if not some]:  # the harness would take all documents
+      raise ValueError(f"Task {empty[0]} has no document in the {split} split.")
     found = evaluator.evaluate(model, loaded, samples=chosen, log_samples=False, bootstrap_iters=0)
     return {name: number(found, name, metric) for name, metric in metrics.items()}
 
