@@ -19,7 +19,7 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c = config_dict.ConfigDict()
   c.checkpoints = ()
   c.base = ""  # the common ancestor; "" takes the mean of the pool
-  c.tasks = ()  # path or path:metric
+  c.tasks = ()  # path, path:metric, lm_eval:NAME or lm_eval:NAME:metric
   c.heldout_tasks = ()
   c.output_dir = ""
   c.items = "auto"  # yes, no: what every example scored in every evaluation, in items.jsonl
@@ -43,6 +43,10 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c.evals.batch_tokens = 65_536
   c.evals.dtype = "float32"  # or bfloat16
   c.evals.attention = "auto"  # xla, cudnn
+
+  c.harness = config_dict.ConfigDict()
+  c.harness.shots = -1  # solved examples of tasks lm_eval:NAME; -1: each task's own
+  c.harness.include = ""  # folder with further tasks for lm-eval
 
   c.scorer = config_dict.ConfigDict()
   c.scorer.command = ""  # python eval.py {model_dir} {scores_json} {split}

@@ -1,31 +1,39 @@
-"""Scores checkpoints on task files: `{checkpoint: {task: score}}`.
+"""Scores checkpoints on task files, or on tasks of lm-eval: `{checkpoint: {task: score}}`.
 
 python -m launch.evaluate --checkpoints=a,b --tasks=code.jsonl,math.jsonl:loss --output=scores.json
+python -m launch.evaluate --checkpoints=a,b --tasks=lm_eval:arc_easy,lm_eval:gsm8k --output=scores.json
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
 
 from merge_jax import checkpoints, decoding, evals, host, sharding, storage
 from merge_jax.checkpoints import Checkpoint
+from merge_jax.evals import harness
 from merge_jax.evals import tasks as task_files
 from merge_jax.evals.objective import JittedObjective
 from merge_jax.recycle import placing, suites
-from merge_jax.recycle.settings import Evals, Placement
+from merge_jax.recycle.settings import Evals, Harness, Placement
 from merge_jax.search.point import Candidate, Point
 from merge_jax.search.scores import nullables
 
 from . import _common
 
 _CHECKPOINTS = flags.DEFINE_list("checkpoints", [], "Folders, separated by commas.")
-_TASKS = flags.DEFINE_list("tasks", [], "Task files, path or path:metric.")
+_TASKS = flags.DEFINE_list("tasks", [], "Task files, path or path:metric; or lm_eval:NAME.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON file to write.", required=True)
 _EOS = flags.DEFINE_bool("append_eos", Evals().append_eos, "End targets with the end-of-text token.")
 _DTYPE = flags.DEFINE_enum("dtype", Evals().dtype, ("float32", "bfloat16"), "Of the computation.")
 _TOKENS = flags.DEFINE_integer("batch_tokens", Evals().batch_tokens, "Padded tokens in one forward pass.", 1)
 _SHAPES = flags.DEFINE_integer("max_shapes", Evals().max_shapes, "Padded shapes, each compiled once.", 1)
 _VERIFY = flags.DEFINE_bool("verify_load", False, "Compare what lies on the devices with the files.")
+_SHOTS = flags.DEFINE_integer("lm_eval_shots", Harness().shots, "Solved examples; -1: each task's own.", -1)
+_INCLUDE = flags.DEFINE_string("lm_eval_include", "", "Folder with further tasks for lm-eval.")
+_LIMIT = flags.DEFINE_integer("lm_eval_limit", 0, "Most documents of each of its tasks; 0 for all.", 0)
+_CHAT = flags.DEFINE_bool("lm_eval_chat", False, "Its prompts are messages, by the model's chat template.")
+_LOGS = flags.DEFINE_string("lm_eval_logs", "", "Folder for its own results and samples of every document.")
 _common.define_mesh()
 _common.define_distributed()
 
@@ -38,10 +46,12 @@ def main() -> None:
     raise ValueError("Give --checkpoints=a,b and --tasks=a.jsonl,b.jsonl:loss.")
   output = storage.path(_OUTPUT.value)
   pool = [checkpoints.open(path) for path in _CHECKPOINTS.value]
-  files = [task_files.path_of(spec) for spec in _TASKS.value]
+  theirs = [spec for spec in _TASKS.value if harness.is_named(spec)]
+  own = [spec for spec in _TASKS.value if spec not in theirs]
+  files = [task_files.path_of(spec) for spec in own]
   storage.refuse_inside(output, [*(c.path for c in pool), *files])
   storage.refuse_unwritable(output)
-  tasks = task_files.load_all(_TASKS.value)
+  tasks = task_files.load_all(own)
   given = {"append_eos": _EOS, "dtype": _DTYPE, "batch_tokens": _TOKENS, "max_shapes": _SHAPES}
   options = decoding.convert({name: flag.value for name, flag in given.items()}, Evals, "flags")
   # Equal side files and shapes share tokens and a compiled program.
@@ -49,28 +59,74 @@ def main() -> None:
   for i, checkpoint in enumerate(pool):
     groups.setdefault(_kind(checkpoint), []).append(i)
   mesh = sharding.make_mesh(flags.FLAGS.mesh)
-  chosen = {
+  suite_of = {
     kind: suites.task_suite({"all": tasks}, [pool[i] for i in group], options, mesh=mesh)
     for kind, group in groups.items()
+    if own
   }
+  lm_eval = _LmEval(theirs, options) if theirs else None
   scores: dict[str, dict[str, float | None]] = {path: {} for path in _CHECKPOINTS.value}
   for kind, group in groups.items():
-    suite = chosen[kind]
-    layout = placing.layout(pool[group[0]].specs, mesh, Placement(), suite.stacks, suite.axes)
+    members = [pool[i] for i in group]
+    model = suites.model_of(members, options)
+    layout = placing.layout(members[0].specs, mesh, Placement(), model.stacks, model.axes)
     objective: JittedObjective | None = None
+    judge = lm_eval.of(members[0], model, layout) if lm_eval else None
     for i in group:
-      params = checkpoints.place(pool[i], layout.shardings, suite.stacks, verify=_VERIFY.value)
-      objective = (
-        objective.on({ALONE.method: params}) if objective
-        else JittedObjective({ALONE.method: evals.Merge(_itself, params)}, suite.scorers(), 1, layout)
-      )  # fmt: skip
-      (evaluation,) = objective.evaluate([ALONE], "all")
-      scores[_CHECKPOINTS.value[i]] = nullables(evaluation.scores)
-      shown = (f"{task} {value:.4f}" for task, value in evaluation.scores.items())
-      print(f"{_CHECKPOINTS.value[i]}: " + ", ".join(shown), flush=True)
+      path = _CHECKPOINTS.value[i]
+      params = checkpoints.place(pool[i], layout.shardings, model.stacks, verify=_VERIFY.value)
+      found: dict[str, float] = {}
+      if own:
+        if objective:
+          objective = objective.on({ALONE.method: params})
+        else:
+          merge = evals.Merge(_itself, params)
+          objective = JittedObjective({ALONE.method: merge}, suite_of[kind].scorers(), 1, layout)
+        (evaluation,) = objective.evaluate([ALONE], "all")
+        found |= evaluation.scores
+      if lm_eval:
+        found |= lm_eval(judge, params, path)
+      scores[path] = nullables(found)
+      shown = (f"{task} {value:.4f}" for task, value in found.items())
+      print(f"{path}: " + ", ".join(shown), flush=True)
   if host.is_lead():
     storage.write_json(output, scores)
   print(f"scores: {output}")
+
+
+class _LmEval:
+  """Tasks that lm-eval itself evaluates; they are loaded here, before any model is.
+
+  Args:
+    specs: `lm_eval:NAME`.
+    options: of scoring.
+  """
+
+  def __init__(self, specs: Sequence[str], options: Evals):
+    from merge_jax.evals.harness import library
+
+    found = [library.named(spec) for spec in specs]
+    if chosen := next((name.metric for name in found if name.metric), ""):
+      raise ValueError(f"--tasks: lm-eval gives all metrics of a task here; leave out :{chosen}.")
+    self._names, self._options = [name.task for name in found], options
+    if _LOGS.value:
+      folder = storage.path(_LOGS.value)
+      storage.refuse_unwritable(folder / "results.json" if folder.is_dir() else folder)
+    self._manager, _ = library.load(self._names, include=_INCLUDE.value, shots=_SHOTS.value)
+
+  def of(self, checkpoint: Checkpoint, model: suites.Model, layout: sharding.Layout) -> Any:
+    """The judge of checkpoints of one kind."""
+    return suites.harness_model(checkpoint, model, self._options, layout)
+
+  def __call__(self, judge: Any, params: Any, path: str) -> dict[str, float]:
+    """Its scores of one of them."""
+    from merge_jax.evals.harness import run
+
+    logs = storage.path(_LOGS.value) if _LOGS.value and host.is_lead() else None
+    return run.evaluate(
+      judge.on(params), self._names, self._manager, shots=_SHOTS.value, limit=_LIMIT.value,
+      chat=_CHAT.value, called=path, logs=logs,
+    )  # fmt: skip
 
 
 def _itself(params: Any, weights: Any, numbers: Any) -> Any:

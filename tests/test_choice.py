@@ -95,7 +95,7 @@ def rates(truths, caution, pools=150, seed=0):
 
 def test_caution_keeps_known_points_where_all_are_equal_and_loses_little_where_not():
   null = {caution: rates((0.6,) * 5, caution)[0] for caution in (0.0, 1.0, 2.0)}
-  assert null[0.0] > 0.6 and null[1.0] < 0.45 and null[2.0] < 0.1
+  assert null[0.0] > 0.6 and null[1.0] < 0.45 and null[2.0] < 0.15
   real = {caution: rates((0.5, 0.55, 0.56, 0.64, 0.63), caution)[1] for caution in (0.0, 1.0, 2.0)}
   assert real[1.0] > 0.9 * real[0.0] > 0.05
 

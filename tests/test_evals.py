@@ -44,6 +44,7 @@ def test_scores_are_those_of_single_examples(loaded, max_shapes, batch_tokens, a
     evals.Task("copy_loss", "loss", copy.examples),
     choose,
     evals.Task("normalized", "choice_accuracy_normalized", choose.examples),
+    evals.Task("characters", "choice_accuracy_per_character", choose.examples),
     evals.Task("choose_loss", "loss", choose.examples),
   ]
   rows = evals.encode(named, TOKENS, append_eos=append_eos)
@@ -63,6 +64,11 @@ def test_scores_are_those_of_single_examples(loaded, max_shapes, batch_tokens, a
   normal = [int(np.argmin([c[0] / c[1] for c in row])) == a for row, a in zip(table, answers, strict=True)]
   assert scores["choose"] == np.mean(plain)
   assert scores["normalized"] == np.mean(normal)
+  characters = [
+    int(np.argmin([c[0] / len(t) for c, t in zip(row, e.targets, strict=True)])) == e.answer
+    for row, e in zip(table, choose.examples, strict=True)
+  ]
+  assert scores["characters"] == np.mean(characters)
   right = [row[a] for row, a in zip(table, answers, strict=True)]
   expected = sum(x[0] for x in right) / sum(x[1] for x in right)
   np.testing.assert_allclose([losses["choose"], scores["choose_loss"]], expected, rtol=1e-5)
@@ -195,7 +201,7 @@ def test_every_metric_is_a_whole_row(metric):
   given = metrics.Likelihoods(
     losses=jnp.array([[2.0, 3.0], [jnp.nan, 1.0]]), tokens=jnp.array([[1.0, 1.0], [1.0, 1.0]]),
     exact=jnp.array([[1.0, 0.0], [jnp.nan, 0.0]]), exists=jnp.array([[True, True], [True, False]]),
-    right=jnp.array([[0], [0]]),
+    right=jnp.array([[0], [0]]), sizes=jnp.array([[1.0, 1.0], [1.0, 1.0]]),
   )  # fmt: skip
   top, bottom = jax.jit(metric.compute)(given)
   assert top.shape == bottom.shape == (2,) and top.dtype == jnp.float32

@@ -18,7 +18,9 @@ from tests import pools
 from tests.test_recycle import job, journal_of, quiet, without_times
 
 MODEL = models.build(pools.CONFIG | {"num_hidden_layers": 1})
-METRICS = ("exact_match", "choice_accuracy", "choice_accuracy_normalized", "loss")
+METRICS = (
+  "exact_match", "choice_accuracy", "choice_accuracy_normalized", "choice_accuracy_per_character", "loss"
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def test_smoothed_scores_without_smoothing_are_the_scores(scored, monkeypatch):
   monkeypatch.setattr(answers, "RELEVANT", 1e-30)
   table = table_of(scored)
   for row, (examples, _) in zip(table.values, scored[1], strict=True):
-    smoothed = table.smoothed(row, np.zeros(4))
+    smoothed = table.smoothed(row, np.zeros(len(METRICS)))
     np.testing.assert_allclose(smoothed.scores, list(examples.scores().values()), atol=2e-3)
 
 
@@ -63,14 +65,14 @@ def test_smoothed_scores_without_smoothing_are_the_scores(scored, monkeypatch):
 def test_slopes_are_derivatives(scored, variance):
   table = table_of(scored)
   generator = np.random.default_rng(0)
-  row, spread = table.values[0].astype(np.float64), np.full(4, variance)
+  row, spread = table.values[0].astype(np.float64), np.full(len(METRICS), variance)
   found = table.smoothed(row, spread)
-  for task in range(4):
+  for task in range(len(METRICS)):
     direction = np.where(table.tasks == task, generator.normal(size=row.shape), 0.0)
     ends = [table.smoothed(row + step * direction, spread).scores for step in (1e-4, -1e-4)]
     slope = (ends[0] - ends[1]) / 2e-4
     np.testing.assert_allclose(slope[task], (found.slopes * direction).sum(), rtol=1e-3, atol=1e-6)
-    assert all(abs(slope[other]) < 1e-9 for other in range(4) if other != task)
+    assert all(abs(slope[other]) < 1e-9 for other in range(len(METRICS)) if other != task)
   up, down = (table.smoothed(row, spread + step).scores for step in (1e-3, -min(variance, 1e-3)))
   np.testing.assert_allclose((up - down) / (1e-3 + min(variance, 1e-3)), found.spread, rtol=0.02, atol=1e-5)
 
@@ -128,10 +130,10 @@ def test_slopes_of_a_process_are_derivatives():
 @pytest.mark.parametrize("source", ["metric", "loss"])
 def test_foreseen_slopes_are_derivatives(scored, aggregate, source):
   names = tuple(METRICS)
-  fitness = search.Fitness(names, (1.0, 1.0, 1.0, -1.0), aggregate, source)
+  fitness = search.Fitness(names, (1.0, 1.0, 1.0, 1.0, -1.0), aggregate, source)
   table = scored[0].answers.table([outputs for _, outputs in scored[1]], source == "loss")
-  signs = -np.ones(4) if source == "loss" else np.array(fitness.signs)
-  singles = np.random.default_rng(2).normal(size=(3, 4))
+  signs = -np.ones(len(METRICS)) if source == "loss" else np.array(fitness.signs)
+  singles = np.random.default_rng(2).normal(size=(3, len(METRICS)))
   points = np.random.default_rng(3).normal(size=(5, 2))
   model = learn(points, table, fitness, signs, singles)
   z, step = points[0] + 0.2, 1e-4

@@ -14,7 +14,7 @@ import numpy as np
 from merge_jax.evals import metrics
 from merge_jax.evals.batching import Batches
 from merge_jax.evals.metrics import CHOICES, EXACT, LOSS
-from merge_jax.evals.tasks import Task, target_table
+from merge_jax.evals.tasks import Task, size_table, target_table
 
 RELEVANT = 1e-3
 """A competitor whose chance against the target, smoothed, is less at every evaluated model is left out."""
@@ -109,8 +109,10 @@ class Answers:
       metric = metrics.named(task.metric)
       tokens = np.where(table >= 0, lengths[np.maximum(table, 0)], 0).astype(np.float64)
       if metric.smooth == CHOICES:
+        if metric.divisor == "sizes":
+          tokens = np.where(table >= 0, size_table(task), 0.0).astype(np.float64)
         mean = tokens.sum(axis=1, keepdims=True) / (table >= 0).sum(axis=1, keepdims=True)
-        tokens = np.where(tokens > 0, tokens / mean, 1.0) if metric.per_token else np.ones_like(tokens)
+        tokens = np.where(tokens > 0, tokens / mean, 1.0) if metric.divisor else np.ones_like(tokens)
       own = lengths[rows] if metric.smooth == EXACT else np.zeros(len(rows), int)
       parts.append(Part(metric.smooth, table, right[:, 0], tokens, own))
       if metric.smooth == EXACT:

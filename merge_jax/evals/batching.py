@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from merge_jax.errors import shown
-from merge_jax.evals import prompting
+from merge_jax.evals import prompting, requests
 from merge_jax.evals.branches import Branches, Group, Rows, columns
 from merge_jax.evals.tasks import Task
 from merge_jax.evals.tokens import Tokens
@@ -67,9 +67,13 @@ def encode(
     ValueError: a row that is too long or has an id the model does not know, a prompt without tokens
       (nothing predicts its target), or a target that has none of its own.
   """
-  rows = Rows([], [], counts := [])
+  counts: list[int] = []
+  rows = Rows([], [], counts)
   end, ids = tokens.end(append_eos), vocabulary or 2**31
   for task in tasks:
+    if any(example.asked and example.asked.pairs for example in task.examples):
+      _encode_pairs(task, tokens, rows, counts, max_length, ids)
+      continue
     prompts = prompting.prompts(task, tokens)
     texts = [text for example in task.examples for text in example.targets]
     targets = iter(tokens.targets(texts, append_eos=False))
@@ -89,6 +93,29 @@ def encode(
         rows.ids.append(np.asarray(row, np.int32))
         rows.starts.append(len(prompt))
   return rows
+
+
+def _encode_pairs(
+  task: Task, tokens: Tokens, rows: Rows, counts: list[int], max_length: int | None, vocabulary: int
+) -> None:
+  """Adds the rows of a task that another library asks; long ones lose their beginning, as they do there."""
+  for number, example in enumerate(task.examples, 1):
+    pairs = example.asked.pairs if example.asked else ()
+    found = [requests.pair(tokens, *texts) for texts in pairs]
+    for context, continuation in found:
+      try:
+        row = requests.row(context, continuation, max_length or 2**31)
+      except ValueError as error:
+        raise ValueError(f"Task {task.name!r}, example {number}: {error}") from None
+      if row.max() >= vocabulary:
+        raise ValueError(
+          f"Task {task.name!r}, example {number}: {tokens.source} gives id {row.max()}; the model's "
+          f"vocabulary has {vocabulary}."
+        )
+      rows.ids.append(row)
+      rows.starts.append(len(row) - len(continuation))
+    shared = all(context == found[0][0] for context, _ in found) and len(set(rows.starts[-len(found) :])) == 1
+    counts += [len(found)] if shared else [1] * len(found)
 
 
 LOGITS = 1 << 28

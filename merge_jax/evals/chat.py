@@ -73,7 +73,7 @@ class Chat:
   """
 
   def __init__(self, template: str, names: Mapping[str, str], source: str = "The chat template"):
-    self.source, self._names = source, dict(names)
+    self.source, self.text, self._names = source, template, dict(names)
     try:
       self._template = environment().from_string(template)
     except jinja2.TemplateSyntaxError as error:

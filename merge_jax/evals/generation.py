@@ -94,12 +94,18 @@ class Generation:
     return Data(prompts, put(self.data.order, mesh, P()), put(self.data.moves, mesh, P()))
 
   def hits(self, tasks: Sequence[Task], texts: np.ndarray) -> np.ndarray:
-    """1 for each example of all tasks whose text has the right answer, 0 for others: float64 `[examples]`."""
+    """What the text of each example of all tasks is worth, 1 if it is right, 0 without one: `[examples]`."""
     rows, result = iter(texts), []
     for task in tasks:
       for example in task.examples:
-        right = example.targets[example.answer]
-        result.append(generates(task) and replies.agrees(self.tokens.text(next(rows)), right, task.options))
+        if not generates(task):
+          result.append(0.0)
+          continue
+        text, right = self.tokens.text(next(rows)), example.targets[example.answer]
+        if example.asked and example.asked.grade:
+          result.append(example.asked.grade(replies.cut(text, task.options.stop)))
+        else:
+          result.append(float(replies.agrees(text, right, task.options)))
     return np.array(result, np.float64)
 
   @property
@@ -154,15 +160,50 @@ def prepare(
       f"Task {chosen[0][1].name!r} is scored by {chosen[0][1].metric}, which needs a built-in model; give "
       "generate= beside an apply of your own."
     )
-  lengths = np.array([rows.starts[row] for row, _ in chosen])
-  limits = np.array([task.options.max_tokens for _, task in chosen])
-  for (_, task), length in zip(chosen, lengths.tolist(), strict=True):
-    if max_length is not None and length + task.options.max_tokens > max_length:
+  for row, task in chosen:
+    length, most = rows.starts[row], task.options.max_tokens
+    if max_length is not None and length + most > max_length:
       raise ValueError(
-        f"Task {task.name!r}: a prompt of {length} tokens and max_tokens {task.options.max_tokens} are more "
+        f"Task {task.name!r}: a prompt of {length} tokens and max_tokens {most} are more "
         f"than the {max_length} that the model takes; lower max_tokens in the first line of the task's file."
       )
-  stops = [task.options.stop for _, task in chosen]
+  wanted = [
+    Wanted(rows.ids[row][: rows.starts[row]], task.options.max_tokens, task.options.stop)
+    for row, task in chosen
+  ]
+  return packed(
+    generate, wanted, tokens, vocabulary=vocabulary, max_shapes=max_shapes, batch_tokens=batch_tokens,
+    multiple=multiple,
+  )  # fmt: skip
+
+
+class Wanted(NamedTuple):
+  """A text that is to be generated.
+
+  Attributes:
+    prompt: int32 `[T]`, 1 token or more.
+    limit: most tokens that are generated.
+    stop: strings that end the text.
+  """
+
+  prompt: np.ndarray
+  limit: int
+  stop: tuple[str, ...]
+
+
+def packed(
+  generate: Generate,
+  wanted: Sequence[Wanted],
+  tokens: Tokens,
+  *,
+  vocabulary: int,
+  max_shapes: int = 4,
+  batch_tokens: int = 16_384,
+  multiple: int = 1,
+) -> Generation:
+  """Texts packed into few shapes; see `prepare`."""
+  lengths, limits = (np.array(x) for x in zip(*((len(w.prompt), w.limit) for w in wanted), strict=True))
+  stops = [one.stop for one in wanted]
   texts = tokens.vocabulary(vocabulary) if any(stops) else [""] * vocabulary
   moves, first = automaton(texts, stops, [end for end in tokens.ends if end < vocabulary])
   order = np.lexsort((lengths, limits))
@@ -177,10 +218,10 @@ def prepare(
       np.ones(shape, np.int32),
     )  # fmt: skip
     for at, i in enumerate(some):
-      one.tokens[at, : lengths[i]] = rows.ids[chosen[i][0]][: lengths[i]]
+      one.tokens[at, : lengths[i]] = wanted[i].prompt
     rows_of = np.arange(len(some))
-    for values, wanted in ((one.starts, lengths), (one.limits, limits), (one.states, np.array(first))):
-      values[rows_of] = wanted[some]
+    for values, every in ((one.starts, lengths), (one.limits, limits), (one.states, np.array(first))):
+      values[rows_of] = every[some]
     places[some] = base + rows_of
     shapes.append(Prompts(*(x.reshape(chunks, height, *x.shape[1:]) for x in one)))
     base, start = base + chunks * height, end

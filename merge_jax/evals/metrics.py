@@ -19,6 +19,7 @@ class Likelihoods(NamedTuple):
     exact: float32 `[n, c]`, 1 where every token is the most likely one, given those before.
     exists: bool `[n, c]`, false for padding.
     right: int32 `[n, 1]`, position of the right target.
+    sizes: float32 `[n, c]`, characters of each target.
 
   A broken model's losses and exactness are NaN, and its scores must be.
   """
@@ -28,6 +29,7 @@ class Likelihoods(NamedTuple):
   exact: Array
   exists: Array
   right: Array
+  sizes: Array
 
   def of_right(self, values: Array) -> Array:
     """The right targets' column of `values`: `[n]`."""
@@ -52,7 +54,7 @@ class Metric:
     format: how a score is printed.
     compute: traceable, from likelihoods to each example's share of the score.
     smooth: how it is smoothed: `EXACT`, `CHOICES`, `LOSS`, or "" if it cannot be.
-    per_token: whether losses of choices are divided by their tokens.
+    divisor: what losses of choices are divided by: "tokens", "sizes", or "" for nothing.
     generates: texts are generated, and those with the right answer are added to each example's share.
   """
 
@@ -63,7 +65,7 @@ class Metric:
   format: str
   compute: Callable[[Likelihoods], Ratio]
   smooth: str = ""
-  per_token: bool = False
+  divisor: str = ""
   generates: bool = False
 
   def fits(self, kind: str) -> bool:
@@ -95,6 +97,10 @@ def _choice_accuracy_normalized(given: Likelihoods) -> Ratio:
   return _chosen_is_right(given, given.losses / given.tokens)
 
 
+def _choice_accuracy_per_character(given: Likelihoods) -> Ratio:
+  return _chosen_is_right(given, given.losses / given.sizes)
+
+
 def _chosen_is_right(given: Likelihoods, costs: Array) -> Ratio:
   chosen = jnp.argmin(jnp.where(given.exists, costs, jnp.inf), axis=1)
   hit = (chosen == given.right[:, 0]).astype(jnp.float32)
@@ -119,7 +125,12 @@ METRICS: dict[str, Metric] = {
     Metric(
       "choice_accuracy_normalized",
       "the same with the log-likelihood divided by the number of tokens",
-      1.0, "choices", ".3f", _choice_accuracy_normalized, CHOICES, True,
+      1.0, "choices", ".3f", _choice_accuracy_normalized, CHOICES, "tokens",
+    ),
+    Metric(
+      "choice_accuracy_per_character",
+      "the same with the log-likelihood divided by the number of characters",
+      1.0, "choices", ".3f", _choice_accuracy_per_character, CHOICES, "sizes",
     ),
     Metric(
       "loss",

@@ -18,12 +18,16 @@ def agrees(text: str, target: str, options: Options) -> bool:
   >>> agrees("The capital is\\nParis.", "the capital is Paris", Options())
   True
   """
-  cut = min((at for stop in options.stop if (at := text.find(stop)) >= 0), default=len(text))
-  found, wanted = read(text[:cut], options), read(target, options)
+  found, wanted = read(cut(text, options.stop), options), read(target, options)
   if found is None:
     return False
   numbers = options.answer != "text"
   return normalized(found, numbers) == normalized(target if wanted is None else wanted, numbers)
+
+
+def cut(text: str, stop: tuple[str, ...]) -> str:
+  """The text before the first of the strings that end it."""
+  return text[: min((at for one in stop if (at := text.find(one)) >= 0), default=len(text))]
 
 
 def read(text: str, options: Options) -> str | None:

@@ -18,7 +18,7 @@ from merge_jax.evals.answers import Answers, Details
 from merge_jax.evals.batching import Batches, Bucket
 from merge_jax.evals.examples import Examples
 from merge_jax.evals.generation import Generation
-from merge_jax.evals.tasks import Task, target_table, units
+from merge_jax.evals.tasks import Task, size_table, target_table, units
 
 Apply = Callable[..., Array]
 
@@ -61,6 +61,40 @@ class Scorer:
     )
 
 
+def reader(
+  apply: Apply, *, dtype: Any = None, selects: bool = True, competitors: int = 0
+) -> Callable[[Any, Bucket], tuple[Array, ...]]:
+  """What reads one pass: `(params, bucket without its first axis) -> losses, tokens, exact` of its targets.
+
+  Each is float32 `[R, M]`, M targets a row: negative log-likelihood, number of tokens, and whether all are
+  the most likely ones. Then, if they are asked for, competitors at each position.
+
+  Args:
+    apply, dtype, selects, competitors: see `make_scorer`.
+  """
+  call = functools.partial(apply, dtype=dtype) if dtype is not None else apply
+
+  def chunk(params: Any, one: Bucket) -> tuple[Array, ...]:
+    if not selects:
+      logits = jnp.take_along_axis(call(params, one.tokens), one.positions[:, :, None], axis=1)
+    elif one.branches is None:
+      logits = call(params, one.tokens, one.positions)
+    else:
+      logits = call(params, one.tokens, one.positions, branches=one.branches)
+    logits = logits.astype(jnp.float32)
+    at_target = jnp.take_along_axis(logits, one.targets[:, :, None], axis=-1)[..., 0]
+    losses = jax.nn.logsumexp(logits, axis=-1) - at_target
+    wrong = jnp.argmax(logits, axis=-1) != one.targets
+    asked = one.mask.reshape(len(losses), -1, losses.shape[1]) > 0  # of each target of a row
+    # A NaN must not vanish behind a mask: scores of a broken model are NaN.
+    totals = jnp.where(asked, losses[:, None], 0.0).sum(-1)
+    hits = (~(wrong[:, None] & asked).any(-1)).astype(jnp.float32)
+    found = totals, asked.sum(-1, dtype=jnp.float32), jnp.where(jnp.isnan(totals), jnp.nan, hits)
+    return (*found, *_strongest(logits, jnp.asarray(one.targets), at_target, competitors))
+
+  return chunk
+
+
 def make_scorer(
   apply: Apply,
   tasks: Sequence[Task],
@@ -90,7 +124,7 @@ def make_scorer(
   Returns:
     A `Scorer`; jit `scorer.function` alone or together with a merge.
   """
-  call = functools.partial(apply, dtype=dtype) if dtype is not None else apply
+  read = reader(apply, dtype=dtype, selects=selects, competitors=competitors)
 
   def rows(params: Any, bucket: Bucket) -> tuple[Array, ...]:
     """Negative log-likelihood, number of tokens and whether all are most likely, of each row's targets.
@@ -98,24 +132,7 @@ def make_scorer(
     Then, if they are asked for, competitors at each position.
     """
 
-    def chunk(one: Bucket) -> tuple[Array, ...]:
-      if not selects:
-        logits = jnp.take_along_axis(call(params, one.tokens), one.positions[:, :, None], axis=1)
-      elif one.branches is None:
-        logits = call(params, one.tokens, one.positions)
-      else:
-        logits = call(params, one.tokens, one.positions, branches=one.branches)
-      logits = logits.astype(jnp.float32)
-      at_target = jnp.take_along_axis(logits, one.targets[:, :, None], axis=-1)[..., 0]
-      losses = jax.nn.logsumexp(logits, axis=-1) - at_target
-      wrong = jnp.argmax(logits, axis=-1) != one.targets
-      asked = one.mask.reshape(len(losses), -1, losses.shape[1]) > 0  # of each target of a row
-      # A NaN must not vanish behind a mask: scores of a broken model are NaN.
-      totals = jnp.where(asked, losses[:, None], 0.0).sum(-1)
-      hits = (~(wrong[:, None] & asked).any(-1)).astype(jnp.float32)
-      found = totals, asked.sum(-1, dtype=jnp.float32), jnp.where(jnp.isnan(totals), jnp.nan, hits)
-      return (*found, *_strongest(logits, jnp.asarray(one.targets), at_target, competitors))
-
+    chunk = functools.partial(read, params)
     if bucket.tokens.shape[0] == 1:
       parts = chunk(jax.tree.map(lambda x: x[0], bucket))
     else:
@@ -123,17 +140,17 @@ def make_scorer(
     return (*(x.reshape(-1) for x in parts[:3]), *parts[3:])
 
   rules = [metrics.named(task.metric, f"Task {task.name!r}") for task in tasks]
-  tables = [target_table(task) for task in tasks]
+  tables = [(*target_table(task), size_table(task)) for task in tasks]
 
   def likelihoods(params: Any, data: tuple[tuple[Bucket, ...], Array]) -> Any:
     buckets, order = data
     parts = [rows(params, bucket) for bucket in buckets]
     every = [jnp.concatenate(x)[order] for x in zip(*(part[:3] for part in parts), strict=True)]
     results, start = [], 0
-    for rule, (table, right) in zip(rules, tables, strict=True):
+    for rule, (table, right, sizes) in zip(rules, tables, strict=True):
       exists = table >= 0
       losses, counts, exact = (x[start + np.maximum(table, 0)] for x in every)
-      given = metrics.Likelihoods(losses, counts, exact, jnp.asarray(exists), jnp.asarray(right))
+      given = metrics.Likelihoods(losses, counts, exact, *map(jnp.asarray, (exists, right, sizes)))
       results.append(jnp.stack([*rule.compute(given), *metrics.loss(given)]))
       start += int(exists.sum())
     values = jnp.concatenate(results, axis=1)

@@ -80,7 +80,7 @@ class Suite(abc.ABC):
     return None
 
   def digests(self) -> dict[str, str]:
-    """SHA-256 of every file that scores depend on, by path."""
+    """SHA-256 of every file that scores depend on, by path, and of what else they do, by name."""
     return {}
 
   @abc.abstractmethod

@@ -43,6 +43,7 @@ class TaskSuite(Suite):
     mesh: divides the rows of each pass; None: the default device.
     stacks, axes: leaves of the model that are stacks of layers, see `merge_jax.models.Model`.
     files: the task files.
+    inputs: digests of what else scores depend on, by name.
     notes: what the user should know.
 
   Raises:
@@ -69,6 +70,7 @@ class TaskSuite(Suite):
     stacks: Mapping[str, tuple[str, ...]] = NONE,
     axes: AxesRules = (),
     files: Sequence[Path] = (),
+    inputs: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
   ):
     self._tasks = {split: list(chosen) for split, chosen in tasks.items() if any(t.examples for t in chosen)}
@@ -79,7 +81,7 @@ class TaskSuite(Suite):
       for task in first
     )
     self._apply, self._dtype, self._files, self._mesh = apply, dtype, files, mesh
-    self.stacks, self.axes = stacks, axes
+    self.stacks, self.axes, self._inputs = stacks, axes, dict(inputs or {})
     multiple = 1 if mesh is None else sharding.row_count(mesh)
     rows = {
       split: encode(chosen, tokens, append_eos=append_eos, max_length=max_length, vocabulary=vocabulary)
@@ -130,8 +132,9 @@ class TaskSuite(Suite):
     return hashlib.sha256(repr((self._rows, str(self._dtype))).encode()).hexdigest()
 
   def digests(self) -> dict[str, str]:
-    """SHA-256 of the task files, by path."""
-    return {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in self._files}
+    """SHA-256 of the task files, by path, and of what else scores depend on."""
+    read = {path.as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in self._files}
+    return read | self._inputs
 
   def describe(self) -> list[tuple[str, str]]:
     """A line a split."""

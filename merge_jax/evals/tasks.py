@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -18,6 +18,20 @@ from merge_jax.evals import metrics
 from merge_jax.evals.options import Options
 
 
+class Asked(NamedTuple):
+  """How another library asks an example, where that is not prompt and target, one after the other.
+
+  Attributes:
+    pairs: for each target a context and a continuation, tokenized as one text; empty: as usual.
+    sizes: of each target, in the unit by which the library normalises; empty: characters of the target.
+    grade: what a generated text is worth, from 0 to 1; None: see `replies.agrees`.
+  """
+
+  pairs: tuple[tuple[str, str], ...] = ()
+  sizes: tuple[float, ...] = ()
+  grade: Callable[[str], float] | None = None
+
+
 class Example(NamedTuple):
   """One question.
 
@@ -26,6 +40,7 @@ class Example(NamedTuple):
     answer: with choices, the position of the right one in `targets`.
     id: names the item, "" where the file does not.
     group: names what the item was made from (a passage, an image, a person), "" where the file does not.
+    asked: how another library asks it; None for task files.
   """
 
   prompt: str
@@ -33,6 +48,13 @@ class Example(NamedTuple):
   answer: int = 0
   id: str = ""
   group: str = ""
+  asked: Asked | None = None
+
+  @property
+  def sizes(self) -> tuple[float, ...]:
+    """Characters of the targets, or what they are measured by where another library asks."""
+    own = self.asked.sizes if self.asked else ()
+    return own or tuple(float(len(target)) for target in self.targets)
 
   @property
   def unit(self) -> str:
@@ -58,6 +80,13 @@ def target_table(task: Task) -> tuple[np.ndarray, np.ndarray]:
   table = np.where(places < counts[:, None], starts[:, None] + places, -1)
   right = np.array([example.answer for example in task.examples], np.int32)
   return table.astype(np.int32), right[:, None]
+
+
+def size_table(task: Task) -> np.ndarray:
+  """Sizes of each example's targets, laid out as `target_table`; 1 for padding: float32 `[n, most]`."""
+  table, _ = target_table(task)
+  sizes = np.array([size for example in task.examples for size in example.sizes], np.float32)
+  return np.where(table >= 0, np.maximum(sizes[np.maximum(table, 0)], 1.0), 1.0).astype(np.float32)
 
 
 def units(tasks: Sequence[Task]) -> np.ndarray:

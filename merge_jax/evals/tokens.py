@@ -114,6 +114,18 @@ class Tokens:
       raise ValueError(f"{folder or self.source} has no chat template, which tasks with chat messages need.")
     return Chat(template, {n: t for n, t in special.items() if t}, f"The chat template of {folder}")
 
+  @functools.cached_property
+  def first(self) -> int | None:
+    """The token that texts begin with, where the files beside the tokenizer name one."""
+    if self._folder is None:
+      return None
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+      read = _read(self._folder / name, _SpecialTokens)
+      if token := _content(read.bos_token if read else None):
+        found: int | None = self.tokenizer.token_to_id(token)
+        return found
+    return None
+
   def prompts(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
     """Token ids of prompts, special tokens included, but where texts hold theirs (`special=False`)."""
     return self._ids(texts, special)

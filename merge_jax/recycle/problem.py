@@ -84,7 +84,7 @@ class Problem:
   def files(self) -> list[Path]:
     """Every file that is read."""
     tensors = [file for checkpoint in self.checkpoints for file in checkpoint.files()]
-    return [*tensors, *map(storage.path, self.suite.digests())]
+    return [*tensors, *suites.files(self.settings)]
 
 
 def build(settings: Settings) -> Problem:

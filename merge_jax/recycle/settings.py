@@ -53,6 +53,18 @@ class Evals(Part, frozen=True):
   attention: Literal["auto", "xla", "cudnn"] = "auto"
 
 
+class Harness(Part, frozen=True):
+  """How tasks of lm-eval (`lm_eval:NAME`) are asked.
+
+  Attributes:
+    shots: solved examples before each prompt; -1 for each task's own number.
+    include: folder with further tasks, YAML files; "" for none.
+  """
+
+  shots: Annotated[int, Meta(ge=-1, le=1000)] = -1
+  include: str = ""
+
+
 class Scorer(Part, frozen=True):
   """An external scorer; see `merge_jax.evals.external`. No command: built-in tasks."""
 
@@ -126,7 +138,8 @@ class Settings(Part, frozen=True):
 
   Attributes:
     checkpoints: folders of the pool, in order.
-    tasks: task files, `path` or `path:metric`; with a scorer command, names of its scores.
+    tasks: task files, `path` or `path:metric`, or tasks of lm-eval, `lm_eval:NAME` or `lm_eval:NAME:metric`;
+      with a scorer command, names of its scores.
     output_dir: where everything is written.
     base: folder of the common ancestor, or "": the mean of the pool, where the method needs one.
     heldout_tasks: scored for the finalists, never part of the fitness.
@@ -144,6 +157,7 @@ class Settings(Part, frozen=True):
   heldout_tasks: tuple[str, ...] = ()
   splits: Splits = Splits()
   evals: Evals = Evals()
+  harness: Harness = Harness()
   scorer: Scorer = Scorer()
   search: Search = Search()
   items: Literal["auto", "yes", "no"] = "auto"

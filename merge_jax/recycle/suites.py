@@ -1,6 +1,6 @@
 """Which suite a job's settings ask for: the one place that knows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,16 @@ from jax.sharding import Mesh
 
 from merge_jax import checkpoints, evals, host, models, storage
 from merge_jax.checkpoints import Checkpoint
+from merge_jax.evals import harness
 from merge_jax.evals import tasks as task_files
 from merge_jax.evals.external import Command
 from merge_jax.evals.function_suite import CommandSuite
 from merge_jax.evals.suite import Suite
 from merge_jax.evals.task_suite import TaskSuite
+from merge_jax.models import Model
 from merge_jax.recycle.folder import SCRATCH
 from merge_jax.recycle.settings import Evals, Settings
+from merge_jax.sharding import Layout
 
 
 def build(settings: Settings, pool: Sequence[Checkpoint], mesh: Mesh) -> Suite:
@@ -35,7 +38,7 @@ def build(settings: Settings, pool: Sequence[Checkpoint], mesh: Mesh) -> Suite:
 def files(settings: Settings) -> list[Path]:
   """The task files of a job."""
   specs = () if settings.scorer.command else (*settings.tasks, *settings.heldout_tasks)
-  return [task_files.path_of(spec) for spec in specs]
+  return [task_files.path_of(spec) for spec in specs if not harness.is_named(spec)]
 
 
 def _external(settings: Settings, first: Checkpoint) -> Suite:
@@ -55,7 +58,8 @@ def _external(settings: Settings, first: Checkpoint) -> Suite:
 
 
 def _builtin(settings: Settings, pool: Sequence[Checkpoint], mesh: Mesh) -> Suite:
-  tasks, options, notes = task_files.load_all(settings.tasks), settings.splits, []
+  options, notes = settings.splits, []
+  tasks, inputs = _load(settings, settings.tasks)
   limits = tuple(limit or None for limit in options.limits)
   made = evals.split(tasks, options.fractions, seed=options.seed, limits=limits)
   splits = dict(made.tasks)
@@ -73,8 +77,28 @@ def _builtin(settings: Settings, pool: Sequence[Checkpoint], mesh: Mesh) -> Suit
       "they are not, give the lines ids of their own, or none."
     )
   if settings.heldout_tasks:
-    splits["heldout"] = _heldout(settings.heldout_tasks, tasks, [*splits["search"], *splits["validation"]])
-  return task_suite(splits, pool, settings.evals, files(settings), notes, mesh)
+    heldout, more = _load(settings, settings.heldout_tasks)
+    inputs |= more
+    splits["heldout"] = _heldout(heldout, tasks, [*splits["search"], *splits["validation"]])
+  return task_suite(splits, pool, settings.evals, files(settings), notes, mesh, inputs)
+
+
+def _load(settings: Settings, specs: Sequence[str]) -> tuple[list[evals.Task], dict[str, str]]:
+  """Tasks of files and of lm-eval, in order, and digests of what lm-eval asks."""
+  made: list[evals.Task] = []
+  inputs: dict[str, str] = {}
+  for spec in specs:
+    if not harness.is_named(spec):
+      made.append(task_files.load(spec))
+      continue
+    from merge_jax.evals.harness import tasks as documents
+
+    options = settings.harness
+    found, more = documents.load([spec], include=options.include, shots=options.shots)
+    made += found
+    inputs |= more
+  task_files.check_names([task.name for task in made], "--tasks")
+  return made, inputs
 
 
 def task_suite(
@@ -84,8 +108,25 @@ def task_suite(
   files: Sequence[Path] = (),
   notes: Sequence[str] = (),
   mesh: Mesh | None = None,
+  inputs: Mapping[str, str] | None = None,
 ) -> TaskSuite:
   """Built-in tasks for models with the config and tokenizer of the first of some checkpoints.
+
+  Raises:
+    ValueError: as `model_of`, or as `TaskSuite`.
+  """
+  model, tokens = model_of(pool, options), evals.Tokens.from_folder(pool[0].path)
+  return TaskSuite(
+    splits, model.apply, tokens,
+    branches=model.branches, generate=model.generate, vocabulary=model.config.vocab_size,
+    max_length=model.config.max_positions, append_eos=options.append_eos, max_shapes=options.max_shapes,
+    batch_tokens=options.batch_tokens, dtype=jnp.dtype(options.dtype),
+    files=files, inputs=inputs, notes=notes, mesh=mesh, stacks=model.stacks, axes=model.axes,
+  )  # fmt: skip
+
+
+def model_of(pool: Sequence[Checkpoint], options: Evals) -> Model:
+  """The functions of models with the config of the first of some checkpoints.
 
   Layers are stacked where all of the checkpoints can be stacked alike.
 
@@ -104,19 +145,36 @@ def task_suite(
   stacks = models.stacking.find(checkpoint.specs) if model.stacks else {}
   if any(models.stacking.find(other.specs) != stacks for other in pool):
     stacks = {}
-  return TaskSuite(
-    splits, model.apply, evals.Tokens.from_folder(checkpoint.path),
-    branches=model.branches, generate=model.generate, vocabulary=model.config.vocab_size,
-    max_length=model.config.max_positions, append_eos=options.append_eos, max_shapes=options.max_shapes,
-    batch_tokens=options.batch_tokens, dtype=jnp.dtype(options.dtype),
-    files=files, notes=notes, mesh=mesh, stacks=stacks, axes=model.axes if stacks else (),
+  return model._replace(stacks=stacks, axes=model.axes if stacks else ())
+
+
+def harness_model(first: Checkpoint, model: Model, options: Evals, layout: Layout) -> Any:
+  """What lm-eval evaluates: an `evals.harness.model.Model` without parameters.
+
+  Args:
+    first: whose tokenizer is taken.
+    model: of `model_of`.
+    options, layout: of the job.
+  """
+  from merge_jax.evals.harness.model import Face
+  from merge_jax.evals.harness.model import Model as Judge
+
+  most = model.config.max_positions
+  if most is None:
+    raise ValueError(
+      f"{first.path}: config.json does not say how many positions there are; lm-eval must know."
+    )
+  face = Face(
+    model.apply, model.generate, evals.Tokens.from_folder(first.path), model.config.vocab_size,
+    model.config.max_positions,
+    model.branches, options.max_shapes, options.batch_tokens, jnp.dtype(options.dtype),
   )  # fmt: skip
+  return Judge(face, layout)
 
 
 def _heldout(
-  specs: Sequence[str], tasks: Sequence[evals.Task], chosen: Sequence[evals.Task]
+  heldout: list[evals.Task], tasks: Sequence[evals.Task], chosen: Sequence[evals.Task]
 ) -> list[evals.Task]:
-  heldout = task_files.load_all(specs)
   names = [task.name for task in tasks]
   for task in heldout:
     if task.name in names:

@@ -10,7 +10,7 @@ from jax import Array
 
 from merge_jax.evals import metrics
 from merge_jax.evals.batching import Bucket
-from merge_jax.evals.tasks import Task, target_table
+from merge_jax.evals.tasks import Task, size_table, target_table
 
 Smoothed = Callable[[Any, tuple[tuple[Bucket, ...], Array]], Array]
 
@@ -29,7 +29,7 @@ def smoothed(apply: Callable[..., Array], tasks: Sequence[Task], temperature: fl
     tasks: that `evals.pack(evals.encode(tasks, …))` made the buckets and the order of.
     temperature: τ.
   """
-  tables = [target_table(task) for task in tasks]
+  tables = [(*target_table(task), size_table(task)) for task in tasks]
 
   def passed(params: Any, one: Bucket) -> tuple[Array, Array, Array]:
     """Of each row: log-likelihood at the temperature and at 1, number of tokens."""
@@ -47,9 +47,10 @@ def smoothed(apply: Callable[..., Array], tasks: Sequence[Task], temperature: fl
     parts = [jax.lax.map(lambda one: passed(params, one), bucket) for bucket in buckets]
     every = [jnp.concatenate([x.reshape(-1) for x in some])[order] for some in zip(*parts, strict=True)]
     found, start = [], 0
-    for task, (table, right) in zip(tasks, tables, strict=True):
+    for task, (table, right, sizes) in zip(tasks, tables, strict=True):
       soft, plain, counts = (x[start + np.maximum(table, 0)] for x in every)
-      found.append(_score(task.metric, soft, plain, counts, table >= 0, right, temperature))
+      divisors = {"tokens": counts, "sizes": jnp.asarray(sizes)}
+      found.append(_score(task.metric, soft, plain, divisors, table >= 0, right, temperature))
       start += int((table >= 0).sum())
     return jnp.mean(jnp.stack(found))
 
@@ -60,7 +61,7 @@ def _score(
   metric: str,
   soft: Array,
   plain: Array,
-  counts: Array,
+  divisors: dict[str, Array],
   exists: np.ndarray,
   right: np.ndarray,
   temperature: float,
@@ -70,9 +71,9 @@ def _score(
 
   rule = metrics.named(metric)
   if rule.smooth == metrics.LOSS:
-    return jnp.sum(of_right(plain)) / jnp.sum(of_right(counts))
+    return jnp.sum(of_right(plain)) / jnp.sum(of_right(divisors["tokens"]))
   if rule.smooth == metrics.EXACT:
     return jnp.mean(jnp.exp(of_right(soft)))
-  costs = -plain / jnp.maximum(counts, 1.0) if rule.per_token else -plain
+  costs = -plain / jnp.maximum(divisors[rule.divisor], 1.0) if rule.divisor else -plain
   chances = jax.nn.softmax(jnp.where(jnp.asarray(exists), -costs / temperature, -jnp.inf), axis=1)
   return jnp.mean(of_right(chances))
