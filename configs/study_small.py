@@ -38,6 +38,7 @@ def get_config() -> config_dict.ConfigDict:
   c.fractions = (0.35, 0.65)
   c.limits = (50, 100)
   c.batch = 1
+  c.workers = 2
   c.bootstrap = 1000
   c.training = config_dict.ConfigDict()
   c.training.kinds = ("pretrained", "instruct")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +64,10 @@ class Store:
   def __init__(self, folder: Path):
     self._folder = folder
 
+  def has(self, key: str) -> bool:
+    """Whether a cell is done."""
+    return self._path(key).is_file()
+
   def get(self, key: str) -> Result | None:
     """The result of a cell that is done.
 
@@ -113,8 +118,7 @@ def run(
   """
   outcome, keys, done = Outcome({}, {}), set[str](), 0
   for item in work:
-    group = item if isinstance(item, Group) else Group((item,), lambda cells: [cells[0].run()])
-    missing = []
+    group, missing = _group(item), []
     for cell in group.cells:
       if (known := store.get(cell.key)) is not None:
         outcome.results[cell.key] = known
@@ -135,6 +139,63 @@ def run(
     done += len(group.cells)
     progress(done, group.cells[-1].name)
   return outcome
+
+
+def share(
+  work: Iterable[Cell | Group], store: Store, claims: Path, *, stop: Callable[[], bool] = lambda: False
+) -> None:
+  """Does the cells that are ready and that no other process is at, until all are done or have failed here.
+
+  Args:
+    work: in the order in which this process would like to do it; others may like another.
+    store: holds what is done by all.
+    claims: a folder of all processes; what one is at lies there, locked.
+    stop: asked before each cell or group.
+
+  Raises:
+    errors.Stopped: `stop` said so.
+  """
+  done, failed = set[str](), set[str]()
+
+  def through(key: str) -> bool:
+    if key not in done and store.has(key):
+      done.add(key)
+    return key in done or key in failed
+
+  groups = [_group(item) for item in work]
+  while groups := [group for group in groups if not all(through(cell.key) for cell in group.cells)]:
+    if not any(_shared(group, store, claims, through, failed, stop) for group in groups):
+      time.sleep(0.2)  # for what the others are at
+
+
+def _shared(
+  group: Group,
+  store: Store,
+  claims: Path,
+  through: Callable[[str], bool],
+  failed: set[str],
+  stop: Callable[[], bool],
+) -> bool:
+  """Does what is missing of a group, if all that it needs is there and nobody is at it; whether it did."""
+  if not all(through(key) for cell in group.cells for key in cell.needs):
+    return False
+  if stop():
+    raise errors.Stopped("Stopped; the same command continues.")
+  try:
+    with storage.locked(claims / group.cells[0].key):
+      failed.update(cell.key for cell in group.cells if failed.intersection(cell.needs))
+      for cell, result in _done(group, [cell for cell in group.cells if not through(cell.key)]):
+        if isinstance(result, str):
+          failed.add(cell.key)
+        else:
+          store.put(cell, result)
+  except storage.Locked:
+    return False
+  return True
+
+
+def _group(item: Cell | Group) -> Group:
+  return item if isinstance(item, Group) else Group((item,), lambda cells: [cells[0].run()])
 
 
 def _done(group: Group, cells: Sequence[Cell]) -> list[tuple[Cell, Result | str]]:

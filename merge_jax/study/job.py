@@ -1,6 +1,8 @@
 """A study from its settings to its files."""
 
 import contextlib
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +11,16 @@ import msgspec
 from jax.sharding import Mesh
 
 from merge_jax import reports, sharding, storage
-from merge_jax.study import grid, parts, results
-from merge_jax.study.cells import Outcome, Result, Store, run
+from merge_jax.study import grid, parts, results, workers
+from merge_jax.study.cells import Cell, Outcome, Result, Store, run
 from merge_jax.study.data import sources
 from merge_jax.study.planning import Plan, plan
 from merge_jax.study.settings import Study
 
 NAME = "study.json"
 """Marks the folder of a study; holds its settings."""
+CLAIMS = "claims"
+"""Folder in it: which cells workers are at."""
 Progress = Callable[[str, int, int, str], None]
 
 
@@ -51,6 +55,11 @@ def study(
     storage.refuse_filled(folder)
   grid.check(settings.methods, settings.counts, len(settings.held_in))
   mesh, store = mesh or sharding.make_mesh(""), Store(folder / "cells")
+  if settings.workers > 1 and (mesh.size > 1 or mesh.devices.flat[0].platform != "cpu"):
+    raise ValueError(
+      f"config: workers is {settings.workers}; several share the cores of one CPU device. Set workers to 1 on "
+      "other devices and on meshes."
+    )
   with contextlib.ExitStack() as stack:
     claimed = sources.generated(settings)  # else nothing is written before all is checked
     if claimed:
@@ -58,6 +67,8 @@ def study(
     made = plan(settings, sources.find(settings, folder), folder, store, mesh, stop)
     if not claimed:
       _claim(stack, folder, settings)
+    if settings.workers > 1:
+      _share(made, folder, store, mesh, stop, progress)
     outcome, searches = _run(made, store, mesh, stop, progress)
     say("cells are done; resampling for intervals")
     found = results.analysed(made, outcome, searches, folder.name)
@@ -70,6 +81,34 @@ def _claim(stack: contextlib.ExitStack, folder: Path, settings: Study) -> None:
   storage.write_json(folder / NAME, msgspec.to_builtins(settings))
 
 
+def searches(made: Plan, mesh: Mesh) -> list[Cell]:
+  """The cells of searches; none before the checkpoints of their pool are there."""
+  part, origin = made.settings.recycle, made.origin
+  if part is None or origin is None or any(not one.folder.exists() for one in made.pool.values()):
+    return []
+  return parts.searches(part, made.pool, origin, made.tasks, mesh)
+
+
+def _share(
+  made: Plan, folder: Path, store: Store, mesh: Mesh, stop: Callable[[], bool], progress: Progress
+) -> None:
+  """Has workers do it all, but what fails: `_run` tries that again, and says why."""
+  stages, seen = {"cells": made.cells}, dict.fromkeys(("cells", "searches"), -1)
+
+  def watch() -> None:
+    for stage, cells in list(stages.items()):
+      done = [cell.name for cell in cells if store.has(cell.key)]
+      if len(done) > seen[stage]:
+        seen[stage] = len(done)
+        progress(stage, len(done), len(cells), done[-1] if done else "")
+    if seen["cells"] == len(made.cells) and "searches" not in stages:
+      stages["searches"] = searches(made, mesh)
+
+  told = [json.dumps([str(folder), i]) for i in range(made.settings.workers)]
+  workers.side_by_side(f"{__package__}.worker", told, len(told), folder, stop=stop, watch=watch)
+  shutil.rmtree(folder / CLAIMS, ignore_errors=True)
+
+
 def _run(
   made: Plan,
   store: Store,
@@ -80,13 +119,11 @@ def _run(
   """What all cells came to, and the results of those of searches."""
   total = len(made.cells)
   outcome = run(made.work, store, stop=stop, progress=lambda done, name: progress("cells", done, total, name))
-  if made.settings.recycle is None or made.origin is None:
-    return outcome, []
   missing = [name for name, member in made.pool.items() if not member.folder.exists()]
   if missing:
     outcome.failed["recycle"] = f"it needs the checkpoint {missing[0]!r}, whose training failed."
     return outcome, []
-  cells = parts.searches(made.settings.recycle, made.pool, made.origin, made.tasks, mesh)
+  cells = searches(made, mesh)
   further = run(
     cells, store, stop=stop, progress=lambda done, name: progress("searches", done, len(cells), name)
   )

@@ -160,6 +160,7 @@ class Study(Part, frozen=True):
     limits: at most this many validation and test examples a task; 0 for all.
     batch: models that are scored in one program call.
     bootstrap: resamplings behind each interval.
+    workers: processes that do cells side by side, with a thread each; for small models on CPUs.
     along, recycle: further parts of a study; None leaves them out.
   """
 
@@ -176,6 +177,7 @@ class Study(Part, frozen=True):
   limits: tuple[Count, Count] = (0, 0)
   batch: Annotated[int, Meta(ge=1, le=4096)] = 1
   bootstrap: Annotated[int, Meta(ge=100, le=100_000)] = 1000
+  workers: Annotated[int, Meta(ge=1, le=256)] = 1
   along: Run | None = None
   recycle: Recycled | None = None
 

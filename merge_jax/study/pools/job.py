@@ -5,18 +5,15 @@ and another contestant adds what is missing alone.
 """
 
 import json
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from merge_jax import decoding, errors, storage
+from merge_jax import decoding, storage
 from merge_jax.errors import unknown
+from merge_jax.study import workers as processes
 from merge_jax.study.cells import Result
 from merge_jax.study.pools import data, members, table
 from merge_jax.study.pools.settings import SEEDS, Pools
@@ -25,8 +22,6 @@ from merge_jax.study.pools.unit import Unit, units
 NAME = "pools.json"
 """Marks the folder of a suite; holds its settings."""
 PARTS = ("lines", "references", "attainable")
-ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-"""For models this small threads cost more than they gain, and workers have a core each."""
 
 
 def compare(
@@ -125,36 +120,8 @@ def _side_by_side(
   stop: Callable[[], bool],
 ) -> list[Result]:
   """Each size and seed in a process of its own, `workers` at once; results in order."""
-  waiting, running, paths, stopped = list(wanted), list[subprocess.Popen[bytes]](), list[Path](), False
   (folder / "units").mkdir(exist_ok=True)
-  environment = dict(os.environ)
-  environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {ONE_THREAD}".strip()
-  environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "OPENBLAS_NUM_THREADS": "1",
-                  "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}  # fmt: skip
-  broken: list[int] = []
-  try:
-    while waiting or running:
-      while waiting and len(running) < workers and not stopped and not broken:
-        size, seed = waiting.pop(0)
-        paths.append(folder / "units" / f"{size}-{seed}.json")
-        told = json.dumps({"folder": str(folder), "size": size, "seed": seed, **asked})
-        running.append(
-          subprocess.Popen([sys.executable, "-m", __package__ + ".worker", told], env=environment)
-        )
-      if not running:
-        break
-      if not stopped and stop():
-        stopped = True
-        for process in running:
-          process.terminate()
-      broken += [p.returncode for p in running if p.poll() is not None and p.returncode]
-      running = [process for process in running if process.poll() is None]
-      time.sleep(0.2)
-  finally:
-    for process in running:
-      process.kill()
-  if stopped or errors.Stopped.status in broken:
-    raise errors.Stopped("Stopped; the same command continues.")
-  if broken:
-    raise RuntimeError(f"A worker ended with status {broken[0]}; what it said stands above.")
+  told = [json.dumps({"folder": str(folder), "size": size, "seed": seed, **asked}) for size, seed in wanted]
+  processes.side_by_side(f"{__package__}.worker", told, workers, folder, stop=stop)
+  paths = [folder / "units" / f"{size}-{seed}.json" for size, seed in wanted]
   return [decoding.decode(path.read_bytes(), dict[str, Any], str(path)) for path in paths]

@@ -1,14 +1,12 @@
 """One size and seed of a suite in a process of its own: `python -m merge_jax.study.pools.worker JSON`."""
 
-import os
-import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from merge_jax import decoding, errors, storage
+from merge_jax.study import workers
 from merge_jax.study.pools import data
 from merge_jax.study.pools.job import NAME
 from merge_jax.study.pools.settings import Pools
@@ -29,17 +27,7 @@ class Told(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def main() -> int:
   """Does it; 0, or the status of one that was stopped."""
   told = decoding.decode(sys.argv[1].encode(), Told, "arguments")
-  asked, parent = [False], os.getppid()
-
-  def ask(*_: Any) -> None:
-    asked[0] = True
-
-  def stop() -> bool:  # a job that was killed does not tell its workers
-    return asked[0] or os.getppid() != parent
-
-  signal.signal(signal.SIGTERM, ask)
-  signal.signal(signal.SIGINT, ask)
-  folder = Path(told.folder)
+  stop, folder = workers.told_to_stop(), Path(told.folder)
   suite = decoding.decode((folder / NAME).read_bytes(), Pools, str(folder / NAME))
   try:
     files = data.make(folder, suite.data)
