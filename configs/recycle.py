@@ -55,9 +55,11 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c.scorer.nan = "fail"  # or worst
 
   c.search = config_dict.ConfigDict()
-  c.search.method = "task_arithmetic"  # linear
+  c.search.method = "task_arithmetic"  # linear, ties, dare_ties, dare_linear, breadcrumbs, slerp, karcher
+  c.search.granularity = "model"  # group, layer: weights of their own for parts of the model
+  c.search.numbers = ""  # of the method, searched beside the weights: density,scaling
   c.search.proposer = "cma_es"  # surrogate, line_search, random
-  c.search.space = "free"  # simplex, softmax
+  c.search.space = "free"  # simplex, softmax; trajectory: window and schedule of a merge along a run
   c.search.budget = 200  # may grow: the same command goes on
   c.search.seconds = 0.0
   c.search.batch = 1  # candidates of one program call
@@ -66,6 +68,7 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c.search.sigma = 0.0  # 0: the space's
   c.search.population = 0  # 0: 4 + 3 ln(checkpoints)
   c.search.start = "best"  # uniform
+  c.search.objective = "fitness"  # pareto: along the front of all tasks, by surrogate
   c.search.fitness = "mean"  # normalized, worst
   c.search.fitness_source = "metric"  # loss, auto
   c.search.task_weights = ""  # of the fitness: code=2,math=1

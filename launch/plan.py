@@ -65,13 +65,15 @@ def described() -> Any:
   """The name of the model, and the job of the flags."""
   from merge_jax import decoding, models, storage
   from merge_jax.checkpoints import sidecars
+  from merge_jax.errors import unknown
   from merge_jax.estimate import program, workload
-  from merge_jax.recycle import methods
   from merge_jax.recycle.settings import Evals, Splits
+  from merge_jax.search.options import LINEAR
 
   if bool(_CONFIG.value) == bool(_PRESET.value):
     raise ValueError("Give one of --config_json=model/config.json and --preset=llama-3-8b.")
-  methods.check(_METHOD.value, "simplex")
+  if _METHOD.value not in LINEAR:
+    raise ValueError(unknown("method that can be planned", _METHOD.value, LINEAR, "--method"))
   path = storage.path(_CONFIG.value)
   config = sidecars.read_object(path) if _CONFIG.value else models.preset(_PRESET.value)
   name = str(path) if _CONFIG.value else _PRESET.value

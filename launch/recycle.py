@@ -18,6 +18,9 @@ _HELDOUT = flags.DEFINE_list("heldout_tasks", [], "Task files that never enter t
 _OUTPUT = flags.DEFINE_string("output_dir", "", "Folder to write into, and to resume from.")
 _SCORER = flags.DEFINE_string("scorer_command", "", "External scorer with {model_dir} {scores_json}.")
 _BUDGET = flags.DEFINE_integer("budget", 0, "Evaluations in all; 0: the config's.")
+_OBJECTIVE = flags.DEFINE_enum(
+  "objective", None, ["fitness", "pareto"], "What the budget is spent on: the best merge, or the trade-offs."
+)
 _DRY = flags.DEFINE_bool("dry_run", False, "Print what would be done, with sizes and an estimate.")
 _MEMORY = flags.DEFINE_enum(
   "pool_memory", None, ["auto", "device", "host", "disk"], "Where the pool is held; default: the config's."
@@ -45,6 +48,8 @@ def main() -> None:
     values["scorer"] = dict(values.get("scorer", {})) | {"command": _SCORER.value}
   if _BUDGET.value:
     values["search"] = dict(values.get("search", {})) | {"budget": _BUDGET.value}
+  if _OBJECTIVE.value:
+    values["search"] = dict(values.get("search", {})) | {"objective": _OBJECTIVE.value}
   placement = {"mesh": flags.FLAGS.mesh, "pool_memory": _MEMORY.value, "verify_load": _VERIFY.value}
   chosen = {name: value for name, value in placement.items() if value}
   values["placement"] = dict(values.get("placement", {})) | chosen

@@ -1,7 +1,6 @@
 """Weights found by gradients through the merge itself: a differentiable alternative to a search."""
 
 import itertools
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from merge_jax import operators as mj
 from merge_jax.evals.batching import Batches, Bucket, pack
 from merge_jax.evals.branches import Rows
 from merge_jax.evals.tokens import Tokens
+from merge_jax.operators import grouping
 
 PyTree = Any
 Apply = Callable[..., Array]
@@ -187,9 +187,7 @@ def per_layer(names: Iterable[str], row: Sequence[float]) -> mj.Weights:
   >>> per_layer(["embed.w", "layers.0.w", "layers.1.w", "layers.1.v"], [0.3, 0.3]).values.shape
   (3, 2)
   """
-  found = {match[0] for match in (re.match(r"[^\d]*?\.\d+\.", name) for name in names) if match}
-  layers = sorted(found, key=lambda prefix: (len(prefix), prefix))
-  patterns = (*(f"(?s:{re.escape(prefix)}.*)" for prefix in layers), "(?s:.*)")
+  patterns = tuple(dict.fromkeys((*grouping.patterns("layer", names), grouping.ANY)))
   return mj.Weights(jnp.tile(jnp.asarray(row, jnp.float32)[None], (len(patterns), 1)), patterns)
 
 

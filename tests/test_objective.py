@@ -111,7 +111,7 @@ def test_a_program_that_would_compile_again_is_an_error(suite):
   objective = suite.objective(merges("linear", "task_arithmetic", "ties"))
   objective.evaluate(CANDIDATES[:4], "search")  # two methods of one class are two programs
   with pytest.raises(RuntimeError, match=r"'linear' on split 'search' was traced twice"):
-    objective.evaluate([Candidate("x", "linear", Point(((0.2, 0.3, 0.5), (1.0, 0.0, 0.0))))], "search")
+    objective.evaluate([Candidate("x", "linear", Point((0.2, 0.3, 0.5), {"t": 1.0}))], "search")
 
 
 def test_other_sources_use_the_same_programs(suite):

@@ -3,15 +3,16 @@
 import csv
 import io
 import json
+from concurrent import futures
 
 import jax
 import numpy as np
 import pytest
 
-from merge_jax import errors, models
+from merge_jax import errors, models, sharding
 from merge_jax.evals.examples import Examples
 from merge_jax.study import grid, job, settings
-from merge_jax.study.cells import Cell, Group, Store, run
+from merge_jax.study.cells import Cell, Group, Store, run, share
 from merge_jax.study.tasks import Tasks
 from merge_jax.training import pool, puzzles
 
@@ -77,6 +78,41 @@ def test_a_stop_keeps_what_is_done(tmp_path):
   with pytest.raises(errors.Stopped, match="1 cells"):
     run([numbered(0), numbered(1)], Store(tmp_path), stop=lambda: next(asked))
   assert run([numbered(0), numbered(1)], Store(tmp_path)).results.keys() == {numbered(0).key, numbered(1).key}
+
+
+def test_workers_share_cells(tmp_path):
+  """Two from both ends: each cell is done once, after those that it needs; one that fails stops no other."""
+  store, calls = Store(tmp_path / "cells"), []
+
+  def counted(i):
+    def work():
+      assert all(store.has(cells[j].key) for j in needs.get(i, ()))
+      calls.append(i)
+      if i == 3:
+        raise RuntimeError("out of luck")
+      return {"i": i}
+
+    return work
+
+  needs = {1: (0,), 4: (3,), 5: (1, 2), 7: (6,)}
+  cells = list[Cell]()
+  for i in range(8):
+    cells.append(numbered(i, counted(i), tuple(cells[j].key for j in needs.get(i, ()))))
+  pair = Group(tuple(cells[6:]), lambda some: [cell.run() for cell in some])
+  work = [*cells[:6], pair._replace(cells=pair.cells[:1]), pair._replace(cells=pair.cells[1:])]
+  with futures.ThreadPoolExecutor() as threads:
+    done = [threads.submit(share, turn, store, tmp_path / "claims") for turn in (work, work[::-1])]
+    for one in done:
+      one.result(timeout=60)
+  assert sorted(i for i in calls if i != 3) == [0, 1, 2, 5, 6, 7] and calls.count(3) <= 2
+  assert run(work, store).failed.keys() == {"cell 3", "cell 4"}
+
+
+def test_a_worker_stops_between_cells(tmp_path):
+  asked = iter([False, True])
+  with pytest.raises(errors.Stopped):
+    share([numbered(0), numbered(1)], Store(tmp_path), tmp_path / "claims", stop=lambda: next(asked))
+  assert Store(tmp_path).has(numbered(0).key) and not Store(tmp_path).has(numbered(1).key)
 
 
 def test_a_damaged_cell_is_named(tmp_path):
@@ -247,6 +283,21 @@ def test_the_same_study_again_does_nothing_and_more_adds_what_is_missing(own, do
   assert len(after) == len(before) + 3
 
 
+def test_workers_find_what_one_process_finds(own, done, tmp_path, monkeypatch):
+  monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+  given = settings.from_mapping({**own, "output_dir": str(tmp_path / "run"), "workers": 2})
+  said = []
+  result = job.study(
+    given, mesh=sharding.make_mesh("fsdp:1"), say=lambda line: None,
+    progress=lambda what, done, total, name: said.append(done),
+  )  # fmt: skip
+  _, alone = done
+  assert said == sorted(said) and not result["failed"]
+  assert not (tmp_path / "run" / job.CLAIMS).exists()
+  for one, other in zip(alone["scores"], result["scores"], strict=True):
+    assert one["scores"] == pytest.approx(other["scores"], rel=1e-5)
+
+
 def recycled(size, searched=None):
   return {
     "size": size, "pool": {"a": {}, "b": {}}, "options": {"settings": searched} if searched else {},
@@ -270,6 +321,8 @@ def test_batches_score_alike(own, done, tmp_path, batch):
     ({"held_in": {}}, "held_in"),
     ({"fractions": (0.9, 0.9)}, "at most 1"),
     ({"methods": {}}, "methods"),
+    ({"workers": 2}, "share the cores"),
+    ({"workers": 0}, "workers"),
     ({"along": {"size": "tiny", "options": {}}}, "along"),
     ({"held_out": {"a/b": ("x.jsonl",)}}, "without /"),
     ({"methods": {" ": {"operator": "uniform"}}}, "name of a method"),

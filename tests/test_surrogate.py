@@ -10,8 +10,9 @@ from merge_jax import evals, models, recycle, search
 from merge_jax.evals import answers
 from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.operators import Leaf
-from merge_jax.recycle import metric
-from merge_jax.search.surrogate import process, region
+from merge_jax.recycle import metric, settings
+from merge_jax.search import pareto
+from merge_jax.search.surrogate import directions, process, region
 from merge_jax.search.surrogate.model import learn
 from merge_jax.training import puzzles
 from tests import pools
@@ -153,7 +154,7 @@ def test_highest_stays_in_its_region_and_on_the_simplex():
 
   free, value = region.highest(up, around, 0.3, [np.zeros(2)])
   assert abs(np.linalg.norm(free) - 0.3) < 1e-3 and value > 0.6
-  bound, _ = region.highest(up, around, 10.0, [np.zeros(2)], simplex=True)
+  bound, _ = region.highest(up, around, 10.0, [np.zeros(2)], sums=1)
   np.testing.assert_allclose(around.weights(bound), [1.0, 0.0], atol=1e-4)
 
 
@@ -226,3 +227,62 @@ def test_a_scorer_without_answers_is_refused(world, tmp_path):
   with pytest.raises(ValueError, match="gives scores alone"):
     run(world, tmp_path / "x", search=SURROGATE, scorer=command, tasks=["a"])
   assert not (tmp_path / "x").exists()
+
+
+# Along the front.
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_the_highest_point_of_a_direction_lies_on_the_front(count):
+  generator = np.random.default_rng(count)
+  fitness = search.Fitness(tuple("abcde"[:count]), (1.0,) * count, source="metric")
+  points, singles = generator.random((200, count)), generator.random((4, count))
+  records = [
+    search.Record("search", i, 0, "single", "linear", search.Point((1.0,)), scores, None, None, 0.0)
+    for i, row in enumerate(singles)
+    for scores in [dict(zip(fitness.tasks, row, strict=True))]
+  ]
+  front, found, drawn = pareto.front(points), set(), directions.importances(count, 0)
+  for importance, _ in zip(drawn, range(64), strict=False):
+    assert (
+      importance.shape == (count,)
+      and (importance > 0).all()
+      and importance.sum() == pytest.approx(1, abs=0.01)
+    )
+    toward = directions.Direction.toward(fitness, importance, records)
+    heights = toward.aggregated(points, singles)
+    found.add(int(np.argmax(heights)))
+    slopes = toward.slopes(points[:1], singles)[0]
+    step = 1e-7 * generator.normal(size=count)
+    ends = toward.aggregated(points[:1] + np.array([[1], [-1]]) * step, singles)
+    assert ends[0] - ends[1] == pytest.approx(2 * slopes @ step, rel=1e-3)
+  assert all(front[i] for i in found) and len(found) > 2
+
+
+def test_a_search_along_the_front_dominates_more_than_the_known_points(world, tmp_path):
+  given = settings.from_mapping(
+    settings.to_mapping(job(world, tmp_path / "run"))
+    | {"search": {"budget": 24, "proposer": "surrogate", "objective": "pareto", "fitness_source": "metric"}}
+  )
+  result = recycle.recycle(given, say=quiet)
+  volumes = result["pareto"]
+  assert volumes["hypervolume"] >= volumes["hypervolume_known"] >= volumes["hypervolume_singles"]
+  steps = [one for one in journal_of(tmp_path / "run") if one["split"] == "search"]
+  own = [one for one in steps if one["kind"] == "surrogate"]
+  assert len({tuple(one["point"]["weights"]) for one in own}) == len(own) > 3
+
+
+def test_the_front_is_for_the_surrogate(world, tmp_path):
+  values = settings.to_mapping(job(world, tmp_path / "run")) | {"search": {"objective": "pareto"}}
+  with pytest.raises(ValueError, match="cannot search"):
+    recycle.build(settings.from_mapping(values))
+
+
+def test_a_search_that_ends_by_itself_says_what_was_left(world, tmp_path):
+  values = settings.to_mapping(job(world, tmp_path / "run"))
+  said = []
+  values |= {"search": {"budget": 100, "proposer": "surrogate", "fitness_source": "metric"}}
+  result = recycle.recycle(settings.from_mapping(values), say=said.append)
+  assert result["cost"]["evaluations"] < 100 and result["left"] >= 0
+  assert sum(line.startswith("nothing more to find here: after ") for line in said) == 1
+  assert "of fitness was foreseen" in (tmp_path / "run" / "report.html").read_text()

@@ -103,9 +103,16 @@ class JittedObjective:
     self._side = 1 if layout is None else layout.mesh.shape["candidate"]
     self.batch = batch if layout is None else batch_of(batch, layout.mesh)
     self._merges, self._scorers, self._layout, self._in_turn = merges, scorers, layout, in_turn
-    self._programs = {(m, s): self._program(m, s) for m in merges for s in scorers}
+    self._programs: dict[tuple[str, str, int], Callable[..., PyTree]] = {}
 
-  def _program(self, method: str, split: str) -> Callable[..., PyTree]:
+  def _program(self, method: str, split: str, axes: int) -> Callable[..., PyTree]:
+    """That of a method and split, for weights `[K]` or, with two axes, `[G, K]`."""
+    key = method, split, axes
+    if key not in self._programs:
+      self._programs[key] = self._made(method, split)
+    return self._programs[key]
+
+  def _made(self, method: str, split: str) -> Callable[..., PyTree]:
     score, merge, traces = self._scorers[split].function, self._merge(method), [0]
 
     def run(source: PyTree, weights: Array, numbers: Mapping[str, Array], data: Any) -> PyTree:
@@ -153,8 +160,9 @@ class JittedObjective:
   def evaluate(self, candidates: Sequence[Candidate], split: str) -> list[Evaluation]:
     """Scores, losses and examples of each candidate, in order."""
     results: dict[int, Evaluation] = {}
-    for method in dict.fromkeys(candidate.method for candidate in candidates):
-      places = [i for i, candidate in enumerate(candidates) if candidate.method == method]
+    alike = [(candidate.method, candidate.point.array.ndim) for candidate in candidates]
+    for method, axes in dict.fromkeys(alike):
+      places = [i for i, one in enumerate(alike) if one == (method, axes)]
       for start in range(0, len(places), self.batch):
         part = places[start : start + self.batch]
         found = self._call(method, split, [candidates[i].point for i in part])
@@ -170,7 +178,8 @@ class JittedObjective:
 
   def _call(self, method: str, split: str, points: Sequence[Point]) -> list[Evaluation]:
     with using(self._layout):
-      values = self._programs[method, split](*self.arguments(method, split, points))
+      program = self._program(method, split, points[0].array.ndim)
+      values = program(*self.arguments(method, split, points))
     values = jax.tree.map(np.asarray, values)
     scorer = self._scorers[split]
     return [evaluation(scorer, jax.tree.map(lambda x, i=i: x[i], values)) for i in range(len(points))]
@@ -178,7 +187,8 @@ class JittedObjective:
   def lower(self, method: str, split: str, points: Sequence[Point]) -> Any:
     """The program of `evaluate` lowered, not run: sources and data may be abstract."""
     with using(self._layout):
-      return self._programs[method, split].lower(*self.arguments(method, split, points))  # type: ignore[attr-defined]
+      program: Any = self._program(method, split, points[0].array.ndim)
+      return program.lower(*self.arguments(method, split, points))
 
   def merge_seconds(self, candidate: Candidate) -> float:
     """Seconds that the merge of one candidate of a batch takes alone, the best of three."""

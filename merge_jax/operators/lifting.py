@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,6 +33,15 @@ class Prepared:
   def count(self) -> int:
     """Number of models."""
     return len(self.leaves[self.plan.entries[0].name].experts)
+
+  def slices(self) -> Iterator[tuple[str, Leaf]]:
+    """The tensors that are merged, by the names that they have one by one: slices where leaves are stacks."""
+    for entry in self.plan.entries:
+      leaf, stack = self.leaves[entry.name], entry.axes.stack
+      for i, name in enumerate(entry.slices):
+        taken = (slice(None),) * (stack or 0) + (i,)
+        own = leaf._replace(keys=None)
+        yield name, leaf if stack is None else jax.tree.map(lambda x, taken=taken: x[taken], own)
 
 
 WeightsLike = ArrayLike | Sequence[ArrayLike] | Weights | None

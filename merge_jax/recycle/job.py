@@ -171,6 +171,8 @@ def _run(
     items=items,
     progress=after,
   )
+  if found.left is not None:
+    say(f"nothing more to find here: {left(found.left, len(found.records), problem.budget.evaluations)}")
   say("search done; scoring finalists on validation and test examples")
   say(_times(work, found.records))
   result, chosen = results.conclude(problem, work, journal, items, found, after)
@@ -183,6 +185,15 @@ def _run(
   storage.remove_tree(run.path / folders.SCRATCH)
   storage.remove_tree(run.path / folders.ANSWERS)
   return result
+
+
+def left(foreseen: float, evaluations: int, budget: int) -> str:
+  """Why a search ended before its budget.
+
+  >>> left(0.00021, 22, 50)
+  'after 22 of 50 evaluations no more than +0.0002 of fitness is foreseen'
+  """
+  return f"after {evaluations} of {budget} evaluations no more than {foreseen:+.4f} of fitness is foreseen"
 
 
 def _times(work: Work, records: Sequence[Record]) -> str:

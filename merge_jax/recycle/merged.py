@@ -11,7 +11,7 @@ import numpy as np
 
 from merge_jax import checkpoints, host, models, streaming
 from merge_jax import operators as mj
-from merge_jax.operators import leafwise
+from merge_jax.operators import grouping, leafwise, naming
 from merge_jax.recycle import methods
 from merge_jax.recycle.problem import Problem
 from merge_jax.search.point import Candidate
@@ -52,15 +52,19 @@ class Mean(NamedTuple):
 def jobs(problem: Problem, candidate: Candidate) -> Iterator[Job]:
   """A job for each tensor, as the plan of the candidate's method has it."""
   method, first = methods.METHODS[candidate.method], problem.pool[0]
-  operator = method.operator()
+  operator = method.operator(**candidate.point.numbers)
   for entry in mj.plan(operator, first.specs).entries:
     experts = tuple(Source(checkpoint, entry.name) for checkpoint in problem.pool)
     base: Readable | None = None
     if method.needs_base and entry.merged:
       base = Mean(experts) if problem.base is None else Source(problem.base, entry.name)
     spec = jax.ShapeDtypeStruct(entry.shape, first.result_dtype(entry.name))
-    weights = tuple(candidate.point.array.tolist())
-    yield Job(entry.name, spec, operator, experts, base, weights, problem.labels, axes=entry.axes)
+    weights = candidate.point.array
+    if weights.ndim == 2:
+      weights = weights[naming.require_match(entry.name, problem.patterns, "weights")]
+    yield Job(
+      entry.name, spec, operator, experts, base, tuple(weights.tolist()), problem.labels, axes=entry.axes
+    )
 
 
 def write(
@@ -81,9 +85,19 @@ def write(
         out.write(name, params[name])
   else:
     with checkpoints.writer(folder, specs, like=first, **options) as out:
-      streaming.stream(made, out, allow_nonfinite=True)  # as it was scored
+      key = methods.key_of(made[0].operator, problem.settings.search.seed)
+      streaming.stream(made, out, key=key, allow_nonfinite=True)  # as it was scored
   if host.is_lead():
     _describe(problem, candidate, folder)
+
+
+def _weights(problem: Problem, candidate: Candidate) -> dict[str, Any]:
+  """By checkpoint; where groups of tensors have their own, by group before."""
+  rows = candidate.point.array.tolist()
+  if candidate.point.array.ndim == 1:
+    return dict(zip(problem.labels, rows, strict=True))
+  names = map(grouping.label, problem.patterns)
+  return {name: dict(zip(problem.labels, row, strict=True)) for name, row in zip(names, rows, strict=True)}
 
 
 def _describe(problem: Problem, candidate: Candidate, folder: Path) -> None:
@@ -93,7 +107,7 @@ def _describe(problem: Problem, candidate: Candidate, folder: Path) -> None:
   provenance = {
     "created_by": "merge_jax recycle",
     "method": candidate.method,
-    "weights": dict(zip(problem.labels, candidate.point.weights, strict=True)),
+    "weights": _weights(problem, candidate),
     "numbers": candidate.point.numbers,
     "base": (problem.settings.base or "mean of the pool") if needs_base else None,
     "manifest": msgspec.to_builtins(problem.manifest),

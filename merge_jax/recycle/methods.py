@@ -1,10 +1,12 @@
 """The merge rules that a job can search, one row each."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax import Array
 from jax.sharding import Sharding
 
 from merge_jax import operators as mj
@@ -15,7 +17,7 @@ from merge_jax.operators.contrib import trajectory as along
 from merge_jax.operators.naming import AxesRules
 from merge_jax.preflight import Needs
 from merge_jax.search.point import Point
-from merge_jax.search.space import SPACES
+from merge_jax.search.space import NO_NUMBERS, SPACES, Number
 
 PyTree = Any
 
@@ -24,24 +26,40 @@ class Method(NamedTuple):
   """A merge rule as a search sees it.
 
   Attributes:
-    operator: made once.
+    operator: from its numbers; those that are not searched have the values that they have here.
     spaces: of the weights that make sense for it.
     needs_base: whether the pool is held beside a base.
+    numbers: that can be searched, by name.
+    models: how many it merges; 0 for any number.
   """
 
-  operator: Callable[[], mj.Operator]
+  operator: Callable[..., mj.Operator]
   spaces: tuple[str, ...]
   needs_base: bool
+  numbers: Mapping[str, Number] = NO_NUMBERS
+  models: int = 0
 
+
+ON_SIMPLEX = ("simplex", "softmax")
+ANY_SPACE = ("free", *ON_SIMPLEX)
+SCALING = Number(0.0, 3.0, 1.0)
+TRIMMED = {"density": Number(0.02, 1.0, 0.2, log=True), "scaling": SCALING}
+DROPPED = {"density": Number(0.05, 1.0, 0.5), "scaling": SCALING}
 
 METHODS: dict[str, Method] = {
-  "linear": Method(lambda: mj.linear(normalize=False), ("simplex", "softmax"), False),
-  "task_arithmetic": Method(mj.task_arithmetic, ("free", "simplex", "softmax"), True),
+  "linear": Method(lambda: mj.linear(normalize=False), (*ON_SIMPLEX, "trajectory"), False),
+  "task_arithmetic": Method(mj.task_arithmetic, ANY_SPACE, True, {"scaling": SCALING}),
+  "ties": Method(mj.ties, ANY_SPACE, True, TRIMMED),
+  "dare_linear": Method(functools.partial(mj.dare_linear, density=0.5), ANY_SPACE, True, DROPPED),
+  "dare_ties": Method(functools.partial(mj.dare_ties, density=0.5), ANY_SPACE, True, DROPPED),
+  "breadcrumbs": Method(functools.partial(mj.breadcrumbs, density=0.2), ANY_SPACE, True, TRIMMED),
+  "slerp": Method(mj.slerp, ON_SIMPLEX, False, models=2),
+  "karcher": Method(mj.karcher, ON_SIMPLEX, False),
 }
 
 
-def check(method: str, space: str) -> None:
-  """Raises ValueError for an unknown method, or a space that its weights cannot come from."""
+def check(method: str, space: str, count: int = 0) -> None:
+  """Raises ValueError for an unknown method, a space that it has no use for, or another number of models."""
   if method not in METHODS:
     raise ValueError(unknown("search method", method, METHODS))
   if space not in SPACES:
@@ -51,6 +69,30 @@ def check(method: str, space: str) -> None:
       f"config: search.method {method!r} cannot be searched in space {space!r}; expected one of "
       f"{', '.join(METHODS[method].spaces)}."
     )
+  if count and METHODS[method].models not in (0, count):
+    raise ValueError(
+      f"config: search.method {method!r} merges {METHODS[method].models} models; got {count} checkpoints."
+    )
+
+
+def numbers(method: str, names: str) -> dict[str, Number]:
+  """The numbers of a method that are searched, from their names with commas between.
+
+  Raises:
+    ValueError: a name that the method has no number of, or twice.
+
+  >>> list(numbers("ties", "density,scaling"))
+  ['density', 'scaling']
+  """
+  given = [name.strip() for name in names.split(",")] if names.strip() else []
+  for i, name in enumerate(given):
+    if name not in METHODS[method].numbers:
+      raise ValueError(
+        unknown(f"number of {method}", name, METHODS[method].numbers, "config: search.numbers")
+      )
+    if name in given[:i]:
+      raise ValueError(f"config: search.numbers has {name!r} twice.")
+  return {name: METHODS[method].numbers[name] for name in given}
 
 
 def trajectory(steps: Sequence[float], count: int) -> tuple[Point, ...]:
@@ -65,25 +107,79 @@ def trajectory(steps: Sequence[float], count: int) -> tuple[Point, ...]:
   return tuple(Point(tuple(map(float, weights))) for weights in along.candidates(steps))
 
 
+class Sources(NamedTuple):
+  """A pool that is merged anew for every point, since numbers of the rule are searched."""
+
+  experts: Mapping[str, PyTree]
+  base: PyTree | None
+  key: Array | None
+
+
 def merges(
-  names: tuple[str, ...], experts: list[PyTree], base: PyTree | None, axes: AxesRules = ()
+  names: tuple[str, ...],
+  experts: Mapping[str, PyTree] | Sequence[PyTree],
+  base: PyTree | None,
+  axes: AxesRules = (),
+  *,
+  patterns: tuple[str, ...] = (),
+  searched: Collection[str] = (),
+  seed: int = 0,
 ) -> dict[str, Merge]:
-  """The pool prepared for each method, by name.
+  """The pool ready for each method, by name.
 
   Args:
     names: keys of `METHODS`.
-    experts: the pool's parameters.
+    experts: the pool's parameters; random methods go by their names.
     base: the common ancestor's; None takes the mean of the pool where a method needs one.
     axes: leaves that are stacks of layers.
+    patterns: of the rows of weights, where a point has several.
+    searched: methods whose numbers are searched; others are prepared once.
+    seed: of random methods.
   """
+  if not isinstance(experts, Mapping):
+    experts = {str(i): one for i, one in enumerate(experts)}
   result = {}
   for name in dict.fromkeys(names):
-    operator = METHODS[name].operator()
-    if METHODS[name].needs_base and base is None:
+    method = METHODS[name]
+    if method.needs_base and base is None:
       base = mj.merge(mj.uniform(), experts)
-    prepared = mj.prepare(operator, experts, base=base if METHODS[name].needs_base else None, axes=axes)
-    result[name] = Merge(_combine, prepared)
+    own, key = base if method.needs_base else None, key_of(method.operator(), seed)
+    if name in searched:
+      anew = functools.partial(_merge_anew, method.operator, axes, patterns)
+      result[name] = Merge(anew, Sources(experts, own, key))
+    else:
+      prepared = mj.prepare(method.operator(), experts, base=own, key=key, axes=axes)
+      result[name] = Merge(functools.partial(_combine, patterns), prepared)
   return result
+
+
+def key_of(operator: mj.Operator, seed: int) -> Array | None:
+  """The key of a random rule; None for others."""
+  return jax.random.key(seed) if operator.needs_key else None
+
+
+def weights_of(weights: Any, patterns: tuple[str, ...]) -> Any:
+  """Weights as operators take them: `[K]`, or rows `[G, K]` with the patterns of their tensors."""
+  return mj.Weights(weights, patterns) if weights.ndim == 2 else weights
+
+
+def _merge_anew(
+  make: Callable[..., mj.Operator],
+  axes: AxesRules,
+  patterns: tuple[str, ...],
+  source: Sources,
+  weights: Any,
+  numbers: Mapping[str, Any],
+) -> PyTree:
+  chosen = weights_of(weights, patterns)
+  return mj.merge(make(**numbers), source.experts, chosen, base=source.base, key=source.key, axes=axes)
+
+
+def _combine(
+  patterns: tuple[str, ...], prepared: mj.Prepared, weights: Any, numbers: Mapping[str, Any]
+) -> PyTree:
+  del numbers  # none is searched
+  return mj.combine(prepared, weights_of(weights, patterns))
 
 
 def abstract(
@@ -104,13 +200,8 @@ def abstract(
   found = {}
   for method, prepared in jax.eval_shape(sources, experts, base).items():
     leaves = {name: placed(name, leaf) for name, leaf in prepared.leaves.items()}
-    found[method] = Merge(_combine, dataclasses.replace(prepared, leaves=leaves))
+    found[method] = Merge(functools.partial(_combine, ()), dataclasses.replace(prepared, leaves=leaves))
   return found
-
-
-def _combine(prepared: mj.Prepared, weights: Any, numbers: Mapping[str, Any]) -> PyTree:
-  del numbers  # none of these rules has one that is searched
-  return mj.combine(prepared, weights)
 
 
 def memory(method: str, pool: Sequence[Checkpoint], base: Checkpoint | None, batch: int) -> Needs:

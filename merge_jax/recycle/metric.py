@@ -1,13 +1,14 @@
 """Inner products of what the weights of a merge scale: distances between merged models follow from them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 from jax import Array
 
-from merge_jax.operators import Leaf
+from merge_jax.operators import Leaf, naming
 
 SAMPLE = 1 << 18
 """Most elements of a tensor that are looked at: inner products of task vectors are then known to 1 %."""
@@ -24,6 +25,23 @@ def gram(leaves: Iterable[Leaf]) -> np.ndarray:
   [[1.0, 0.0], [0.0, 4.0]]
   """
   return np.sum([np.asarray(_gram(leaf), np.float64) for leaf in leaves if _floating(leaf)], axis=0)
+
+
+def by_group(leaves: Iterable[tuple[str, Leaf]], patterns: Sequence[str]) -> np.ndarray:
+  """As `gram`, of each group of tensors, 0 between them: float64 `[G K, G K]`.
+
+  Args:
+    leaves: the tensors of the pool by name.
+    patterns: G, as those of `Weights`.
+  """
+  found: dict[int, np.ndarray] = {}
+  for name, leaf in leaves:
+    if _floating(leaf):
+      row = naming.require_match(name, patterns, "weights")
+      found[row] = found.get(row, 0.0) + np.asarray(_gram(leaf), np.float64)
+  count = len(next(iter(found.values()))) if found else 0
+  zeros = np.zeros((count, count))
+  return scipy.linalg.block_diag(*(found.get(row, zeros) for row in range(len(patterns))))
 
 
 def _floating(leaf: Leaf) -> bool:

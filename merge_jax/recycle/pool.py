@@ -1,6 +1,6 @@
 """A pool on the devices, ready to be searched."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,10 +78,10 @@ class Pool(NamedTuple):
   merges: Mapping[str, Merge | Window]
   objective: Watched
 
-  def gram(self, method: str) -> np.ndarray:
-    """Inner products of the task vectors as a method has them, `[K, K]`."""
+  def gram(self, method: str, patterns: Sequence[str]) -> np.ndarray:
+    """Inner products of the task vectors as a method has them, `[G K, G K]`: 0 between groups of tensors."""
     merge = self.merges[method]
-    return metric.gram(merge.leaves() if isinstance(merge, Window) else merge.source.leaves.values())
+    return metric.by_group(merge.leaves() if isinstance(merge, Window) else merge.source.slices(), patterns)
 
 
 def place(problem: Problem) -> Pool:
@@ -107,9 +107,12 @@ def _on_devices(problem: Problem) -> dict[str, Merge]:
   def placed(checkpoint: Checkpoint) -> dict[str, Any]:
     return checkpoints.place(checkpoint, problem.layout.shardings, suite.stacks, verify=verify)
 
-  experts = [placed(checkpoint) for checkpoint in problem.pool]
-  base = None if (own := _base(problem)) is None else placed(own)
-  return methods.merges((METHOD, problem.method), experts, base, suite.axes)
+  experts = {name: placed(one) for name, one in zip(problem.labels, problem.pool, strict=True)}
+  base, search = None if (own := _base(problem)) is None else placed(own), problem.settings.search
+  return methods.merges(
+    (METHOD, problem.method), experts, base, suite.axes,
+    patterns=problem.patterns, searched=[problem.method] if search.numbers else [], seed=search.seed,
+  )  # fmt: skip
 
 
 def _windows(problem: Problem) -> dict[str, Window]:
@@ -124,6 +127,15 @@ def _windows(problem: Problem) -> dict[str, Window]:
   experts = [held(checkpoint) for checkpoint in problem.pool]
   base = None if (own := _base(problem)) is None else held(own)
   return {
-    name: Window(methods.METHODS[name].operator(), experts, base, first.specs, layout, stacks)
+    name: Window(
+      methods.METHODS[name].operator,
+      dict(zip(problem.labels, experts, strict=True)),
+      base,
+      first.specs,
+      layout,
+      stacks,
+      patterns=problem.patterns,
+      seed=problem.settings.search.seed,
+    )
     for name in dict.fromkeys((METHOD, problem.method))
   }

@@ -9,6 +9,7 @@ from merge_jax.checkpoints import Checkpoint
 from merge_jax.evals import objective as objectives
 from merge_jax.evals import tasks as task_files
 from merge_jax.evals.suite import Suite
+from merge_jax.operators import grouping
 from merge_jax.preflight import Finding
 from merge_jax.recycle import folder as folders
 from merge_jax.recycle import manifest as manifests
@@ -65,6 +66,11 @@ class Problem:
     return self.settings.search.method
 
   @property
+  def patterns(self) -> tuple[str, ...]:
+    """Which tensors the rows of weights belong to."""
+    return grouping.patterns(self.settings.search.granularity, self.pool[0].specs)
+
+  @property
   def items(self) -> bool:
     """Whether what every example scored is kept."""
     most = max((sum(self.suite.sizes(split).values()) for split in self.suite.splits), default=0)
@@ -95,11 +101,16 @@ def build(settings: Settings) -> Problem:
   """
   s = settings.search
   _check_lists(settings)
-  methods.check(s.method, s.space)
-  made = space(s.space, len(settings.checkpoints))
+  methods.check(s.method, s.space, len(settings.checkpoints))
+  numbers = methods.numbers(s.method, s.numbers)
+  methods.trajectory(s.steps, len(settings.checkpoints))
   if s.population == 1:
     raise ValueError("config: search.population is 1; expected at least 2, or 0 for the proposer's own.")
   pool, base = preflight.open_pool(settings.checkpoints, settings.base)
+  parts = grouping.patterns(s.granularity, pool[0].specs)
+  made = space(
+    s.space, len(pool), rows=0 if s.granularity == "model" else len(parts), numbers=numbers, steps=s.steps
+  )
   _check_outputs(settings)
   pool[0].refuse_place(settings.folder)
   if s.budget < len(pool):
@@ -130,6 +141,7 @@ def build(settings: Settings) -> Problem:
   options = Options(
     s.method, made, fitness, len(pool), s.seed, s.sigma or None, s.population or None, s.start,
     methods.trajectory(s.steps, len(pool)),
+    pareto=s.objective == "pareto",
     based=methods.METHODS[s.method].needs_base and base is not None and made.scaled,
   )  # fmt: skip
   proposer(s.proposer, options)
@@ -137,6 +149,16 @@ def build(settings: Settings) -> Problem:
     raise ValueError(
       f"config: search.proposer {s.proposer!r} learns from what models answer at target positions, but this "
       "scorer gives scores alone; use cma_es or line_search."
+    )
+  if options.pareto and not PROPOSERS[s.proposer].foresees:
+    raise ValueError(
+      f"config: search.objective is 'pareto', which {s.proposer} cannot search; set search.proposer to "
+      "surrogate."
+    )
+  if PROPOSERS[s.proposer].foresees and not options.linear:
+    raise ValueError(
+      f"config: search.proposer {s.proposer!r} learns from the known points, which are linear merges; search "
+      f"{s.method!r} by cma_es or line_search."
     )
   preflight.require_disk(settings.folder, pool[0].nbytes)
   checkpoints = [*pool, *([base] if base else [])]

@@ -11,7 +11,7 @@ from merge_jax.checkpoints import Checkpoint
 from merge_jax.evals import uncertainty
 from merge_jax.recycle import choice as choices
 from merge_jax.recycle.problem import Problem
-from merge_jax.search import analysis, final, pareto
+from merge_jax.search import analysis, baselines, final, pareto
 from merge_jax.search.items import Items
 from merge_jax.search.journal import Journal, Record
 from merge_jax.search.loop import Objective, Progress, Result, measure
@@ -100,9 +100,11 @@ def conclude(
       "front": np.flatnonzero(pareto.front(points)).tolist(),
       "reference": reference.tolist(),
       "hypervolume": pareto.hypervolume(points, reference),
+      "hypervolume_known": pareto.hypervolume(points[~baselines.searched(records)], reference),
       "hypervolume_singles": pareto.hypervolume(singles, reference),
     },
     "analysis": analysis.analyse(records, fitness),
+    "left": None if found.left is None else nullable(found.left),
     "cost": _cost(problem, records, journal.records),
     "notes": suite.notes,
   }  # fmt: skip

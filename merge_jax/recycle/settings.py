@@ -88,11 +88,15 @@ class Search(Part, frozen=True):
     seed: of the proposer.
     sigma, population: of the proposer; 0 for its defaults.
     start: "best" known point, or "uniform".
+    objective: "fitness" goes up the fitness, "pareto" spends the budget along the front of all tasks.
     fitness: "mean", "normalized" or "worst".
     fitness_source: "metric", "loss", or "auto".
     task_weights: of the fitness, `task=weight,…`; tasks left out have 1.
     competitors: strongest wrong tokens at each target position that a surrogate learns from.
     steps: training steps of the checkpoints, if they are of one run: merges along it are known points, too.
+    granularity: "model" has one weight for each checkpoint, "group" one for each in attention, feed-forward,
+      embeddings and norms, "layer" one for each in every layer.
+    numbers: of the method, searched beside the weights: names with commas between, as `density,scaling`.
     caution: paired errors by which a finalist must be better on validation to replace the best known point.
   """
 
@@ -107,11 +111,14 @@ class Search(Part, frozen=True):
   sigma: Annotated[float, Meta(ge=0.0, le=100.0)] = 0.0
   population: Annotated[int, Meta(ge=0, le=10_000)] = 0
   start: str = "best"
+  objective: Literal["fitness", "pareto"] = "fitness"
   fitness: str = "mean"
   fitness_source: str = "metric"
   task_weights: str = ""
   competitors: Annotated[int, Meta(ge=1, le=1024)] = 16
   steps: tuple[float, ...] = ()
+  granularity: Literal["model", "group", "layer"] = "model"
+  numbers: str = ""
   caution: Annotated[float, Meta(ge=0.0, le=100.0)] = 1.0
 
 

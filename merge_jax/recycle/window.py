@@ -1,7 +1,7 @@
 """Merges of a pool that the devices do not hold, a tensor at a time: from host memory, or from its files."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -14,6 +14,7 @@ from merge_jax import checkpoints
 from merge_jax import operators as mj
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.checkpoints.placement import Stacks
+from merge_jax.recycle import methods
 from merge_jax.sharding import Layout
 
 
@@ -55,12 +56,15 @@ class Window:
   """What `Merge` is for a pool on the devices.
 
   Args:
-    operator: without statistics of whole models, which would need several passes over the pool.
-    experts: the pool.
+    make: from numbers to a rule without statistics of whole models, which would need several passes over
+      the pool.
+    experts: the pool, by name.
     base: its ancestor; None: the mean of the pool, where the operator needs one.
     specs: shape and dtype of every tensor, as the files have them.
     layout: where the leaves of a merge lie.
     stacks: leaves that are stacks of tensors.
+    patterns: of the rows of weights, where a point has several.
+    seed: of random rules.
 
   Raises:
     ValueError: an operator that surveys whole models.
@@ -68,58 +72,66 @@ class Window:
 
   def __init__(
     self,
-    operator: mj.Operator,
-    experts: Sequence[Held],
+    make: Callable[..., mj.Operator],
+    experts: Mapping[str, Held],
     base: Held | None,
     specs: Mapping[str, jax.ShapeDtypeStruct],
     layout: Layout,
     stacks: Stacks,
+    *,
+    patterns: tuple[str, ...] = (),
+    seed: int = 0,
   ):
+    operator = make()
     if any(getattr(survey, "whole", False) for survey in operator.survey()):
       raise ValueError(
         f"{type(operator).__name__} needs statistics of whole models, so that its pool must be in device "
         "memory: --pool_memory=device, with more devices if it does not fit."
       )
-    self._operator, self._experts, self._base = operator, experts, base
+    self._make, self._experts, self._base = make, experts, base
+    self._patterns, self._key = patterns, methods.key_of(operator, seed)
     self._specs, self._layout, self._stacks = specs, layout, stacks
 
-  def leaves(self) -> Iterator[mj.Leaf]:
-    """The tensors of all models, one after the other."""
+  def leaves(self) -> Iterator[tuple[str, mj.Leaf]]:
+    """The tensors of all models, one after the other, by name."""
     slices = {
       part: slice_of(self._layout.shardings[name]) for name, parts in self._stacks.items() for part in parts
     }
     for name in self._specs:
       sharding = slices.get(name) or self._layout.shardings[name]
       base = None if self._base is None else self._base.read(name, sharding)
-      yield mj.Leaf(tuple(model.read(name, sharding) for model in self._experts), base)
+      yield name, mj.Leaf(tuple(model.read(name, sharding) for model in self._experts.values()), base)
 
   def at(self, point: Any) -> dict[str, Any]:
     """The merge at a point, laid out."""
-    return dict(self._leaves(np.asarray(point.array, np.float32)))
+    weights = methods.weights_of(np.asarray(point.array, np.float32), self._patterns)
+    return dict(self._leaves(self._make(**point.numbers), weights))
 
-  def _leaves(self, weights: np.ndarray) -> Iterator[tuple[str, Any]]:
+  def _leaves(self, operator: mj.Operator, weights: Any) -> Iterator[tuple[str, Any]]:
     stacked = {name for names in self._stacks.values() for name in names}
     for name in self._specs:
       if name not in stacked:
-        yield name, self._merged(name, self._layout.shardings[name], weights)
+        yield name, self._merged(operator, name, self._layout.shardings[name], weights)
     for name, parts in self._stacks.items():
-      yield name, self._stack(parts, self._layout.shardings[name], weights)
+      yield name, self._stack(operator, parts, self._layout.shardings[name], weights)
 
-  def _stack(self, parts: Sequence[str], sharding: NamedSharding, weights: np.ndarray) -> Array:
+  def _stack(
+    self, operator: mj.Operator, parts: Sequence[str], sharding: NamedSharding, weights: Any
+  ) -> Array:
     own, spec = slice_of(sharding), self._specs[parts[0]]
     zeros = functools.partial(jnp.zeros, (len(parts), *spec.shape), spec.dtype)
     whole = jax.jit(zeros, out_shardings=sharding)()
     for i, name in enumerate(parts):
-      whole = _put(whole, self._merged(name, own, weights), np.int32(i))
+      whole = _put(whole, self._merged(operator, name, own, weights), np.int32(i))
     return whole
 
-  def _merged(self, name: str, sharding: NamedSharding, weights: np.ndarray) -> Any:
-    experts = [{name: model.read(name, sharding)} for model in self._experts]
+  def _merged(self, operator: mj.Operator, name: str, sharding: NamedSharding, weights: Any) -> Any:
+    experts = {label: {name: model.read(name, sharding)} for label, model in self._experts.items()}
     base = None
-    if self._operator.needs_base:
+    if operator.needs_base:
       own = self._base
       base = mj.merge(mj.uniform(), experts) if own is None else {name: own.read(name, sharding)}
-    return mj.merge(self._operator, experts, weights, base=base)[name]
+    return mj.merge(operator, experts, weights, base=base, key=self._key)[name]
 
 
 def slice_of(sharding: NamedSharding) -> NamedSharding:

@@ -94,9 +94,9 @@ class Work:
     return self._placed.objective.evaluate(candidates, split)
 
   def gram(self) -> np.ndarray:
-    """Inner products of the task vectors of the searched method, `[K, K]`."""
+    """Inner products of the task vectors of the searched method; see `Pool.gram`."""
     self._send(msgspec.to_builtins(Measure()))
-    return self._placed.gram(self._problem.method)
+    return self._placed.gram(self._problem.method, self._problem.patterns)
 
   def merge_seconds(self, candidate: Candidate) -> float:
     """See `JittedObjective.merge_seconds`."""

@@ -153,6 +153,7 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _facts(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
   cost, search = result["cost"], manifest["config"]["search"]
+  left = result.get("left")
   facts = [("checkpoints", ", ".join(result["checkpoints"]))]
   for task in result["tasks"]:
     sizes = task["examples"]
@@ -163,7 +164,8 @@ def _facts(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple
   facts.append(
     (
       "evaluations",
-      f"{cost['evaluations']} of a budget of {cost['budget']}, {cost['seconds']:.1f} s",
+      f"{cost['evaluations']} of a budget of {cost['budget']}, {cost['seconds']:.1f} s"
+      + ("" if left is None else f"; ended since no more than {left:+.4f} of fitness was foreseen"),
     )
   )
   if cost["search_flops"]:

@@ -151,14 +151,21 @@ def learning(result: Result) -> Figure | None:
   return figure
 
 
+ACROSS = 3
+"""Panels of claims in a row of the figure; each row is as high as its longest list."""
+
+
 def claims(result: Result) -> Figure | None:
   """The value of every claim's statistic with its interval, a panel each."""
   every = [row for row in rows(result, "claims") if _points(row)]
   if not every:
     return None
-  longest = max(len(_points(row)) for row in every)
+  lengths = [len(_points(row)) for row in every]
+  heights = [1.75 + 0.16 * max(lengths[i : i + ACROSS]) for i in range(0, len(every), ACROSS)]
   with plt.rc_context(SHARP):
-    figure, axes = panels.tiles(len(every), (3.7, 1.4 + 0.17 * longest), 3)
+    figure, axes = panels.tiles(
+      len(every), (3.7, float(np.mean(heights))), ACROSS, gridspec_kw={"height_ratios": heights}
+    )
     for axis, row in zip(axes, every, strict=True):
       _forest(axis, row)
   return figure

@@ -79,10 +79,17 @@ class Budget(NamedTuple):
 
 
 class Result(NamedTuple):
-  """The records of the search, in order, and the last mean of the proposer's distribution."""
+  """What a search found.
+
+  Attributes:
+    records: in order.
+    mean: the last one of the proposer's distribution.
+    left: what a proposer that ended by itself still foresaw to gain; None for others.
+  """
 
   records: list[Record]
   mean: Point | None
+  left: float | None = None
 
 
 def search(
@@ -124,8 +131,8 @@ def search(
   while True:
     try:
       proposal = next(proposals) if told is None else proposals.send(told)
-    except StopIteration:
-      return Result(records, mean)
+    except StopIteration as end:
+      return Result(records, mean, end.value)
     mean = proposal.mean if proposal.mean is not None else mean
     told = []
     for chunk in _chunks(proposal.candidates, objective.batch):

@@ -45,10 +45,11 @@ class Options:
     population: candidates in a generation; None: 4 + 3 ln(size of the space).
     start: "best" starts from the best known point, "uniform" from 1/count.
     trajectory: known points beside the others, see `known_points`.
-    metric: Gram matrix of the task vectors, `[K, K]`, for proposers that measure distances between merged
-      models; None where it is not known.
+    metric: Gram matrix of the task vectors, `[K, K]`, or of those of all rows, for proposers that measure
+      distances between merged models; None where it is not known.
     extra: further arguments of the proposer, by name.
     based: whether weights of zero give a base that is no mean of the pool.
+    pareto: whether the front is searched, not the highest fitness.
     evidence: of evaluations; None where the scorer gives scores alone.
 
   Raises:
@@ -67,6 +68,7 @@ class Options:
   metric: np.ndarray | None = None
   extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   based: bool = False
+  pareto: bool = False
   evidence: Evidence | None = None
 
   def __post_init__(self) -> None:
@@ -79,13 +81,25 @@ class Options:
     return self.method in LINEAR
 
   def first(self, known: Sequence[Record]) -> tuple[np.ndarray, float]:
-    """The vector to start from and its fitness (-inf if nothing is known)."""
+    """The vector to start from and its fitness (-inf where that is not known)."""
     values = self.fitness.of(known)
     uniform = Point.of(np.full(self.count, 1.0 / self.count))
     at = best(values) if self.start == "best" else baselines.find(known, uniform)
     point = uniform if at is None else known[at].point
-    value = -np.inf if at is None else float(np.nan_to_num(values[at], nan=-np.inf))
-    return self.space.encode(point), value
+    x = self.space.encode(point)
+    # A known point is a linear merge: it tells of the start only where that is about the same model.
+    same = self.linear and np.allclose(self.space.decode(x).array, point.array, atol=0.05)
+    value = float(np.nan_to_num(values[at], nan=-np.inf)) if same and at is not None else -np.inf
+    return x, value
+
+  @property
+  def rows(self) -> int:
+    """How many groups of tensors have weights of their own."""
+    return max(self.space.weights // self.count, 1)
+
+  def weights(self, point: Point) -> np.ndarray:
+    """The weights of a point for every group, in one row `[rows · count]`."""
+    return np.broadcast_to(np.atleast_2d(point.array), (self.rows, self.count)).reshape(-1)
 
   def candidate(self, kind: str, x: np.ndarray) -> Candidate:
     """The candidate at a vector."""

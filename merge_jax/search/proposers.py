@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from merge_jax.search.journal import Record
 from merge_jax.search.loop import Generations, Proposal, Proposer
 from merge_jax.search.model_based import gaussian_process, response_surface
 from merge_jax.search.options import Options as Options
-from merge_jax.search.point import Candidate, Point
+from merge_jax.search.point import Candidate
 from merge_jax.search.soce import soce
 from merge_jax.search.surrogate import surrogate
 
@@ -82,10 +82,15 @@ def line_search(known: Sequence[Record], options: Options) -> Generations:
   space = options.space
   x, highest = options.first(known)
   records = list(known)
-  singles = options.fitness.of(records)[: space.size]
-  if len(singles) < space.size:
-    singles = np.zeros(space.size)
-  order = [int(i) for i in np.argsort(-np.nan_to_num(singles, nan=-np.inf), kind="stable")]
+  singles = options.fitness.of(records)[: options.count]
+  if len(singles) < options.count:
+    singles = np.zeros(options.count)
+  models = [int(i) for i in np.argsort(-np.nan_to_num(singles, nan=-np.inf), kind="stable")]
+  order = [row + i for row in range(0, space.weights, options.count) for i in models]
+  order += range(space.weights, space.size)
+  if highest == -np.inf:
+    records += yield Proposal([options.candidate("line_search", x)])
+    highest = float(np.nan_to_num(options.fitness.of(records)[-1], nan=-np.inf))
   if space.scaled:
     order = [-1, *order]
   widths = dict.fromkeys(order, options.sigma or 0.25)
@@ -94,7 +99,11 @@ def line_search(known: Sequence[Record], options: Options) -> Generations:
     for direction in order:
       for _ in range(2):
         step = signs[direction] * widths[direction]
-        trial = x * (1 + step) if direction == -1 else x + step * np.eye(space.size)[direction]
+        trial = x.copy()
+        if direction == -1:
+          trial[: space.weights] *= 1 + step
+        else:
+          trial[direction] += step
         if space.bounds is not None:
           trial = np.clip(trial, *space.bounds)
         records += yield Proposal([options.candidate("line_search", trial)])
@@ -112,11 +121,10 @@ def line_search(known: Sequence[Record], options: Options) -> Generations:
 
 
 def random(known: Sequence[Record], options: Options) -> Generations:
-  """Dirichlet(1) weights: the control that a search has to beat."""
+  """Dirichlet(1) weights, and numbers anywhere in their range: the control that a search has to beat."""
   generator = np.random.default_rng(options.seed)
   while True:
-    weights = generator.dirichlet(np.ones(options.count))
-    yield Proposal([Candidate("random", options.method, Point.of(weights))])
+    yield Proposal([Candidate("random", options.method, options.space.draw(generator))])
 
 
 def known_alone(known: Sequence[Record], options: Options) -> Generations:
@@ -132,22 +140,26 @@ class Kind(NamedTuple):
     start: from the known records.
     least: the smallest space it can search.
     foresees: whether it learns from outputs (`Options.evidence`).
+    rows: whether it takes several rows of weights.
+    numbers: whether it takes numbers beside the weights, and any coordinates.
   """
 
   start: Callable[..., Generations]
   least: int = 1
   foresees: bool = False
+  rows: bool = False
+  numbers: bool = False
 
 
 PROPOSERS: dict[str, Kind] = {
-  "line_search": Kind(line_search),
-  "cma_es": Kind(cma_es, least=2),
-  "random": Kind(random),
-  "surrogate": Kind(surrogate, foresees=True),
+  "line_search": Kind(line_search, rows=True, numbers=True),
+  "cma_es": Kind(cma_es, least=2, rows=True, numbers=True),
+  "random": Kind(random, rows=True, numbers=True),
+  "surrogate": Kind(surrogate, foresees=True, rows=True),
   "gaussian_process": Kind(gaussian_process),
   "response_surface": Kind(response_surface),
   "soce": Kind(soce, least=2),
-  "known": Kind(known_alone),
+  "known": Kind(known_alone, rows=True, numbers=True),
 }
 
 
@@ -168,16 +180,23 @@ def proposer(name: str, options: Options, *, known: bool = True) -> Proposer:
   for extra in options.extra:
     if extra not in taken:
       raise ValueError(unknown(f"argument of {name}", extra, taken))
-  if options.space.size < PROPOSERS[name].least:
+  kind = PROPOSERS[name]
+  if not kind.numbers and options.space.weights < options.space.size:
+    able = ", ".join(one for one, other in PROPOSERS.items() if other.numbers)
+    raise ValueError(f"{name} searches weights alone; search numbers, or space trajectory, by {able}.")
+  if not kind.rows and options.space.weights > options.count:
+    able = ", ".join(one for one, other in PROPOSERS.items() if other.rows)
+    raise ValueError(f"{name} searches one weight for each checkpoint; search more of them by {able}.")
+  if options.space.size < kind.least:
     raise ValueError(
       f"{name} needs at least {PROPOSERS[name].least} numbers to search, one for each checkpoint; got "
       f"{options.space.size}. Use line_search to scale a single one."
     )
 
-  def propose() -> Generator[Proposal, list[Record], None]:
+  def propose() -> Generations:
     records: list[Record] = []
     if known:
       records = yield from baselines.known_points(options.fitness, options.count, options.trajectory)
-    yield from PROPOSERS[name].start(records, options, **options.extra)
+    return (yield from PROPOSERS[name].start(records, options, **options.extra))
 
   return propose

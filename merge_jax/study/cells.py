@@ -158,40 +158,36 @@ def share(
   done, failed = set[str](), set[str]()
 
   def through(key: str) -> bool:
-    if key not in done and store.has(key):
+    if key not in done and key not in failed and store.has(key):
       done.add(key)
     return key in done or key in failed
 
-  groups = [_group(item) for item in work]
-  while groups := [group for group in groups if not all(through(cell.key) for cell in group.cells)]:
-    if not any(_shared(group, store, claims, through, failed, stop) for group in groups):
+  def ready(group: Group) -> bool:
+    return all(through(key) for cell in group.cells for key in cell.needs)
+
+  def do(group: Group, keys: Sequence[str]) -> bool:
+    """Whether nobody was at it."""
+    if stop():
+      raise errors.Stopped("Stopped; the same command continues.")
+    try:
+      with storage.locked(claims / keys[0]):
+        failed.update(
+          key for cell, key in zip(group.cells, keys, strict=True) if failed.intersection(cell.needs)
+        )
+        missing = [cell for cell, key in zip(group.cells, keys, strict=True) if not through(key)]
+        for cell, result in _done(group, missing):
+          if isinstance(result, str):
+            failed.add(cell.key)
+          else:
+            store.put(cell, result)
+    except storage.Locked:
+      return False
+    return True
+
+  groups = [(group, [cell.key for cell in group.cells]) for group in map(_group, work)]
+  while groups := [(group, keys) for group, keys in groups if not all(map(through, keys))]:
+    if not any(ready(group) and do(group, keys) for group, keys in groups):
       time.sleep(0.2)  # for what the others are at
-
-
-def _shared(
-  group: Group,
-  store: Store,
-  claims: Path,
-  through: Callable[[str], bool],
-  failed: set[str],
-  stop: Callable[[], bool],
-) -> bool:
-  """Does what is missing of a group, if all that it needs is there and nobody is at it; whether it did."""
-  if not all(through(key) for cell in group.cells for key in cell.needs):
-    return False
-  if stop():
-    raise errors.Stopped("Stopped; the same command continues.")
-  try:
-    with storage.locked(claims / group.cells[0].key):
-      failed.update(cell.key for cell in group.cells if failed.intersection(cell.needs))
-      for cell, result in _done(group, [cell for cell in group.cells if not through(cell.key)]):
-        if isinstance(result, str):
-          failed.add(cell.key)
-        else:
-          store.put(cell, result)
-  except storage.Locked:
-    return False
-  return True
 
 
 def _group(item: Cell | Group) -> Group:

@@ -57,8 +57,8 @@ def study(
   mesh, store = mesh or sharding.make_mesh(""), Store(folder / "cells")
   if settings.workers > 1 and (mesh.size > 1 or mesh.devices.flat[0].platform != "cpu"):
     raise ValueError(
-      f"config: workers is {settings.workers}; several share the cores of one CPU device. Set workers to 1 on "
-      "other devices and on meshes."
+      f"config: workers is {settings.workers}; several share the cores of one CPU device. Set it to 1 for "
+      "other devices and meshes."
     )
   with contextlib.ExitStack() as stack:
     claimed = sources.generated(settings)  # else nothing is written before all is checked
@@ -69,6 +69,7 @@ def study(
       _claim(stack, folder, settings)
     if settings.workers > 1:
       _share(made, folder, store, mesh, stop, progress)
+      progress = lambda what, done, total, name: None  # noqa: E731 - all but what failed is done
     outcome, searches = _run(made, store, mesh, stop, progress)
     say("cells are done; resampling for intervals")
     found = results.analysed(made, outcome, searches, folder.name)
@@ -93,16 +94,16 @@ def _share(
   made: Plan, folder: Path, store: Store, mesh: Mesh, stop: Callable[[], bool], progress: Progress
 ) -> None:
   """Has workers do it all, but what fails: `_run` tries that again, and says why."""
-  stages, seen = {"cells": made.cells}, dict.fromkeys(("cells", "searches"), -1)
+  stages, seen = {"cells": {cell.key: cell.name for cell in made.cells}}, {"cells": -1, "searches": -1}
 
   def watch() -> None:
-    for stage, cells in list(stages.items()):
-      done = [cell.name for cell in cells if store.has(cell.key)]
-      if len(done) > seen[stage]:
+    for stage, names in list(stages.items()):
+      done = [name for key, name in names.items() if store.has(key)]
+      if names and len(done) > seen[stage]:
         seen[stage] = len(done)
-        progress(stage, len(done), len(cells), done[-1] if done else "")
-    if seen["cells"] == len(made.cells) and "searches" not in stages:
-      stages["searches"] = searches(made, mesh)
+        progress(stage, len(done), len(names), done[-1] if done else "")
+    if seen["cells"] == len(stages["cells"]) and "searches" not in stages:
+      stages["searches"] = {cell.key: cell.name for cell in searches(made, mesh)}
 
   told = [json.dumps([str(folder), i]) for i in range(made.settings.workers)]
   workers.side_by_side(f"{__package__}.worker", told, len(told), folder, stop=stop, watch=watch)

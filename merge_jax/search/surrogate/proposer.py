@@ -4,6 +4,7 @@ Each round learns from the answers of all evaluated merges, proposes the point o
 one where the smoothed fitness is foreseen to be highest, and widens or narrows the region by what came true.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from merge_jax.search.loop import Generations, Proposal
 from merge_jax.search.options import Options
 from merge_jax.search.point import Candidate, Point
 from merge_jax.search.surrogate import process
+from merge_jax.search.surrogate.directions import Direction, importances
 from merge_jax.search.surrogate.model import Model, learn
 from merge_jax.search.surrogate.region import Metric, highest
 
@@ -24,12 +26,14 @@ PROMISE, STEP = 3e-4, 0.01
 """A round that is foreseen to gain less, or that moves less, is idle."""
 IDLE = 2
 """Idle rounds that end a search."""
+STUCK = 20
+"""Utilities in turn that lead nowhere and end a search along the front."""
 WIDE = 3.0
 """Of the region that an idle round looks at, hopefully and from every evaluated point."""
 
 
 def surrogate(known: Sequence[Record], options: Options) -> Generations:
-  """Steps to the highest point of the surrogate; ends when it promises nothing.
+  """Steps to the highest point of the surrogate; ends when it promises nothing, and returns what it does.
 
   Raises:
     ValueError: evaluations without outputs.
@@ -40,23 +44,25 @@ def surrogate(known: Sequence[Record], options: Options) -> Generations:
     )
   records = list(known)
   if options.based:
-    zero = Point.of(np.zeros(options.count))
+    zero = Point.of(np.zeros((options.rows, options.count) if options.rows > 1 else options.count))
     records += yield Proposal([Candidate("base", options.method, zero)])
+  return (yield from (_front if options.pareto else _summit)(records, options))
+
+
+def _summit(records: list[Record], options: Options) -> Generations:
+  """To the highest point."""
   here = View.of(records, options)
-  radius, idle = RADIUS, 0
+  radius, idle, promise = RADIUS, 0, None
   while here is not None and idle < IDLE:
     z, promise = _step(here, radius, options)
     length = float(np.linalg.norm(z))
     if wide := promise < PROMISE or length < STEP:
       z, promise = _step(here, WIDE, options, hopeful=True)
-    weights = here.metric.weights(z)
-    if not options.space.scaled:  # what the optimiser keeps to its tolerance only
-      weights = np.maximum(weights, 0.0) / np.maximum(weights, 0.0).sum()
-    made = yield Proposal([Candidate("surrogate", options.method, Point.of(weights))], here.best.point)
+    made = yield Proposal([_candidate(here, z, options)], here.best.point)
     records += made
     there = View.of(records, options, here.model.process.theta)
     if there is None:
-      return
+      return None
     gain = there.height(made[-1]) - there.height(here.best)
     idle = idle + 1 if wide and gain < PROMISE else 0
     if wide:
@@ -66,6 +72,36 @@ def surrogate(known: Sequence[Record], options: Options) -> Generations:
     elif length > 0.9 * radius:
       radius *= 1.6
     here = there
+  return promise
+
+
+def _front(records: list[Record], options: Options) -> Generations:
+  """Along the front: a step to the highest point of one utility after the other, until none leads further."""
+  stuck = 0
+  for importance in importances(len(options.fitness.tasks), options.seed):
+    toward = Direction.toward(options.fitness, importance, records)
+    here = View.of(records, dataclasses.replace(options, fitness=toward))
+    if here is None:
+      return None
+    z, promise = _step(here, RADIUS, options)
+    if promise < PROMISE or np.linalg.norm(z) < STEP:
+      z, _ = _step(here, WIDE, options, hopeful=True)
+    if np.linalg.norm(z) < STEP:
+      stuck += 1
+      if stuck == STUCK:
+        return 0.0
+      continue
+    stuck = 0
+    records += yield Proposal([_candidate(here, z, options)])
+  return None
+
+
+def _candidate(view: "View", z: np.ndarray, options: Options) -> Candidate:
+  weights = view.metric.weights(z).reshape(-1, options.count)
+  if not options.space.scaled:  # what the optimiser keeps to its tolerance only
+    weights = np.maximum(weights, 0.0) / np.maximum(weights, 0.0).sum(axis=1, keepdims=True)
+  point = Point.of(weights if options.rows > 1 else weights[0])
+  return Candidate("surrogate", options.method, point)
 
 
 class View(NamedTuple):
@@ -98,7 +134,7 @@ class View(NamedTuple):
     none = np.zeros(len(signs))
     scores = [table.smoothed(row, none).scores * signs for row in table.values]
     heights = fitness.aggregated(np.array(scores), singles)
-    weights = np.array([record.point.array for record in usable])
+    weights = np.array([options.weights(record.point) for record in usable])
     gram = np.eye(weights.shape[1]) if options.metric is None else options.metric
     metric = Metric.of(gram, weights[np.argmax(heights)])
     model = learn(metric.z(weights), table, fitness, signs, singles, start)
@@ -125,11 +161,11 @@ def _step(view: View, radius: float, options: Options, *, hopeful: bool = False)
   def value(z: np.ndarray) -> tuple[float, np.ndarray]:
     return view.model.at(z, hopeful=hopeful)
 
-  zero = np.zeros(options.count)
+  zero = np.zeros(options.space.weights)
   starts = [zero]
   if hopeful:
     starts += [z for z in view.model.process.points if STEP < np.linalg.norm(z) < radius]
-  z, top = highest(value, view.metric, radius, starts, simplex=not options.space.scaled)
+  z, top = highest(value, view.metric, radius, starts, sums=0 if options.space.scaled else options.rows)
   return z, top - value(zero)[0]
 
 

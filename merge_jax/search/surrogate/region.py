@@ -47,7 +47,7 @@ def highest(
   radius: float,
   starts: list[np.ndarray],
   *,
-  simplex: bool = False,
+  sums: int = 0,
 ) -> tuple[np.ndarray, float]:
   """The best point that SLSQP finds within |z| ≤ radius.
 
@@ -56,19 +56,20 @@ def highest(
     metric: of the coordinates.
     radius: of the region.
     starts: points in it to start from.
-    simplex: whether the weights must be 0 or more and sum to one.
+    sums: in how many parts of equal length the weights must be 0 or more and sum to one; 0: none.
   """
   from scipy.optimize import minimize
 
   ball = {"type": "ineq", "fun": lambda z: radius**2 - z @ z, "jac": lambda z: -2 * z}
   constraints = [ball]
-  if simplex:
+  if sums:
+    ones = np.kron(np.eye(sums), np.ones(len(metric.centre) // sums))
     constraints += [
       {"type": "ineq", "fun": metric.weights, "jac": lambda z: metric.to_weights},
       {
         "type": "eq",
-        "fun": lambda z: metric.weights(z).sum() - 1,
-        "jac": lambda z: metric.to_weights.sum(axis=0),
+        "fun": lambda z: ones @ metric.weights(z) - 1,
+        "jac": lambda z: ones @ metric.to_weights,
       },
     ]
 

@@ -95,7 +95,7 @@ class Bench:
 
     experts = [placed(checkpoint) for checkpoint in self.checkpoints]
     base = None if self.base is None else placed(self.base)
-    return methods.merges(tuple(methods.METHODS), experts, base, self.suite.axes)
+    return methods.merges((METHOD, "task_arithmetic"), experts, base, self.suite.axes)
 
   @functools.cached_property
   def objective(self) -> JittedObjective:

@@ -1,0 +1,48 @@
+"""Groups of tensors that have weights of their own: by layer, or by what a module does."""
+
+import re
+from collections.abc import Iterable
+
+from merge_jax.operators import naming
+
+ANY = "(?s:.*)"
+KINDS = {
+  "norms": r"(?is:.*(norm|\bln_|_ln\b|\.ln\d).*)",
+  "embeddings": r"(?is:.*(embed|lm_head|\bwte\b|\bwpe\b|output_layer).*)",
+  "attention": r"(?is:.*(attn|attention).*)",
+  "mlp": r"(?is:.*(mlp|ffn|feed_?forward|experts|moe).*)",
+  "others": ANY,
+}
+"""Patterns of tensor names by kind of module; the first that matches counts."""
+GRANULARITIES = ("model", "group", "layer")
+"""One row of weights for the model, for each kind of module, or for each layer and what is in none."""
+
+
+def patterns(granularity: str, names: Iterable[str]) -> tuple[str, ...]:
+  """Patterns of `Weights` that divide tensors; those that no tensor needs are left out.
+
+  >>> names = ["embed.w", "layers.0.attn.w", "layers.0.mlp.w", "layers.1.mlp.w"]
+  >>> len(patterns("group", names)), len(patterns("layer", names))
+  (3, 3)
+  """
+  names = list(names)
+  if granularity == "model":
+    return (ANY,)
+  if granularity == "group":
+    every = tuple(KINDS.values())
+  else:
+    found = {match[0] for match in (re.match(r"[^\d]*?\.\d+\.", name) for name in names) if match}
+    layers = sorted(found, key=lambda prefix: (len(prefix), prefix))
+    every = (*(f"(?s:{re.escape(prefix)}.*)" for prefix in layers), ANY)
+  used = {naming.first_match(name, every) for name in names}
+  return tuple(pattern for i, pattern in enumerate(every) if i in used)
+
+
+def label(pattern: str) -> str:
+  """What people call the tensors of a pattern of `patterns`.
+
+  >>> [label(pattern) for pattern in patterns("layer", ["embed.w", "model.layers.0.w"])]
+  ['model.layers.0', 'others']
+  """
+  known = {pattern: name for name, pattern in KINDS.items()}
+  return known.get(pattern) or pattern.removeprefix("(?s:").removesuffix(".*)").replace("\\", "").strip(".")
