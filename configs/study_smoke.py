@@ -36,9 +36,11 @@ def get_config() -> config_dict.ConfigDict:
   c.fractions = (0.35, 0.65)
   c.limits = (0, 0)
   c.batch = 1
+  c.evals = config_dict.ConfigDict({"max_shapes": 1})  # fewer programs to compile
   c.bootstrap = 100
   c.training = config_dict.ConfigDict()
   c.training.kinds = ("pretrained", "instruct")
+  c.training.one_shape = True
   c.training.sizes = config_dict.ConfigDict({
     "tiny": {"model": llama(16, 1), "seeds": (0,)},
     "small": {"model": llama(32, 1), "seeds": (0,)},

@@ -11,7 +11,8 @@ import pytest
 
 from merge_jax import errors, models, sharding
 from merge_jax.evals.examples import Examples
-from merge_jax.study import grid, job, settings
+from merge_jax.recycle.settings import Evals
+from merge_jax.study import grid, job, settings, tasks
 from merge_jax.study.cells import Cell, Group, Store, run, share
 from merge_jax.study.tasks import Tasks
 from merge_jax.training import pool, puzzles
@@ -145,7 +146,7 @@ def test_random_methods_are_repeated_where_there_is_one_set():
 
 
 def test_trials_are_compared_by_scores_over_the_experts():
-  tasks = Tasks({"a": ("x", "y"), "b": ("z",)}, {}, {}, "")
+  tasks = Tasks({"a": ("x", "y"), "b": ("z",)}, {}, {}, "", Evals())
   values = np.array([[1, 1, 0, 0, 4, 4], [1] * 6, [0] * 6, [1] * 6], float)
   examples = Examples(("x", "y", "z"), (1.0, 1.0, -1.0), (2, 2, 2), values)
   references = {"a": {"x": 0.5, "y": 0.0, "z": 9.0}, "b": {"z": 2.0}}
@@ -304,6 +305,13 @@ def recycled(size, searched=None):
   }  # fmt: skip
 
 
+def test_how_tasks_are_scored_is_part_of_a_cell_where_it_matters(own):
+  digests = {}
+  for name, how in {"": {}, "shapes": {"max_shapes": 1}, "dtype": {"dtype": "bfloat16"}}.items():
+    digests[name] = tasks.read(settings.from_mapping({**own, "output_dir": "x", "evals": how}), {}).digest
+  assert digests[""] == digests["shapes"] != digests["dtype"]
+
+
 @pytest.mark.parametrize("batch", [1, 4])
 def test_batches_score_alike(own, done, tmp_path, batch):
   _, result = done
@@ -323,6 +331,7 @@ def test_batches_score_alike(own, done, tmp_path, batch):
     ({"methods": {}}, "methods"),
     ({"workers": 2}, "share the cores"),
     ({"workers": 0}, "workers"),
+    ({"evals": {"max_shapes": 0}}, "max_shapes"),
     ({"along": {"size": "tiny", "options": {}}}, "along"),
     ({"held_out": {"a/b": ("x.jsonl",)}}, "without /"),
     ({"methods": {" ": {"operator": "uniform"}}}, "name of a method"),

@@ -61,6 +61,12 @@ def test_everything_is_done_and_judged(done):
   assert (folder / "report.html").stat().st_size > 10_000
 
 
+def test_trainings_of_one_shape_share_a_program(done):
+  cells = [json.loads(path.read_text()) for path in (done[0] / "cells").iterdir()]
+  shapes = {str(cell["spec"]["shapes"]) for cell in cells if cell["kind"] == "train"}
+  assert len(shapes) == 1
+
+
 def test_the_table_is_tidy(done):
   folder, result, _ = done
   rows = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text())))

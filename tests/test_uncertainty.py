@@ -183,3 +183,18 @@ def test_ids_and_groups_are_texts_or_whole_numbers(tmp_path):
   path.write_text('{"prompt": "a", "target": "b", "grup": 1}\n')
   with pytest.raises(ValueError, match="did you mean 'group'"):
     evals.load(str(path))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_what_a_model_keeps_of_another_has_the_bootstraps_error(sign):
+  units, sizes, shared = DESIGNS["passages of 8"]
+  b, a = sampled(np.random.default_rng(3), units, sizes, shared, 0.5)
+  a, b = (evals.Examples(x.tasks, (sign,), x.counts, x.values, x.units) for x in (a, b))
+  ((value, error),) = uncertainty.paired_ratios(a, b)
+  scores = [x.scores()["t0"] for x in (a, b)]
+  assert value == pytest.approx(scores[0] / scores[1] if sign > 0 else scores[1] / scores[0])
+  draws = [np.abs(uncertainty.resampled(x, 4000)[:, 0]) for x in (a, b)]
+  ratios = draws[0] / draws[1] if sign > 0 else draws[1] / draws[0]
+  assert error == pytest.approx(ratios.std(), rel=0.1)
+  ((same, none),) = uncertainty.paired_ratios(a, a)
+  assert same == 1.0 and none == pytest.approx(0.0, abs=1e-12)

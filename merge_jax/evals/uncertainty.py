@@ -61,6 +61,25 @@ def paired_difference(a: Examples, b: Examples) -> tuple[float, float]:
   return float((scores[0] - scores[1]).mean()), error
 
 
+@np.errstate(invalid="ignore", divide="ignore")
+def paired_ratios(a: Examples, b: Examples) -> list[tuple[float, float]]:
+  """Of each task what a keeps of b, above 1 where a is better, and its paired error to first order.
+
+  a's score over b's; b's over a's where lower is better. NaN where the one below is 0.
+  """
+  found, each = [], np.eye(len(a.tasks))
+  for i, (task, sign) in enumerate(zip(a.tasks, a.signs, strict=True)):
+    mine, other = a.scores()[task], b.scores()[task]
+    value = mine / other if sign > 0 else other / mine
+    if not np.isfinite(value):
+      found.append((np.nan, np.nan))
+      continue
+    # d log(a / b) = da / a - db / b; influences are of scores as higher is better.
+    relative = influences(a, each[i]) / mine - influences(b, each[i]) / other
+    found.append((float(value), abs(float(value)) * size(relative)))
+  return found
+
+
 def _mean(examples: Examples) -> Floats:
   return np.full(len(examples.tasks), 1 / max(len(examples.tasks), 1))
 

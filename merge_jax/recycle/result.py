@@ -96,6 +96,7 @@ def conclude(
       {"row": name, **_difference(test["selected"], test[name], problem)}
       for name in rows if name != "selected"
     ],
+    "retention": _retention(test, problem),
     "pareto": {
       "front": np.flatnonzero(pareto.front(points)).tolist(),
       "reference": reference.tolist(),
@@ -130,6 +131,20 @@ def _difference(mine: Record, other: Record, problem: Problem) -> dict[str, floa
   gain, error = uncertainty.paired_difference(a, b)
   least = nullable(uncertainty.POWER * error) or None
   return {"gain": nullable(gain), "stderr": nullable(error), "detectable": least}
+
+
+def _retention(test: Mapping[str, Record], problem: Problem) -> list[dict[str, Any]]:
+  """What the selected merge keeps of each task's best checkpoint, on test examples, with its paired error."""
+  mine, kept = choices.of_record(test["selected"], problem), []
+  for i, task in enumerate(problem.fitness.tasks):
+    single = test.get(f"{final.SPECIALIST}{task}")
+    other = None if single is None else choices.of_record(single, problem)
+    if single is None or mine is None or other is None:
+      continue
+    label = problem.labels[single.point.weights.index(1.0)]
+    value, error = uncertainty.paired_ratios(mine, other)[i]
+    kept.append({"task": task, "single": label, "kept": nullable(value), "stderr": nullable(error)})
+  return kept
 
 
 def _cost(problem: Problem, searched: Sequence[Record], everything: Sequence[Record]) -> dict[str, Any]:

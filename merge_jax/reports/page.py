@@ -108,6 +108,7 @@ def render(
     result=result,
     rows=_rows(result),
     lower=", ".join(lower),
+    kept=_kept(result),
     notes=[*result["notes"], *problems],
     selected_from=text.label(result["selected_from"]),
     trust=text.trust(result),
@@ -149,6 +150,18 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
       "average": average + (f" ± {text.number(errors['average'])}" if errors else ""),
     })  # fmt: skip
   return rows
+
+
+def _kept(result: Mapping[str, Any]) -> list[dict[str, str]]:
+  """A cell for each task; none where errors are not known."""
+  found = {line["task"]: line for line in result.get("retention", ()) if line["kept"] is not None}
+  cells = []
+  for task in result["tasks"]:
+    line = found.get(task["name"])
+    shown = "–" if line is None else f"{line['kept']:.1%}"
+    error = "" if line is None or line["stderr"] is None else f" ± {line['stderr']:.1%}"
+    cells.append({"text": shown + error, "single": "" if line is None else line["single"]})
+  return cells if found else []
 
 
 def _facts(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple[str, str]]:

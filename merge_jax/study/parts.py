@@ -10,7 +10,6 @@ from merge_jax import checkpoints, evals, models, sharding
 from merge_jax.errors import unknown
 from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.recycle import suites
-from merge_jax.recycle.settings import Evals
 from merge_jax.study import recycling
 from merge_jax.study.cells import Cell, Result
 from merge_jax.study.lineages import Lineage, Member, opened
@@ -61,7 +60,7 @@ def run_cell(
     placed = checkpoints.place(first, sharding.shardings(first.specs, mesh))
     params = {name: value.astype(jnp.float32) for name, value in placed.items()}
     suite = suites.task_suite(
-      {s: list(some) for s, some in tasks.splits.items()}, [first], Evals(), mesh=mesh
+      {s: list(some) for s, some in tasks.splits.items()}, [first], tasks.evals, mesh=mesh
     )
     return along(model.apply, params, data, suite, options, held_in, folder=folder, mesh=mesh, stop=stop)
 
@@ -138,4 +137,4 @@ def _suite(found: Mapping[str, Member], tasks: Tasks, part: Recycled, mesh: Mesh
     "test": [*(test[task.name] for task in validation), *outer["test"]],
   }
   opened = [checkpoints.open(member.folder) for member in found.values()]
-  return suites.task_suite(splits, opened, Evals(), mesh=mesh)
+  return suites.task_suite(splits, opened, tasks.evals, mesh=mesh)

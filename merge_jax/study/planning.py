@@ -10,7 +10,6 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 
 from merge_jax import checkpoints
-from merge_jax.recycle.settings import Evals
 from merge_jax.study import grid, lineages, parts
 from merge_jax.study.cells import Cell, Group, Store
 from merge_jax.study.data import Data
@@ -118,7 +117,7 @@ def plan(
 
 
 def _judge(lineage: Lineage, tasks: Tasks, mesh: Mesh, batch: int) -> Judge:
-  return Judge(lineage.base.folder, tasks.splits, Evals(), mesh, batch)
+  return Judge(lineage.base.folder, tasks.splits, tasks.evals, mesh, batch)
 
 
 def _size(lineage: Lineage) -> int:

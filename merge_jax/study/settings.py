@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from merge_jax import decoding
 from merge_jax.errors import shown
+from merge_jax.recycle.settings import Evals
 
 Kind = Literal["pretrained", "instruct"]
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -79,11 +80,13 @@ class Training(Part, frozen=True):
       "instruct" from there; "expert" from either, one a held-in category; "multitask" likewise, on all
       of them. Mixtures of the first two are over the data's corpora, those of the others over the tasks.
     kinds: of bases whose experts are trained.
+    one_shape: all stages read rows as long as the longest of any: fewer programs to compile, more padding.
   """
 
   sizes: dict[str, Size]
   recipes: dict[str, dict[str, Any]]
   kinds: tuple[Kind, ...] = ("pretrained", "instruct")
+  one_shape: bool = False
 
 
 class Checkpoint(Part, frozen=True):
@@ -160,6 +163,7 @@ class Study(Part, frozen=True):
     limits: at most this many validation and test examples a task; 0 for all.
     batch: models that are scored in one program call.
     bootstrap: resamplings behind each interval.
+    evals: how tasks are scored, as in a recycle job.
     workers: processes that do cells side by side, with a thread each; for small models on CPUs.
     along, recycle: further parts of a study; None leaves them out.
   """
@@ -177,6 +181,7 @@ class Study(Part, frozen=True):
   limits: tuple[Count, Count] = (0, 0)
   batch: Annotated[int, Meta(ge=1, le=4096)] = 1
   bootstrap: Annotated[int, Meta(ge=100, le=100_000)] = 1000
+  evals: Evals = Evals()
   workers: Annotated[int, Meta(ge=1, le=256)] = 1
   along: Run | None = None
   recycle: Recycled | None = None

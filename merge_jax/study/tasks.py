@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from merge_jax import evals
 from merge_jax.evals import tasks as task_files
 from merge_jax.evals.options import Options
+from merge_jax.recycle.settings import Evals
 from merge_jax.study.settings import Study
 
 VALIDATION, TEST = "validation", "test"
@@ -27,6 +28,7 @@ class Tasks(NamedTuple):
   held_out: dict[str, tuple[str, ...]]
   splits: dict[str, list[evals.Task]]
   digest: str
+  evals: Evals
 
   @property
   def category(self) -> dict[str, str]:
@@ -65,7 +67,7 @@ def read(settings: Study, files: Mapping[str, Path]) -> Tasks:
   made = evals.split(held_in, (0.0, *settings.fractions), limits=(None, *limits)).tasks
   rest = evals.split(held_out, (0.0, 0.0, 1.0), limits=(None, None, limits[1])).tasks
   splits = {VALIDATION: made[VALIDATION], TEST: [*made[TEST], *rest[TEST]]}
-  return Tasks(_names(inside), _names(outside), splits, _digest(splits))
+  return Tasks(_names(inside), _names(outside), splits, _digest(splits, settings.evals), settings.evals)
 
 
 def _spec(name: str, files: Mapping[str, Path]) -> str:
@@ -89,11 +91,13 @@ class Example(NamedTuple):
   answer: int
 
 
-def _digest(splits: Mapping[str, list[evals.Task]]) -> str:
+def _digest(splits: Mapping[str, list[evals.Task]], how: Evals) -> str:
   plain: dict[str, Any] = {
     split: [(one.name, one.metric, tuple(Example(*e[:3]) for e in one.examples), *_told(one)) for one in some]
     for split, some in splits.items()
-  }  # tasks without options have the digests of before there were any
+  }  # tasks without options have the digests of before there were any, as has what is scored by default
+  if (told := (how.append_eos, how.dtype)) != (Evals().append_eos, Evals().dtype):
+    plain |= {"evals": told}
   return hashlib.sha256(repr(plain).encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
 

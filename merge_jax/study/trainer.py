@@ -206,6 +206,14 @@ class Trainer:
     return evals.Tokens(Tokenizer.from_str(self._data.tokenizer), ends.pop())
 
   def _corpus(self, stage: str, paired: bool = False) -> Corpus:
+    own = self._encoded(stage, paired)
+    if not self._settings.one_shape:
+      return own
+    every = [own, *(self._encoded(one) for one in STAGES if self._files[one])]
+    shapes = [shape for data in every for shape in data.shapes]
+    return own._replace(shapes=(tuple(map(max, zip(*shapes, strict=True))),))
+
+  def _encoded(self, stage: str, paired: bool = False) -> Corpus:
     stage = EXPERT if stage == MULTITASK else stage
     if (stage, paired) not in self._corpora:
       if not self._files[stage]:
