@@ -21,6 +21,11 @@ _BUDGET = flags.DEFINE_integer("budget", 0, "Evaluations in all; 0: the config's
 _OBJECTIVE = flags.DEFINE_enum(
   "objective", None, ["fitness", "pareto"], "What the budget is spent on: the best merge, or the trade-offs."
 )
+_MIXTURE = flags.DEFINE_bool(
+  "mixture",
+  False,
+  "Checkpoints are experts of data domains: merges all over the simplex, for launch.mixture.",
+)
 _DRY = flags.DEFINE_bool("dry_run", False, "Print what would be done, with sizes and an estimate.")
 _MEMORY = flags.DEFINE_enum(
   "pool_memory", None, ["auto", "device", "host", "disk"], "Where the pool is held; default: the config's."
@@ -50,6 +55,9 @@ def main() -> None:
     values["search"] = dict(values.get("search", {})) | {"budget": _BUDGET.value}
   if _OBJECTIVE.value:
     values["search"] = dict(values.get("search", {})) | {"objective": _OBJECTIVE.value}
+  if _MIXTURE.value:
+    spread = {"method": "linear", "space": "simplex", "proposer": "random"}
+    values["search"] = dict(values.get("search", {})) | spread
   placement = {"mesh": flags.FLAGS.mesh, "pool_memory": _MEMORY.value, "verify_load": _VERIFY.value}
   chosen = {name: value for name, value in placement.items() if value}
   values["placement"] = dict(values.get("placement", {})) | chosen

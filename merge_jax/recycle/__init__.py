@@ -6,6 +6,7 @@ from merge_jax.recycle.job import Stopped as Stopped
 from merge_jax.recycle.job import describe as describe
 from merge_jax.recycle.job import recycle as recycle
 from merge_jax.recycle.job import write_report as write_report
+from merge_jax.recycle.mixing import mixture as mixture
 from merge_jax.recycle.problem import Problem as Problem
 from merge_jax.recycle.problem import build as build
 from merge_jax.recycle.selection import select as select

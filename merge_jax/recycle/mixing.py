@@ -1,0 +1,85 @@
+"""Ratios to train with, from a finished run whose checkpoints are experts of data domains."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from merge_jax import storage
+from merge_jax.errors import unknown
+from merge_jax.evals.tasks import shares
+from merge_jax.recycle import folder
+from merge_jax.recycle import manifest as manifests
+from merge_jax.recycle.folder import Refused, RunFolder
+from merge_jax.recycle.settings import from_mapping
+from merge_jax.search import mixture as mixtures
+from merge_jax.search.fitness import Fitness
+from merge_jax.search.journal import parse
+from merge_jax.search.loop import SPLIT
+
+
+def mixture(
+  run: Path, *, task_weights: str = "", ratios: Sequence[str] = (), say: Callable[[str], None] = print
+) -> dict[str, Any]:
+  """Predicts what models trained on mixtures of the experts' data would score, and the best mixture.
+
+  Args:
+    run: output folder of a finished run, best made by `launch.recycle --mixture`.
+    task_weights: of the fitness, `task=weight,…`; tasks left out have 1.
+    ratios: mixtures to predict, too: `checkpoint=share,…`; shares are divided by their sum, others are 0.
+    say: called with each line.
+
+  Returns:
+    `mixtures`, by name (`best`, `equal`, those that were asked for) the `ratios` by checkpoint, and by task
+    the predicted `scores` and their `deviations`; `evaluations`, that they were learned from.
+
+  Raises:
+    Refused: no finished run.
+    ValueError: wishes that are none, too few merges to learn from.
+  """
+  from merge_jax.reports import text
+
+  found = RunFolder(run)
+  old = manifests.read(run) if found.known else None
+  if old is None or not found.finished(old):
+    raise Refused(f"{run} holds no finished recycle run; run launch.recycle --mixture there first.")
+  result = json.loads(storage.read_bytes(run / folder.RESULT))
+  labels, search = result["checkpoints"], from_mapping(old.config | {"output_dir": str(run)}).search
+  tasks = {task["name"]: task for task in result["tasks"]}
+  weights = tuple(sorted(shares(task_weights or search.task_weights, "--task_weights").items()))
+  fitness = Fitness(
+    tuple(tasks), tuple(task["sign"] for task in tasks.values()), search.fitness, "metric", weights
+  )
+  lines = enumerate(storage.read_lines(run / folder.JOURNAL), 1)
+  records = [parse(line, f"{run / folder.JOURNAL}:{number}") for number, line in lines]
+  learned = mixtures.learn([one for one in records if one.split == SPLIT], fitness, len(labels))
+  asked = {"best": learned.best(), "equal": np.full(len(labels), 1 / len(labels))}
+  asked |= {one: _ratios(one, labels) for one in ratios}
+  made: dict[str, Any] = {}
+  table = [["predicted", *labels, *tasks]]
+  for name, point in asked.items():
+    mean, deviation = (values[0] for values in learned.at(point))
+    scores = dict(zip(tasks, (mean * np.array(fitness.signs)).tolist(), strict=True))
+    errors = dict(zip(tasks, deviation.tolist(), strict=True))
+    made[name] = {
+      "ratios": dict(zip(labels, point.tolist(), strict=True)), "scores": scores, "deviations": errors
+    }  # fmt: skip
+    told = [f"{text.number(scores[task], one['format'])} ± {errors[task]:.3f}" for task, one in tasks.items()]
+    table.append([name, *(f"{ratio:.0%}" for ratio in point), *told])
+  for line in text.aligned(table).splitlines():
+    say(line)
+  return {"mixtures": made, "evaluations": len(learned.fits[0].points)}
+
+
+def _ratios(given: str, labels: Sequence[str]) -> np.ndarray:
+  """Shares by checkpoint, of sum 1."""
+  chosen = shares(given, "--ratios")
+  for name in chosen:
+    if name not in labels:
+      raise ValueError(unknown("checkpoint", name, labels, "--ratios"))
+  values = np.array([chosen.get(label, 0.0) for label in labels])
+  if not values.sum() > 0:
+    raise ValueError(f"--ratios={given}: expected shares of which one is above 0.")
+  return values / values.sum()
