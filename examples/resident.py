@@ -81,7 +81,8 @@ def connect(path: Path) -> socket.socket | None:
   """A connection, or None where nobody listens."""
   made = socket.socket(socket.AF_UNIX)
   try:
-    made.connect(str(path))
+    with contextlib.chdir(path.parent):  # a socket's path has at most 107 bytes
+      made.connect(path.name)
   except (FileNotFoundError, ConnectionRefusedError):
     made.close()
     return None
@@ -115,7 +116,8 @@ def serve(path: Path, score: Score, idle: float) -> None:
   """Answers one request after the other, until nobody has asked for a while."""
   path.unlink(missing_ok=True)  # of a server that was killed
   with socket.socket(socket.AF_UNIX) as server:
-    server.bind(str(path))
+    with contextlib.chdir(path.parent):
+      server.bind(path.name)
     server.listen()
     server.settimeout(idle)
     try:

@@ -114,16 +114,16 @@ def test_what_is_said_arrives_in_order_and_those_that_are_missing_are_named():
       else:
         assert list(host.commands()) == [["evaluate", [0.5]], b"bytes"]
       if me == 1:
-        time.sleep(3)
+        time.sleep(9)
       try:
-        host.barrier("late", timeout=1.5 if me != 1 else 30)
+        host.barrier("late", timeout=4.5 if me != 1 else 30)
       except TimeoutError as error:
         print(error)
     run(job)
   """)  # fmt: skip
   for index, result in enumerate(results):
     assert (result.status, result.errors) == (0, ""), result
-    missing = "Waiting for late: process 1 did not come within 1.5 s.\n"
+    missing = "Waiting for late: process 1 did not come within 4.5 s.\n"
     assert result.output == ("" if index == 1 else missing)
 
 

@@ -91,7 +91,8 @@ def test_a_killed_process_ends_the_other_and_any_number_goes_on(world, victim, o
   if victim:
     assert left.status == 75 and "error: process 1 did not answer for 3 s" in left.errors, left
   else:  # the store is gone with it: JAX's words
-    assert left.status == -signal.SIGABRT and "leader task was preempted/died" in left.errors, left
+    assert left.status in (-signal.SIGABRT, -signal.SIGSEGV), left  # threads of JAX's race to the end
+    assert "leader task was preempted/died" in left.errors, left
   (folder,) = world.glob(".out.resume-*")
   kept = {file.name: file.stat().st_ino for file in folder.glob("*.safetensors")}
   for result in run(other, TIES, SHARDS):

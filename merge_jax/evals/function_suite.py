@@ -23,6 +23,7 @@ class FunctionSuite(Suite):
   >>> import merge_jax as mj
   >>> import numpy as np
   >>> from merge_jax import search
+  >>> from merge_jax.evals import Merge
   >>> pool = [{"w": np.array([1.0, 0.0], np.float32)}, {"w": np.array([0.0, 1.0], np.float32)}]
   >>> merge = Merge(lambda source, weights, _: mj.combine(source, weights), mj.prepare(mj.linear(), pool))
   >>> suite = FunctionSuite({"middle": 1.0}, lambda params, split: {"middle": float(params["w"].min())})

@@ -33,7 +33,7 @@ class Number(NamedTuple):
   def at(self, x: float) -> float:
     """The number at a coordinate, kept within its range.
 
-    >>> Number(0.01, 1.0, 0.2, log=True).at(0.5)
+    >>> round(Number(0.01, 1.0, 0.2, log=True).at(0.5), 6)
     0.1
     """
     x = min(max(float(x), 0.0), 1.0)
