@@ -38,6 +38,7 @@ def get_config() -> config_dict.ConfigDict:
   c.batch = 1
   c.evals = config_dict.ConfigDict({"max_shapes": 1})  # fewer programs to compile
   c.bootstrap = 100
+  c.workers = 1
   c.training = config_dict.ConfigDict()
   c.training.kinds = ("pretrained", "instruct")
   c.training.one_shape = True

@@ -90,7 +90,8 @@ def test_what_is_there_is_not_made_again(done):
 
 
 @pytest.mark.skipif(not KILLS, reason="minutes: MERGE_JAX_STUDY_KILLS=10")
-def test_kills_change_nothing(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_kills_change_nothing(tmp_path, workers):
   """By SIGKILL at random moments of the command, against one that ran through."""
 
   def start(folder):
@@ -99,6 +100,7 @@ def test_kills_change_nothing(tmp_path):
       "-m",
       "launch.study",
       "--config=configs/study_smoke.py",
+      f"--config.workers={workers}",
       f"--output_dir={folder}",
     ]
     root = Path(__file__).parent.parent
