@@ -39,7 +39,7 @@ def along(result: Result) -> Figure | None:
           if its_schedule == schedule:
             look = Look(shades[windows.index(window)], ".", "-")
             _trail(axis, where(here, kind=name), look, f"merge of {window}")
-        axis.set_title(f"{plain(label(schedule))} weights" if schedule and not i else "")
+        axis.set_title(f"{plain(label(schedule))}\nweights" if schedule and not i else "")
       axes[i, 0].set_ylabel(f"{plain(held)} score")
     figure.supxlabel("training step; bars: ± 1 standard error", fontsize=9)
     panels.legend(figure)
