@@ -198,3 +198,8 @@ def test_what_a_model_keeps_of_another_has_the_bootstraps_error(sign):
   assert error == pytest.approx(ratios.std(), rel=0.1)
   ((same, none),) = uncertainty.paired_ratios(a, a)
   assert same == 1.0 and none == pytest.approx(0.0, abs=1e-12)
+  values = b.values.copy()
+  values[0] = 0.0
+  nothing = evals.Examples(b.tasks, b.signs, b.counts, values, b.units)
+  ((lost, unknown),) = uncertainty.paired_ratios(*((a, nothing) if sign > 0 else (nothing, a)))
+  assert np.isnan(lost) and np.isnan(unknown)

@@ -69,7 +69,7 @@ def paired_ratios(a: Examples, b: Examples) -> list[tuple[float, float]]:
   """
   found, each = [], np.eye(len(a.tasks))
   for i, (task, sign) in enumerate(zip(a.tasks, a.signs, strict=True)):
-    mine, other = a.scores()[task], b.scores()[task]
+    mine, other = (np.float64(x.scores()[task]) for x in (a, b))
     value = mine / other if sign > 0 else other / mine
     if not np.isfinite(value):
       found.append((np.nan, np.nan))
