@@ -9,7 +9,7 @@ import pytest
 from merge_jax import checkpoints, recycle
 from merge_jax.operators import grouping
 from merge_jax.operators.contrib import trajectory
-from merge_jax.recycle import merged
+from merge_jax.recycle import merged, methods
 from merge_jax.recycle import pool as placed_pools
 from merge_jax.search.point import Candidate, Point
 from merge_jax.search.space import Number, space
@@ -61,14 +61,14 @@ def test_numbers_stay_in_their_range(number, x):
 @pytest.mark.parametrize(("power", "schedule"), [(0.5, "uniform"), (0.25, "minus_sqrt")])
 @pytest.mark.parametrize("window", [1, 2, 4])
 def test_a_trajectory_is_that_of_the_operators(power, schedule, window):
-  made = space("trajectory", 4, steps=STEPS)
+  made = space("trajectory", 4, along=methods.schedules(STEPS))
   found = made.decode(np.array([(window - 1) / 3, power])).array
   np.testing.assert_allclose(found, trajectory.by_step(schedule, STEPS, window=window), atol=1e-9)
   np.testing.assert_allclose(made.decode(made.encode(Point.of(found))).array, found, atol=1e-9)
 
 
 def test_a_trajectory_has_no_rows_and_needs_steps():
-  for options in ({"steps": STEPS, "rows": 2}, {"steps": STEPS[:2]}):
+  for options in ({"along": methods.schedules(STEPS), "rows": 2}, {}):
     with pytest.raises(ValueError, match="trajectory"):
       space("trajectory", 4, **options)
 

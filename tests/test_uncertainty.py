@@ -190,16 +190,16 @@ def test_what_a_model_keeps_of_another_has_the_bootstraps_error(sign):
   units, sizes, shared = DESIGNS["passages of 8"]
   b, a = sampled(np.random.default_rng(3), units, sizes, shared, 0.5)
   a, b = (evals.Examples(x.tasks, (sign,), x.counts, x.values, x.units) for x in (a, b))
-  ((value, error),) = uncertainty.paired_ratios(a, b)
+  value, error = uncertainty.paired_ratio(a, b, "t0")
   scores = [x.scores()["t0"] for x in (a, b)]
   assert value == pytest.approx(scores[0] / scores[1] if sign > 0 else scores[1] / scores[0])
   draws = [np.abs(uncertainty.resampled(x, 4000)[:, 0]) for x in (a, b)]
   ratios = draws[0] / draws[1] if sign > 0 else draws[1] / draws[0]
   assert error == pytest.approx(ratios.std(), rel=0.1)
-  ((same, none),) = uncertainty.paired_ratios(a, a)
+  same, none = uncertainty.paired_ratio(a, a, "t0")
   assert same == 1.0 and none == pytest.approx(0.0, abs=1e-12)
   values = b.values.copy()
   values[0] = 0.0
   nothing = evals.Examples(b.tasks, b.signs, b.counts, values, b.units)
-  ((lost, unknown),) = uncertainty.paired_ratios(*((a, nothing) if sign > 0 else (nothing, a)))
+  lost, unknown = uncertainty.paired_ratio(*((a, nothing) if sign > 0 else (nothing, a)), "t0")
   assert np.isnan(lost) and np.isnan(unknown)

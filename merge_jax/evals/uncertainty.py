@@ -62,22 +62,19 @@ def paired_difference(a: Examples, b: Examples) -> tuple[float, float]:
 
 
 @np.errstate(invalid="ignore", divide="ignore")
-def paired_ratios(a: Examples, b: Examples) -> list[tuple[float, float]]:
-  """Of each task what a keeps of b, above 1 where a is better, and its paired error to first order.
+def paired_ratio(a: Examples, b: Examples, task: str) -> tuple[float, float]:
+  """Of a task what a keeps of b, above 1 where a is better, and its paired error to first order.
 
   a's score over b's; b's over a's where lower is better. NaN where the one below is 0.
   """
-  found, each = [], np.eye(len(a.tasks))
-  for i, (task, sign) in enumerate(zip(a.tasks, a.signs, strict=True)):
-    mine, other = (np.float64(x.scores()[task]) for x in (a, b))
-    value = mine / other if sign > 0 else other / mine
-    if not np.isfinite(value):
-      found.append((np.nan, np.nan))
-      continue
-    # d log(a / b) = da / a - db / b; influences are of scores as higher is better.
-    relative = influences(a, each[i]) / mine - influences(b, each[i]) / other
-    found.append((float(value), abs(float(value)) * size(relative)))
-  return found
+  at = a.tasks.index(task)
+  mine, other = (np.float64(x.scores()[task]) for x in (a, b))
+  value = float(mine / other if a.signs[at] > 0 else other / mine)
+  if not np.isfinite(value):
+    return np.nan, np.nan
+  # d log(a / b) = da / a - db / b; influences are of scores as higher is better.
+  slopes = np.eye(len(a.tasks))[at]
+  return value, abs(value) * size(influences(a, slopes) / mine - influences(b, slopes) / other)
 
 
 def _mean(examples: Examples) -> Floats:

@@ -1,6 +1,7 @@
 """Lifts an operator from one tensor to whole models: `merge`, `prepare`, `combine`."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -39,9 +40,12 @@ class Prepared:
     for entry in self.plan.entries:
       leaf, stack = self.leaves[entry.name], entry.axes.stack
       for i, name in enumerate(entry.slices):
-        taken = (slice(None),) * (stack or 0) + (i,)
-        own = leaf._replace(keys=None)
-        yield name, leaf if stack is None else jax.tree.map(lambda x, taken=taken: x[taken], own)
+        yield name, leaf if stack is None else _slice(leaf._replace(keys=None), np.int32(i), stack)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _slice(leaf: Leaf, index: Array, stack: int) -> Leaf:
+  return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, stack, keepdims=False), leaf)
 
 
 WeightsLike = ArrayLike | Sequence[ArrayLike] | Weights | None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax import Array
 from jax.sharding import Sharding
 
@@ -17,7 +18,7 @@ from merge_jax.operators.contrib import trajectory as along
 from merge_jax.operators.naming import AxesRules
 from merge_jax.preflight import Needs
 from merge_jax.search.point import Point
-from merge_jax.search.space import NO_NUMBERS, SPACES, Number
+from merge_jax.search.space import NO_NUMBERS, SPACES, Along, Number
 
 PyTree = Any
 
@@ -93,6 +94,20 @@ def numbers(method: str, names: str) -> dict[str, Number]:
     if name in given[:i]:
       raise ValueError(f"config: search.numbers has {name!r} twice.")
   return {name: METHODS[method].numbers[name] for name in given}
+
+
+def schedules(steps: Sequence[float]) -> Along | None:
+  """Weights along a run by window and power of the decay, for the space `trajectory`; None without steps."""
+  if not steps:
+    return None
+  order = np.argsort(steps, kind="stable")
+
+  def weights(window: int, power: float) -> np.ndarray:
+    found = np.zeros(len(steps))
+    found[order] = along.from_decay(lambda x: 1.0 - x**power, np.asarray(steps)[order], window=window)
+    return found
+
+  return weights
 
 
 def trajectory(steps: Sequence[float], count: int) -> tuple[Point, ...]:

@@ -81,7 +81,10 @@ class Pool(NamedTuple):
   def gram(self, method: str, patterns: Sequence[str]) -> np.ndarray:
     """Inner products of the task vectors as a method has them, `[G K, G K]`: 0 between groups of tensors."""
     merge = self.merges[method]
-    return metric.by_group(merge.leaves() if isinstance(merge, Window) else merge.source.slices(), patterns)
+    if isinstance(merge, Window):
+      return metric.by_group(merge.leaves(), patterns)
+    whole = len(patterns) == 1  # then stacks of layers need not be cut
+    return metric.by_group(merge.source.leaves.items() if whole else merge.source.slices(), patterns)
 
 
 def place(problem: Problem) -> Pool:

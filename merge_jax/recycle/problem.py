@@ -109,7 +109,11 @@ def build(settings: Settings) -> Problem:
   pool, base = preflight.open_pool(settings.checkpoints, settings.base)
   parts = grouping.patterns(s.granularity, pool[0].specs)
   made = space(
-    s.space, len(pool), rows=0 if s.granularity == "model" else len(parts), numbers=numbers, steps=s.steps
+    s.space,
+    len(pool),
+    rows=0 if s.granularity == "model" else len(parts),
+    numbers=numbers,
+    along=methods.schedules(s.steps),
   )
   _check_outputs(settings)
   pool[0].refuse_place(settings.folder)

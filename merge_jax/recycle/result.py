@@ -136,13 +136,13 @@ def _difference(mine: Record, other: Record, problem: Problem) -> dict[str, floa
 def _retention(test: Mapping[str, Record], problem: Problem) -> list[dict[str, Any]]:
   """What the selected merge keeps of each task's best checkpoint, on test examples, with its paired error."""
   mine, kept = choices.of_record(test["selected"], problem), []
-  for i, task in enumerate(problem.fitness.tasks):
+  for task in problem.fitness.tasks:
     single = test.get(f"{final.SPECIALIST}{task}")
     other = None if single is None else choices.of_record(single, problem)
     if single is None or mine is None or other is None:
       continue
     label = problem.labels[single.point.weights.index(1.0)]
-    value, error = uncertainty.paired_ratios(mine, other)[i]
+    value, error = uncertainty.paired_ratio(mine, other, task)
     kept.append({"task": task, "single": label, "kept": nullable(value), "stderr": nullable(error)})
   return kept
 

@@ -1,7 +1,7 @@
 """Spaces: from a vector that an optimiser moves to a point, and back. Optimisers know vectors alone."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from merge_jax.search.point import Point
 
 Decode = Callable[[np.ndarray], Point]
 Encode = Callable[[Point], np.ndarray]
+Along = Callable[[int, float], np.ndarray]
 Draw = Callable[[np.random.Generator], Point]
 
 
@@ -82,7 +83,7 @@ def space(
   *,
   rows: int = 0,
   numbers: Mapping[str, Number] = NO_NUMBERS,
-  steps: Sequence[float] = (),
+  along: Along | None = None,
 ) -> Space:
   """A space of one weight for each of `count` models, by name.
 
@@ -96,10 +97,10 @@ def space(
     count: of models.
     rows: of weights, one for each group of tensors; 0: one for the model, as `[K]`.
     numbers: of the merge rule, searched beside the weights.
-    steps: of the checkpoints along their run, for `trajectory`.
+    along: for `trajectory`: weights `[count]` from a window, 1 to `count`, and p of a decay by 1 - xᵖ.
 
   Raises:
-    ValueError: an unknown name; `trajectory` without steps, or with rows.
+    ValueError: an unknown name; `trajectory` without `along`, or with rows.
 
   >>> space("simplex", 3).decode(np.array([1.0, 3.0, -1.0])).weights
   (0.25, 0.75, 0.0)
@@ -108,14 +109,11 @@ def space(
   """
   if name not in SPACES:
     raise ValueError(unknown("search space", name, SPACES))
-  if name == "trajectory":
-    if len(steps) != count or rows:
-      raise ValueError(
-        "Space 'trajectory' needs the steps of all checkpoints along their run, and one row of weights."
-      )
-    own = _trajectory(steps)
-  else:
-    own = SPACES[name](count)
+  if name == "trajectory" and (along is None or rows):
+    raise ValueError(
+      "Space 'trajectory' needs the steps of all checkpoints along their run, and one row of weights."
+    )
+  own = SPACES[name](count, along)
   own = _with_rows(own, rows) if rows else own
   return _with_numbers(own, numbers) if numbers else own
 
@@ -160,24 +158,14 @@ def _with_numbers(own: Space, numbers: Mapping[str, Number]) -> Space:
   return own._replace(size=own.size + count, decode=decode, encode=encode, draw=draw, bounds=bounds)
 
 
-def _trajectory(steps: Sequence[float]) -> Space:
-  """Coordinates of the window, from 1 to all checkpoints, and of p: a decay of the rate by 1 - xᵖ.
-
-  p = 1 stands for a linear decay, which is the mean of the window; 1/2 for `minus_sqrt`.
-  """
-  order, count = np.argsort(np.asarray(steps, float), kind="stable"), len(steps)
-  sorted_steps = np.asarray(steps, float)[order]
+def _trajectory(count: int, along: Along | None) -> Space:
+  """Coordinates of window and p: 1 stands for a linear decay, the mean of the window, 1/2 for `minus_sqrt`."""
   power = Number(0.25, 4.0, 1.0, log=True)
 
   def decode(x: np.ndarray) -> Point:
+    assert along is not None
     window = 1 + round(min(max(float(x[0]), 0.0), 1.0) * (count - 1))
-    exponent, chosen = power.at(x[1]), sorted_steps[count - window :]
-    at = (chosen - chosen[0]) / max((chosen[-1] - chosen[0]) * window / max(window - 1, 1), 1e-300)
-    # WSM's cⱼ = wⱼ - wⱼ₊₁, as `operators.contrib.trajectory.from_decay`; search knows no operators.
-    own = -np.diff(1.0 - at[1:] ** exponent, prepend=1.0, append=0.0)
-    weights = np.zeros(count)
-    weights[order[count - window :]] = own / own.sum()
-    return Point.of(weights)
+    return Point.of(along(window, power.at(x[1])))
 
   def encode(point: Point) -> np.ndarray:
     grid = [np.array([i / max(count - 1, 1), j / 16]) for i in range(count) for j in range(17)]
@@ -218,9 +206,9 @@ def _plain(
   return Space(count, decode, encode, draw, bounds, step, scaled, count)
 
 
-SPACES: dict[str, Callable[[int], Space]] = {
-  "simplex": lambda count: _plain(count, _simplex, _weights, (0.0, 1.0), 0.1, False),
-  "softmax": lambda count: _plain(count, _softmax, _log, None, 0.5, False),
-  "free": lambda count: _plain(count, Point.of, _weights, None, 0.1, True),
-  "trajectory": lambda count: _trajectory(range(count)),
+SPACES: dict[str, Callable[[int, Along | None], Space]] = {
+  "simplex": lambda count, along: _plain(count, _simplex, _weights, (0.0, 1.0), 0.1, False),
+  "softmax": lambda count, along: _plain(count, _softmax, _log, None, 0.5, False),
+  "free": lambda count, along: _plain(count, Point.of, _weights, None, 0.1, True),
+  "trajectory": _trajectory,
 }

@@ -24,13 +24,17 @@ CLAIMS = "claims"
 Progress = Callable[[str, int, int, str], None]
 
 
+def _silent(what: str, done: int, total: int, name: str) -> None:
+  pass
+
+
 def study(
   settings: Study,
   *,
   mesh: Mesh | None = None,
   stop: Callable[[], bool] = lambda: False,
   say: Callable[[str], None] = print,
-  progress: Progress = lambda what, done, total, name: None,
+  progress: Progress = _silent,
 ) -> dict[str, Any]:
   """Does what is missing of a study, and writes what was found.
 
@@ -69,10 +73,10 @@ def study(
       _claim(stack, folder, settings)
     if settings.workers > 1:
       _share(made, folder, store, mesh, stop, progress)
-      progress = lambda what, done, total, name: None  # noqa: E731 - all but what failed is done
-    outcome, searches = _run(made, store, mesh, stop, progress)
+      progress = _silent  # all but what failed is done
+    outcome, searched = _run(made, store, mesh, stop, progress)
     say("cells are done; resampling for intervals")
-    found = results.analysed(made, outcome, searches, folder.name)
+    found = results.analysed(made, outcome, searched, folder.name)
     _write(folder, made, outcome, found)
     return found
 
@@ -115,7 +119,7 @@ def _run(
   store: Store,
   mesh: Mesh,
   stop: Callable[[], bool],
-  progress: Callable[[str, int, int, str], None],
+  progress: Progress,
 ) -> tuple[Outcome, list[Result]]:
   """What all cells came to, and the results of those of searches."""
   total = len(made.cells)

@@ -18,10 +18,10 @@ def main() -> int:
     values = decoding.decode((folder / job.NAME).read_bytes(), dict[str, Any], str(folder / job.NAME))
     study, store, mesh = settings.from_mapping(values), cells.Store(folder / "cells"), sharding.make_mesh("")
     made = plan(study, sources.find(study, folder), folder, store, mesh, stop)
-    for work in (lambda: made.work, lambda: job.searches(made, mesh)):
-      # From both ends, so that neighbours, which share programs and models, fall to one process.
-      turn = list(reversed(work())) if number % 2 else work()
-      cells.share(turn, store, folder / job.CLAIMS, stop=stop)
+    # From both ends, so that neighbours, which share programs and models, fall to one process.
+    order = -1 if number % 2 else 1
+    cells.share(made.work[::order], store, folder / job.CLAIMS, stop=stop)
+    cells.share(job.searches(made, mesh)[::order], store, folder / job.CLAIMS, stop=stop)
   except errors.Stopped as error:
     return error.status
   except (ValueError, OSError) as error:
