@@ -159,7 +159,7 @@ def _with_numbers(own: Space, numbers: Mapping[str, Number]) -> Space:
 
 
 def _trajectory(count: int, along: Along | None) -> Space:
-  """Coordinates of window and p: 1 stands for a linear decay, the mean of the window, 1/2 for `minus_sqrt`."""
+  """Window and p: 1 stands for a linear decay, the mean of the window, 1/2 for `minus_sqrt`."""
   power = Number(0.25, 4.0, 1.0, log=True)
 
   def decode(x: np.ndarray) -> Point:
