@@ -159,8 +159,8 @@ def _kept(result: Mapping[str, Any]) -> list[dict[str, str]]:
   for task in result["tasks"]:
     line = found.get(task["name"])
     shown = "–" if line is None else f"{line['kept']:.1%}"
-    error = "" if line is None or line["stderr"] is None else f" ± {line['stderr']:.1%}"
-    cells.append({"text": shown + error, "single": "" if line is None else line["single"]})
+    error = "" if line is None or line["stderr"] is None else f"± {line['stderr']:.1%}"
+    cells.append({"text": shown, "error": error, "single": "" if line is None else line["single"]})
   return cells if found else []
 
 
