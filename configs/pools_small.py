@@ -26,8 +26,8 @@ from configs.study_small import llama
 from merge_jax.study.data.puzzle_table import HELD_IN, HELD_OUT, INSTRUCT
 
 TASKS = {
-  "swap": "exact_match", "add": "exact_match", "flip": "exact_match", "least": "choice_accuracy",
-  "enc": "choice_accuracy", "hex": "loss",
+  "swap": "exact_match", "down": "exact_match", "dec": "exact_match", "count": "choice_accuracy",
+  "most": "choice_accuracy", "gcd": "loss",
 }  # fmt: skip
 NAMES = tuple(TASKS)
 EVERY = dict.fromkeys(NAMES, 1.0)
@@ -43,12 +43,12 @@ def kinds() -> dict[str, dict[str, dict[str, Any]]]:
   """Members of each kind of pool."""
   pairs = [(NAMES[i % 6], NAMES[(i + 1 + i // 6) % 6]) for i in range(8)]
   overlapping = {f"mix{i}": {"recipe": {"mixture": mixture(*pair)}} for i, pair in enumerate(pairs)}
-  specialists = {name: {"recipe": {"mixture": {name: 1.0}}} for name in NAMES}
+  specialists = {name: {"recipe": {"mixture": {name: 1.0}, "steps": 40}} for name in NAMES}
   run: dict[str, dict[str, Any]] = {
-    "run": {"every": 50, "recipe": {"mixture": EVERY, "steps": 400, "decay": "none"}}
+    "run": {"every": 20, "recipe": {"mixture": EVERY, "steps": 160, "decay": "none"}}
   }
   changes: tuple[tuple[float, dict[str, Any]], ...] = (
-    (1.0, {}), (0.5, {}), (2.0, {}), (1.0, {"steps": 100}), (0.7, {"steps": 300}),
+    (1.0, {}), (0.5, {}), (2.0, {}), (1.0, {"steps": 40}), (0.7, {"steps": 120}),
     (1.0, {"weight_decay": 0.1}), (1.5, {"batch_size": 16}), (3.0, {"decay": "linear"}),
   )  # fmt: skip
   variants = {
@@ -56,24 +56,24 @@ def kinds() -> dict[str, dict[str, dict[str, Any]]]:
     for i, (rate, change) in enumerate(changes)
   }
   dominant: dict[str, dict[str, Any]] = {
-    "main": {"recipe": {"mixture": EVERY, "steps": 300}},
-    "narrow": {"recipe": {"mixture": {"swap": 1.0}, "steps": 150}},
-    "two": {"rate": 1.5, "recipe": {"mixture": {"least": 1.0, "hex": 1.0}, "steps": 150}},
-    "short": {"recipe": {"mixture": EVERY, "steps": 30}},
-    "slow": {"rate": 0.1, "recipe": {"mixture": EVERY, "steps": 100}},
-    "spoilt": {"rate": 6.0, "recipe": {"mixture": EVERY, "steps": 60, "decay": "none"}},
+    "main": {"recipe": {"mixture": EVERY, "steps": 120}},
+    "narrow": {"recipe": {"mixture": {"swap": 1.0}, "steps": 60}},
+    "two": {"rate": 1.5, "recipe": {"mixture": {"most": 1.0, "gcd": 1.0}, "steps": 60}},
+    "short": {"recipe": {"mixture": EVERY, "steps": 20}},
+    "slow": {"rate": 0.1, "recipe": {"mixture": EVERY, "steps": 60}},
+    "spoilt": {"rate": 10.0, "recipe": {"mixture": EVERY, "steps": 60, "decay": "none"}},
   }
   recipes: dict[str, dict[str, Any]] = {
-    f"sft{i}": {"recipe": {"mixture": mixture(NAMES[i % 6], NAMES[(i + 2) % 6]), "steps": 150}}
+    f"sft{i}": {"recipe": {"mixture": mixture(NAMES[i % 6], NAMES[(i + 2) % 6]), "steps": 80}}
     for i in range(8)
   }
   for i in range(8):
     preferred = mixture(NAMES[(i + 3) % 6], share=0.7)
-    recipe = {"mixture": preferred, "steps": 80, "dpo_beta": 0.2}
+    recipe = {"mixture": preferred, "steps": 40, "dpo_beta": 0.2}
     recipes[f"po{i}"] = {"start": f"sft{i}", "rate": 0.15, "recipe": recipe}
   null: dict[str, dict[str, Any]] = {"common": {"hidden": True, "recipe": {"mixture": EVERY}}}
   for i in range(6):
-    null[f"noise{i}"] = {"start": "common", "rate": 0.05, "recipe": {"mixture": EVERY, "steps": 100}}
+    null[f"noise{i}"] = {"start": "common", "rate": 0.1, "recipe": {"mixture": EVERY, "steps": 20}}
   return {
     "overlapping": overlapping, "specialists": specialists, "stages": run, "variants": variants,
     "dominant": dominant, "recipes": recipes, "null": null,
@@ -90,12 +90,12 @@ def get_config() -> config_dict.ConfigDict:
   })  # fmt: skip
   c.recipes = config_dict.ConfigDict({
     "pretrained": {"mixture": dict.fromkeys(every, 1.0), "steps": 4000, "learning_rate": 3e-3, "warmup": 100},
-    "member": {"steps": 200, "learning_rate": 7e-4},
+    "member": {"steps": 80, "learning_rate": 4e-4, "warmup": 10},
   })  # fmt: skip
   c.sizes = config_dict.ConfigDict({
     "200K": {
       "model": llama(64, 4),
-      "recipes": {"pretrained": {"steps": 6000}, "member": {"learning_rate": 1e-3}},
+      "recipes": {"pretrained": {"steps": 6000}, "member": {"learning_rate": 5e-4}},
     },
     "800K": {"model": llama(128, 4)},
   })  # fmt: skip

@@ -58,7 +58,7 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c.search.method = "task_arithmetic"  # linear, ties, dare_ties, dare_linear, breadcrumbs, slerp, karcher
   c.search.granularity = "model"  # group, layer: weights of their own for parts of the model
   c.search.numbers = ""  # of the method, searched beside the weights: density,scaling
-  c.search.proposer = "cma_es"  # surrogate, line_search, random
+  c.search.proposer = "auto"  # surrogate where models' answers are known, else cma_es; line_search, random
   c.search.space = "free"  # simplex, softmax; trajectory: window and schedule of a merge along a run
   c.search.budget = 200  # may grow: the same command goes on
   c.search.seconds = 0.0
@@ -76,6 +76,11 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c.search.caution = 1.0  # paired errors by which a finalist must beat the best known point; 0: any gain
   c.search.steps = ()  # of checkpoints of one run: merges along it are known points, too
   if mode == "paper":
-    c.search.method, c.search.space, c.search.start = "linear", "simplex", "uniform"
+    c.search.proposer, c.search.method, c.search.space, c.search.start = (
+      "cma_es",
+      "linear",
+      "simplex",
+      "uniform",
+    )
     c.search.sigma, c.search.budget = 0.3, 50
   return c

@@ -38,11 +38,11 @@ def job(world, output, **options):
     "base": str(folder / "pool" / "base"),
     "tasks": [f"{tasks[0]}:loss", str(tasks[1])],
     "output_dir": str(output),
-    "search": {"budget": 14, "fitness_source": "auto"},
     "evals": {"max_shapes": 1},  # one program to compile
     "placement": {"mesh": "fsdp:1"},
   }
-  return settings.from_mapping(values | options)
+  search = {"proposer": "cma_es"} | options.pop("search", {"budget": 14, "fitness_source": "auto"})
+  return settings.from_mapping(values | {"search": search} | options)
 
 
 def quiet(*_):

@@ -1,5 +1,6 @@
 """The surrogate: answers read as scores, their slopes, what is foreseen, and searches that learn from it."""
 
+import functools
 import shutil
 
 import jax
@@ -10,9 +11,11 @@ from merge_jax import evals, models, recycle, search
 from merge_jax.evals import answers
 from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.operators import Leaf
-from merge_jax.recycle import metric, settings
-from merge_jax.search import pareto
-from merge_jax.search.surrogate import directions, process, region
+from merge_jax.recycle import choice, metric, settings
+from merge_jax.search import pareto, proposers
+from merge_jax.search.options import Evidence, Options
+from merge_jax.search.space import space
+from merge_jax.search.surrogate import directions, leave_one_out, process, region, surrogate
 from merge_jax.search.surrogate.model import learn
 from merge_jax.training import puzzles
 from tests import pools
@@ -60,6 +63,21 @@ def test_smoothed_scores_without_smoothing_are_the_scores(scored, monkeypatch):
   for row, (examples, _) in zip(table.values, scored[1], strict=True):
     smoothed = table.smoothed(row, np.zeros(len(METRICS)))
     np.testing.assert_allclose(smoothed.scores, list(examples.scores().values()), atol=2e-3)
+  losses = scored[0].answers.table([outputs for _, outputs in scored[1]], losses=True)
+  for row, (examples, _) in zip(losses.values, scored[1], strict=True):
+    found = losses.smoothed(row, np.zeros(len(METRICS))).scores
+    np.testing.assert_allclose(found, list(examples.scores(loss=True).values()), rtol=1e-5)
+
+
+def test_paired_errors_of_sharp_answers_are_those_of_the_scores(scored, monkeypatch):
+  monkeypatch.setattr(answers, "SMOOTHING", 1e-4)
+  monkeypatch.setattr(answers, "RELEVANT", 1e-30)
+  table = table_of(scored)
+  (one, _), (other, _) = scored[1][:2]
+  signs = np.array(one.signs)
+  found = table.paired_error(table.values[0], table.values[1], signs / len(signs))
+  assert found == pytest.approx(evals.uncertainty.paired_difference(one, other)[1], rel=0.02)
+  assert table.paired_error(table.values[0], table.values[0], signs) == 0
 
 
 @pytest.mark.parametrize("variance", [0.0, 0.7])
@@ -169,6 +187,17 @@ def test_gram_is_that_of_task_vectors():
   np.testing.assert_allclose(found, found.T, rtol=1e-5)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def eager():
+  """Models by chance promise less than its error; here a search goes on all the same."""
+  with pytest.MonkeyPatch.context() as patch:
+    kind = proposers.PROPOSERS["surrogate"]
+    patch.setitem(
+      proposers.PROPOSERS, "surrogate", kind._replace(start=functools.partial(kind.start, least=-1.0))
+    )
+    yield
+
+
 SURROGATE = {"budget": 16, "proposer": "surrogate", "fitness_source": "metric"}
 
 
@@ -192,6 +221,60 @@ def test_a_job_learns_from_answers(finished):
   assert "search_mean" in [row["name"] for row in result["rows"]]
 
 
+def test_what_promises_less_than_its_error_ends_a_search(world, tmp_path):
+  careful = functools.partial(surrogate, least=1.0)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(proposers.PROPOSERS, "surrogate", proposers.PROPOSERS["surrogate"]._replace(start=careful))
+    run(world, tmp_path / "run", search=SURROGATE)
+  kinds = [record["kind"] for record in journal_of(tmp_path / "run") if record["split"] == "search"]
+  assert "base" in kinds and "surrogate" not in kinds
+
+
+def test_effects_of_checkpoints_are_those_of_merges_that_were_learned_from(scored):
+  """A merge without one of two checkpoints is a point where answers are known."""
+  suite, found = scored
+  points = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.6, 0.4), (1.0, 0.8)]
+  signs, names = tuple(suite.signs), tuple(METRICS)
+  records = [
+    search.Record(
+      "search", i, 0, "x", "task_arithmetic", search.Point(point), examples.scores(), None, None, 0.0
+    )
+    for i, (point, (examples, _)) in enumerate(zip(points, found, strict=True))
+  ]
+  evidence = Evidence(suite.answers, lambda record: found[record.index][1])
+  fitness = search.Fitness(names, signs, source="metric")
+  options = Options("task_arithmetic", space("free", 2), fitness, 2, based=True, evidence=evidence)
+  table = suite.answers.table([outputs for _, outputs in found])
+  smoothed = [table.smoothed(row, np.zeros(len(names))).scores * signs for row in table.values]
+  effects = leave_one_out.foreseen(records, options, search.Point((1.0, 0.8)))
+  assert effects is not None
+  np.testing.assert_allclose(effects[1], smoothed[4] - smoothed[1], atol=0.03)
+  alone = leave_one_out.foreseen(records, options, search.Point((1.0, 0.0)))
+  assert alone is not None and np.isnan(alone).all()
+
+
+@pytest.mark.parametrize("based", [True, False])
+def test_the_largest_effects_are_measured(world, tmp_path, based, monkeypatch):
+  chosen = choice.select
+  monkeypatch.setattr(choice, "select", lambda *args: chosen(*args)._replace(name="uniform"))
+  options = SURROGATE | ({} if based else {"method": "linear", "space": "simplex"})
+  result = run(world, tmp_path / "run", search=options)
+  members = result["members"]
+  assert len(members["foreseen"]) == 3 and set(members["measured"]) == set(members["foreseen"])
+  rows = {row["name"]: row for row in result["rows"]}
+  (first, measured), *_ = members["measured"].items()
+  left = 1 / 3 if based else 1 / 2
+  weights = [0.0 if name == first else left for name in result["checkpoints"]]
+  (own,) = [one for one in journal_of(tmp_path / "run") if one["split"] == "test"
+            and np.allclose(one["point"]["weights"], weights, atol=1e-12)]  # fmt: skip
+  signs = {task["name"]: task["sign"] for task in result["tasks"]}
+  for task, value in measured.items():
+    gain = signs[task] * (rows["selected"]["test"][task] - own["scores"][task])
+    assert value["gain"] == pytest.approx(gain, abs=1e-12)
+    assert value["stderr"] >= 0
+  assert "What each checkpoint adds" in (tmp_path / "run" / "report.html").read_text()
+
+
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_stopped_search_goes_on_with_or_without_its_answers(world, finished, tmp_path, lost):
   calls = iter(range(100))
@@ -209,17 +292,24 @@ def test_a_stopped_search_goes_on_with_or_without_its_answers(world, finished, t
   assert without_times(journal_of(tmp_path / "x")) == without_times(journal_of(finished[0]))
 
 
-@pytest.mark.parametrize(
-  "options", [{"space": "simplex", "method": "linear"}, {"space": "softmax"}, {"batch": 3}]
-)
+@pytest.mark.parametrize("options", [{"space": "softmax"}, {"batch": 3}])
 def test_other_spaces_and_batches(world, tmp_path, options):
   result = run(world, tmp_path / "x", search=SURROGATE | options)
-  found = [r for r in journal_of(tmp_path / "x") if r["kind"] == "surrogate"]
+  found = [r for r in journal_of(tmp_path / "x") if (r["split"], r["kind"]) == ("search", "surrogate")]
   assert found and result["rows"]
-  if "space" in options:
-    for record in found:
-      weights = np.array(record["point"]["weights"])
-      assert abs(weights.sum() - 1) < 1e-12 and (weights >= 0).all()
+  together = {r["generation"] for r in found}
+  assert (len(together) < len(found)) == ("batch" in options)
+
+
+def test_weights_on_the_simplex_stay_there(tmp_path):
+  own = tmp_path, pools.make_pool(tmp_path / "pool", 4, 0.15), pools.make_tasks(tmp_path / "tasks")
+  options = {"space": "simplex", "method": "linear", "fitness_source": "loss"}
+  run(own, tmp_path / "x", search=SURROGATE | options)
+  found = [r for r in journal_of(tmp_path / "x") if r["kind"] == "surrogate"]
+  assert found
+  for record in found:
+    weights = np.array(record["point"]["weights"])
+    assert abs(weights.sum() - 1) < 1e-12 and (weights >= 0).all()
 
 
 def test_a_scorer_without_answers_is_refused(world, tmp_path):
@@ -227,6 +317,23 @@ def test_a_scorer_without_answers_is_refused(world, tmp_path):
   with pytest.raises(ValueError, match="gives scores alone"):
     run(world, tmp_path / "x", search=SURROGATE, scorer=command, tasks=["a"])
   assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+  "search, other, expected",
+  [
+    ({}, {}, "surrogate"),
+    ({"granularity": "layer"}, {}, "surrogate"),
+    ({"method": "ties"}, {}, "cma_es"),
+    ({"numbers": "scaling"}, {}, "cma_es"),
+    ({}, {"scorer": {"command": "true {model_dir} {scores_json}"}, "tasks": ["a"]}, "cma_es"),
+    ({"proposer": "line_search"}, {}, "line_search"),
+  ],
+)
+def test_the_best_that_can_search_does(world, tmp_path, search, other, expected):
+  given = job(world, tmp_path / "x", search={"proposer": "auto"} | search, **other)
+  assert recycle.build(given).proposer == expected
+  assert f" by {expected} " in recycle.describe(recycle.build(given))
 
 
 # Along the front.
@@ -273,7 +380,9 @@ def test_a_search_along_the_front_dominates_more_than_the_known_points(world, tm
 
 
 def test_the_front_is_for_the_surrogate(world, tmp_path):
-  values = settings.to_mapping(job(world, tmp_path / "run")) | {"search": {"objective": "pareto"}}
+  values = settings.to_mapping(job(world, tmp_path / "run")) | {
+    "search": {"objective": "pareto", "proposer": "line_search"}
+  }
   with pytest.raises(ValueError, match="cannot search"):
     recycle.build(settings.from_mapping(values))
 

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from merge_jax.evals import metrics
+from merge_jax.evals import metrics, uncertainty
 from merge_jax.evals.batching import Batches
+from merge_jax.evals.examples import Examples
 from merge_jax.evals.metrics import CHOICES, EXACT, LOSS
-from merge_jax.evals.tasks import Task, size_table, target_table
+from merge_jax.evals.tasks import Task, size_table, target_table, units
 
 RELEVANT = 1e-3
 """A competitor whose chance against the target, smoothed, is less at every evaluated model is left out."""
@@ -52,14 +53,16 @@ class Part(NamedTuple):
     kind: `EXACT`, `CHOICES` or `LOSS`.
     table: int `[n, c]`, each example's rows, -1 for padding.
     right: int `[n]`, the place of its right row.
-    tokens: float `[n, c]`, tokens of each row; of choices, what their losses are divided by.
+    divisors: float `[n, c]`, what the losses of choices are divided by.
+    targets: float `[n]`, target tokens of the right row.
     lengths: int `[n]`, target positions of each example, of exact tasks; they lie in order.
   """
 
   kind: str
   table: np.ndarray
   right: np.ndarray
-  tokens: np.ndarray
+  divisors: np.ndarray
+  targets: np.ndarray
   lengths: np.ndarray
 
 
@@ -84,10 +87,12 @@ class Answers:
   Attributes:
     parts: by task, in order.
     places: int `[positions]`, where those of exact tasks lie among all positions of all buckets.
+    groups: int64 `[examples]`, the independent unit of each (see `tasks.units`).
   """
 
   parts: tuple[Part, ...]
   places: np.ndarray
+  groups: np.ndarray
 
   @classmethod
   def of(cls, tasks: Sequence[Task], batches: Batches) -> "Answers":
@@ -107,18 +112,18 @@ class Answers:
       table = np.where(table >= 0, table + row, -1)
       rows = table[np.arange(len(right)), right[:, 0]]
       metric = metrics.named(task.metric)
-      tokens = np.where(table >= 0, lengths[np.maximum(table, 0)], 0).astype(np.float64)
-      if metric.smooth == CHOICES:
-        if metric.divisor == "sizes":
-          tokens = np.where(table >= 0, size_table(task), 0.0).astype(np.float64)
-        mean = tokens.sum(axis=1, keepdims=True) / (table >= 0).sum(axis=1, keepdims=True)
-        tokens = np.where(tokens > 0, tokens / mean, 1.0) if metric.divisor else np.ones_like(tokens)
+      divisors = np.ones(table.shape)
+      if metric.smooth == CHOICES and metric.divisor:
+        sizes = size_table(task) if metric.divisor == "sizes" else lengths[np.maximum(table, 0)]
+        sizes = np.where(table >= 0, sizes, 0).astype(np.float64)
+        mean = sizes.sum(axis=1, keepdims=True) / (table >= 0).sum(axis=1, keepdims=True)
+        divisors = np.where(sizes > 0, sizes / mean, 1.0)
       own = lengths[rows] if metric.smooth == EXACT else np.zeros(len(rows), int)
-      parts.append(Part(metric.smooth, table, right[:, 0], tokens, own))
+      parts.append(Part(metric.smooth, table, right[:, 0], divisors, lengths[rows].astype(np.float64), own))
       if metric.smooth == EXACT:
         places += [at + np.arange(n) for at, n in zip(first_of_row[rows], own, strict=True)]
       row += int((table >= 0).sum())
-    return cls(tuple(parts), np.concatenate([*places, np.zeros(0, int)]).astype(np.int64))
+    return cls(tuple(parts), np.concatenate([*places, np.zeros(0, int)]).astype(np.int64), units(tasks))
 
   def read(self, details: Details) -> Outputs:
     """Outputs from what a scorer's function gave."""
@@ -143,7 +148,7 @@ class Answers:
         values = np.stack([one["losses"][rows] for one in outputs])
         pieces.append(Piece(LOSS, part))
       elif part.kind == CHOICES:
-        values = np.stack([one["losses"][np.maximum(part.table, 0)] / part.tokens for one in outputs])
+        values = np.stack([one["losses"][np.maximum(part.table, 0)] / part.divisors for one in outputs])
         pieces.append(Piece(CHOICES, part))
       else:
         some = [(one["gaps"][start : start + size], one["rivals"][start : start + size]) for one in outputs]
@@ -159,7 +164,7 @@ class Answers:
       columns.append(flat)
       tasks.append(np.full(flat.shape[1], number))
     values = np.concatenate(columns, axis=1)
-    return Table(values, np.concatenate(tasks), np.concatenate(weights), tuple(pieces))
+    return Table(values, np.concatenate(tasks), np.concatenate(weights), tuple(pieces), self.groups)
 
 
 def relevant(models: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -207,6 +212,12 @@ class Piece(NamedTuple):
   starts: np.ndarray = np.zeros(0, int)
   examples: np.ndarray = np.zeros(0, int)
 
+  @property
+  def shares(self) -> np.ndarray:
+    """Each example's part of what its task's score is divided by."""
+    size = self.part.targets if self.kind == LOSS else np.ones(len(self.part.right))
+    return size / size.sum()
+
 
 class Table(NamedTuple):
   """Numbers of several models; see `Answers.table`.
@@ -216,12 +227,14 @@ class Table(NamedTuple):
     tasks: int `[columns]`, whose each is.
     weights: float `[columns]`, how much each matters to its task's score.
     pieces: by task.
+    groups: of the examples, as of `Answers`.
   """
 
   values: np.ndarray
   tasks: np.ndarray
   weights: np.ndarray
   pieces: tuple[Piece, ...]
+  groups: np.ndarray
 
   def smoothed(self, row: np.ndarray, variance: np.ndarray) -> Smoothed:
     """Scores of a row of predicted numbers.
@@ -236,15 +249,37 @@ class Table(NamedTuple):
       row: `[columns]`.
       variance: float `[tasks]`, of the predicted numbers.
     """
-    scores, spread = np.zeros(len(self.pieces)), np.zeros(len(self.pieces))
-    slopes, column = [], 0
-    for number, (piece, size) in enumerate(zip(self.pieces, self.sizes, strict=True)):
-      temperature = np.sqrt(SMOOTHING**2 + max(float(variance[number]), 0.0))
-      score, slope, by_temperature = _RULES[piece.kind](piece, row[column : column + size], temperature)
-      scores[number], spread[number] = score, by_temperature / (2 * temperature)
-      slopes.append(slope.reshape(-1).astype(np.float32))
-      column += size
-    return Smoothed(scores, np.concatenate(slopes), spread)
+    temperatures = np.sqrt(SMOOTHING**2 + np.maximum(variance, 0.0))
+    found = self._scored(row, temperatures)
+    return Smoothed(
+      np.array([one.parts.sum() for one in found]),
+      np.concatenate([one.slope.reshape(-1).astype(np.float32) for one in found]),
+      np.array([one.by_temperature for one in found]) / (2 * temperatures),
+    )
+
+  def paired_error(self, row: np.ndarray, other: np.ndarray, slopes: np.ndarray) -> float:
+    """Standard error of Σ slope · (score of a row - score of the other), paired by unit.
+
+    Args:
+      row, other: `[columns]`, taken as if they were sure.
+      slopes: float `[tasks]`.
+    """
+    one, two = (uncertainty.influences(self._examples(x), slopes) for x in (row, other))
+    return uncertainty.size(one - two)
+
+  def _examples(self, row: np.ndarray) -> Examples:
+    count = len(self.pieces)
+    parts = [one.parts for one in self._scored(row, np.full(count, SMOOTHING))]
+    sizes = tuple(map(len, parts))
+    values = np.full((4, sum(sizes)), np.nan)
+    values[0], values[1] = np.concatenate(parts), np.concatenate([piece.shares for piece in self.pieces])
+    names = tuple(map(str, range(count)))
+    return Examples(names, (1.0,) * count, sizes, values, self.groups)
+
+  def _scored(self, row: np.ndarray, temperatures: np.ndarray) -> "list[Scored]":
+    ends = np.cumsum(self.sizes)[:-1]
+    together = zip(self.pieces, np.split(row, ends), temperatures, strict=True)
+    return [_RULES[piece.kind](piece, own, float(temperature)) for piece, own, temperature in together]
 
   @property
   def sizes(self) -> np.ndarray:
@@ -252,14 +287,24 @@ class Table(NamedTuple):
     return np.bincount(self.tasks, minlength=len(self.pieces))
 
 
-Scored = tuple[float, np.ndarray, float]
-"""A task's smoothed score, and its derivatives by the columns and by the temperature."""
+class Scored(NamedTuple):
+  """A task's smoothed score.
+
+  Attributes:
+    parts: `[examples]`, what each adds to it.
+    slope: derivative by the columns.
+    by_temperature: derivative by the temperature.
+  """
+
+  parts: np.ndarray
+  slope: np.ndarray
+  by_temperature: float
 
 
 def _exact(piece: Piece, row: np.ndarray, temperature: float) -> Scored:
   count = len(piece.part.right)
   if not len(piece.starts):
-    return 1.0, row, 0.0
+    return Scored(np.full(count, 1 / count), row, 0.0)
   scaled = row / temperature
   sizes = np.diff(piece.starts, append=len(row))
   top = np.maximum(np.maximum.reduceat(scaled, piece.starts), 0.0)
@@ -268,7 +313,7 @@ def _exact(piece: Piece, row: np.ndarray, temperature: float) -> Scored:
   log_right = np.bincount(piece.examples, -(top + np.log(total)), minlength=count)
   right = np.exp(log_right) / count
   slope = -powers * np.repeat(right[piece.examples] / (total * temperature), sizes)
-  return float(right.sum()), slope, float(-(slope * scaled).sum())
+  return Scored(right, slope, float(-(slope * scaled).sum()))
 
 
 def _choices(piece: Piece, row: np.ndarray, temperature: float) -> Scored:
@@ -281,12 +326,12 @@ def _choices(piece: Piece, row: np.ndarray, temperature: float) -> Scored:
   slope = chances * hit[:, None] / temperature
   slope[np.arange(len(hit)), right[:, 0]] -= hit / temperature
   flat = np.where(table >= 0, scaled, 0.0)
-  return float(hit.sum()), slope, float((slope * flat).sum())
+  return Scored(hit, slope, float((slope * flat).sum()))
 
 
 def _loss(piece: Piece, row: np.ndarray, temperature: float) -> Scored:
-  tokens = float(piece.part.tokens[np.arange(len(row)), piece.part.right].sum())
-  return float(row.sum()) / tokens, np.full(len(row), 1 / tokens), 0.0
+  tokens = float(piece.part.targets.sum())
+  return Scored(row.astype(np.float64) / tokens, np.full(len(row), 1 / tokens), 0.0)
 
 
 _RULES = {EXACT: _exact, CHOICES: _choices, LOSS: _loss}

@@ -162,7 +162,7 @@ def _run(
     evidence = Evidence(problem.suite.answers, outputs.of)
     options = dataclasses.replace(options, evidence=evidence, metric=work.gram())
   found = search(
-    proposer(problem.settings.search.proposer, options),
+    proposer(problem.proposer, options),
     work,
     journal,
     problem.fitness,
@@ -175,7 +175,7 @@ def _run(
     say(f"nothing more to find here: {left(found.left, len(found.records), problem.budget.evaluations)}")
   say("search done; scoring finalists on validation and test examples")
   say(_times(work, found.records))
-  result, chosen = results.conclude(problem, work, journal, items, found, after)
+  result, chosen = results.conclude(problem, options, work, journal, items, found, after)
   if profile:
     _profile(run, work, chosen, say)
   with run.new_folder(folders.MERGED) as partial:
@@ -264,7 +264,8 @@ def describe(problem: Problem) -> str:
                  f"30 GFLOP/s (2 CPU cores), {total / 1e14:.1f} s at 100 TFLOP/s"),
     ]  # fmt: skip
   lines += [
-    ("method", f"{s.method} by {s.proposer} in space {s.space!r}, fitness {s.fitness} of {s.fitness_source}; "
+    ("method", f"{s.method} by {problem.proposer} in space {s.space!r}, "
+               f"fitness {s.fitness} of {s.fitness_source}; "
                + known_points_cost(len(pool), s.budget, len(methods.trajectory(s.steps, len(pool))))),
     ("writes", f"{problem.settings.output_dir}: {', '.join(folders.OUTPUTS)} "
                f"(merged: {preflight.gib(first.nbytes)})"),

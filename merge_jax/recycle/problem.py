@@ -15,13 +15,16 @@ from merge_jax.recycle import folder as folders
 from merge_jax.recycle import manifest as manifests
 from merge_jax.recycle import methods, placing, suites
 from merge_jax.recycle.manifest import Manifest
-from merge_jax.recycle.settings import ITEMS, Settings
+from merge_jax.recycle.settings import AUTO, ITEMS, Settings
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.loop import Budget
 from merge_jax.search.options import Options
 from merge_jax.search.proposers import PROPOSERS, proposer
 from merge_jax.search.space import space
 from merge_jax.sharding import Layout
+
+OTHER = "cma_es"
+"""Who searches where the surrogate cannot."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Problem:
     labels: short names of the pool's checkpoints.
     suite: the scores.
     fitness: one number of them.
-    options: what the search's proposer is made from.
+    proposer: who searches, a name in `PROPOSERS`.
+    options: what it is made from.
     budget: when it stops.
     layout: the mesh, and where the leaves of a merge lie.
     memory: where the pool is held: "device", "host" or "disk".
@@ -48,6 +52,7 @@ class Problem:
   labels: tuple[str, ...]
   suite: Suite
   fitness: Fitness
+  proposer: str
   options: Options
   budget: Budget
   layout: Layout
@@ -58,7 +63,7 @@ class Problem:
   @property
   def foresees(self) -> bool:
     """Whether the proposer learns from what models answer."""
-    return PROPOSERS[self.settings.search.proposer].foresees
+    return PROPOSERS[self.proposer].foresees
 
   @property
   def method(self) -> str:
@@ -91,6 +96,29 @@ class Problem:
     """Every file that is read."""
     tensors = [file for checkpoint in self.checkpoints for file in checkpoint.files()]
     return [*tensors, *suites.files(self.settings)]
+
+
+def _proposer(name: str, options: Options, suite: Suite) -> str:
+  """Who searches: the one that is asked for, or the best that can.
+
+  Raises:
+    ValueError: who is asked for cannot, and why.
+  """
+  lacks = None
+  if suite.answers is None:
+    lacks = "learns from what models answer at target positions, but this scorer gives scores alone"
+  elif not options.linear:
+    lacks = f"learns from the known points, which are linear merges, not {options.method}"
+  elif options.space.weights < options.space.size:
+    lacks = "searches weights alone"
+  chosen = name if name != AUTO else OTHER if lacks else "surrogate"
+  proposer(chosen, options)
+  if lacks and PROPOSERS[chosen].foresees:
+    raise ValueError(f"config: search.proposer {chosen!r} {lacks}; use cma_es or line_search.")
+  if options.pareto and not PROPOSERS[chosen].foresees:
+    why = f", and surrogate {lacks}" if lacks else "; set search.proposer to surrogate"
+    raise ValueError(f"config: search.objective is 'pareto', which {chosen} cannot search{why}.")
+  return chosen
 
 
 def build(settings: Settings) -> Problem:
@@ -146,28 +174,14 @@ def build(settings: Settings) -> Problem:
     s.method, made, fitness, len(pool), s.seed, s.sigma or None, s.population or None, s.start,
     methods.trajectory(s.steps, len(pool)),
     pareto=s.objective == "pareto",
+    batch=objectives.batch_of(s.batch, mesh),
     based=methods.METHODS[s.method].needs_base and base is not None and made.scaled,
   )  # fmt: skip
-  proposer(s.proposer, options)
-  if PROPOSERS[s.proposer].foresees and suite.answers is None:
-    raise ValueError(
-      f"config: search.proposer {s.proposer!r} learns from what models answer at target positions, but this "
-      "scorer gives scores alone; use cma_es or line_search."
-    )
-  if options.pareto and not PROPOSERS[s.proposer].foresees:
-    raise ValueError(
-      f"config: search.objective is 'pareto', which {s.proposer} cannot search; set search.proposer to "
-      "surrogate."
-    )
-  if PROPOSERS[s.proposer].foresees and not options.linear:
-    raise ValueError(
-      f"config: search.proposer {s.proposer!r} learns from the known points, which are linear merges; search "
-      f"{s.method!r} by cma_es or line_search."
-    )
+  name = _proposer(s.proposer, options, suite)
   preflight.require_disk(settings.folder, pool[0].nbytes)
   checkpoints = [*pool, *([base] if base else [])]
   return Problem(
-    settings, tuple(pool), base, tuple(preflight.labels(pool)), suite, fitness,
+    settings, tuple(pool), base, tuple(preflight.labels(pool)), suite, fitness, name,
     options, Budget(s.budget, s.seconds or None), layout,
     placed[0], findings, manifests.make(settings, checkpoints, suite.digests(), mesh),
   )  # fmt: skip

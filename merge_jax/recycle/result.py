@@ -10,17 +10,20 @@ from merge_jax import decoding, storage
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.evals import uncertainty
 from merge_jax.recycle import choice as choices
+from merge_jax.recycle import members
 from merge_jax.recycle.problem import Problem
 from merge_jax.search import analysis, baselines, final, pareto
 from merge_jax.search.items import Items
 from merge_jax.search.journal import Journal, Record
-from merge_jax.search.loop import Objective, Progress, Result, measure
+from merge_jax.search.loop import REPORTED, Objective, Progress, Result, measure
+from merge_jax.search.options import Options
 from merge_jax.search.point import Candidate
 from merge_jax.search.scores import nullable, nullables, signed
 
 
 def conclude(
   problem: Problem,
+  options: Options,
   objective: Objective,
   journal: Journal,
   items: Items | None,
@@ -28,6 +31,12 @@ def conclude(
   progress: Progress,
 ) -> tuple[dict[str, Any], Candidate]:
   """Scores the finalists, selects, measures on test examples.
+
+  Args:
+    problem: what was searched.
+    options: what its proposer was made from.
+    objective, journal, items, progress: as for `measure`.
+    found: from `search`.
 
   Of a row that was chosen by the scores that are reported, those are told again as `search_corrected` or
   `validation_corrected`: on examples that did not choose it (see `evals.crossfit`).
@@ -39,10 +48,11 @@ def conclude(
   rows = final.rows(records, fitness, len(problem.pool), problem.method, found.mean)
   names = final.finalists(rows)
 
+  def measured(candidates: Sequence[Candidate], split: str = REPORTED) -> list[Record]:
+    return measure(candidates, split, objective, journal, items=items, progress=progress)
+
   def scored(split: str, chosen: Sequence[str]) -> dict[str, Record]:
-    candidates = [rows[name] for name in chosen]
-    made = measure(candidates, split, objective, journal, items=items, progress=progress)
-    return dict(zip(chosen, made, strict=True))
+    return dict(zip(chosen, measured([rows[name] for name in chosen], split), strict=True))
 
   validation = scored("validation", names)
   choice = choices.select(problem, validation, records)
@@ -83,6 +93,7 @@ def conclude(
   groups = {split: suite.groups(split) for split in suite.splits}
   result = {
     "checkpoints": problem.labels,
+    "proposer": problem.proposer,
     "tasks": [
       task._asdict() | {"examples": {s: n[task.name] for s, n in sizes.items() if task.name in n}}
       for task in suite.tasks
@@ -97,6 +108,7 @@ def conclude(
       for name in rows if name != "selected"
     ],
     "retention": _retention(test, problem),
+    "members": members.effects(problem, options, records, test["selected"], measured),
     "pareto": {
       "front": np.flatnonzero(pareto.front(points)).tolist(),
       "reference": reference.tolist(),

@@ -13,6 +13,8 @@ Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 NonNegative = Annotated[float, Meta(ge=0.0)]
 Share = Annotated[float, Meta(gt=0.0, le=1.0)]
+AUTO = "auto"
+"""Of a proposer: the best that can search."""
 ITEMS = 20_000
 """Most examples of a split for "auto" to keep what each scored: 40 bytes each, .8 MB an evaluation."""
 
@@ -79,7 +81,8 @@ class Search(Part, frozen=True):
 
   Attributes:
     method: the merge rule, a name in `METHODS`.
-    proposer: a name in `PROPOSERS`.
+    proposer: a name in `PROPOSERS`, or "auto": the surrogate where it can learn from what models answer, else
+      `problem.OTHER`.
     space: of the weights, a name in `SPACES`.
     budget: evaluations in all, the known points included.
     seconds: stop after this much evaluation time; 0 for no limit.
@@ -101,7 +104,7 @@ class Search(Part, frozen=True):
   """
 
   method: str = "task_arithmetic"
-  proposer: str = "cma_es"
+  proposer: str = AUTO
   space: str = "free"
   budget: Positive = 200
   seconds: NonNegative = 0.0

@@ -109,6 +109,7 @@ def render(
     rows=_rows(result),
     lower=", ".join(lower),
     kept=_kept(result),
+    members=_members(result),
     notes=[*result["notes"], *problems],
     selected_from=text.label(result["selected_from"]),
     trust=text.trust(result),
@@ -164,6 +165,28 @@ def _kept(result: Mapping[str, Any]) -> list[dict[str, str]]:
   return cells if found else []
 
 
+def _members(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """A row for each checkpoint: what is foreseen of each task, and what was measured beside it."""
+  found = result.get("members")
+  if found is None:
+    return []
+  formats = {task["name"]: task["format"] for task in result["tasks"]}
+  return [
+    {"name": name, "cells": [_effect(value, found["measured"].get(name, {}).get(task), formats[task])
+                             for task, value in foreseen.items()]}
+    for name, foreseen in found["foreseen"].items()
+  ]  # fmt: skip
+
+
+def _effect(foreseen: float | None, measured: Mapping[str, Any] | None, form: str) -> dict[str, Any]:
+  told = {"foreseen": "–" if foreseen is None else f"{foreseen:+{form}}", "measured": "", "harms": False}
+  if measured is not None and measured["gain"] is not None:
+    error = measured["stderr"]
+    told["measured"] = f"{measured['gain']:+{form}}" + ("" if error is None else f" ± {error:{form}}")
+    told["harms"] = error is not None and measured["gain"] < -2 * error
+  return told
+
+
 def _facts(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
   cost, search = result["cost"], manifest["config"]["search"]
   left = result.get("left")
@@ -173,7 +196,7 @@ def _facts(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple
     shown = "; examples: " + ", ".join(f"{n} {k}" for k, n in sizes.items()) if sizes else ""
     facts.append((f"task {task['name']}", f"{task['metric']}{shown}"))
   how = "{method} by {proposer} in space {space}, fitness {fitness} of {fitness_source}, seed {seed}"
-  facts.append(("search", how.format(**search)))
+  facts.append(("search", how.format(**search | {"proposer": result.get("proposer", search["proposer"])})))
   facts.append(
     (
       "evaluations",

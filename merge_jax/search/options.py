@@ -51,6 +51,7 @@ class Options:
     based: whether weights of zero give a base that is no mean of the pool.
     pareto: whether the front is searched, not the highest fitness.
     evidence: of evaluations; None where the scorer gives scores alone.
+    batch: how many candidates are evaluated at once.
 
   Raises:
     ValueError: an unknown start.
@@ -70,6 +71,7 @@ class Options:
   based: bool = False
   pareto: bool = False
   evidence: Evidence | None = None
+  batch: int = 1
 
   def __post_init__(self) -> None:
     if self.start not in STARTS:

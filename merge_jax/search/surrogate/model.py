@@ -32,6 +32,7 @@ class Table(Protocol):
   @property
   def weights(self) -> np.ndarray: ...
   def smoothed(self, row: np.ndarray, variance: np.ndarray) -> Smoothed: ...
+  def paired_error(self, row: np.ndarray, other: np.ndarray, slopes: np.ndarray) -> float: ...
 
 
 class Answers(Protocol):
@@ -79,11 +80,10 @@ class Model:
   fitness: Fitness
   singles: np.ndarray
 
-  def at(self, z: np.ndarray, *, hopeful: bool = False) -> Foreseen:
-    """What is foreseen at a point `[d]`; a hopeful look takes predictions as if they were sure."""
-    coefficients, variance = self.process.at(z)
-    row = self.middle + (coefficients.astype(np.float32) @ self.data) * self._column_scales
-    unsure = (0.0 if hopeful else 1.0) * self.errors * self.scales**2
+  def at(self, z: np.ndarray, *, caution: float = 1.0) -> Foreseen:
+    """What is foreseen at a point `[d]`; with a caution of 0 predictions are taken as if they were sure."""
+    row, variance = self._row(z)
+    unsure = caution * self.errors * self.scales**2
     smoothed = self.table.smoothed(row, variance * unsure)
     scores = smoothed.scores * self.signs
     by_task = self.fitness.slopes(scores[None], self.singles)[0] * self.signs
@@ -92,6 +92,20 @@ class Model:
     slope = by_point.T @ (self.data @ by_row).astype(np.float64)
     slope += float(by_task @ (smoothed.spread * unsure)) * by_variance
     return Foreseen(float(self.fitness.aggregated(scores[None], self.singles)[0]), slope)
+
+  def scores(self, z: np.ndarray) -> np.ndarray:
+    """Smoothed scores `[tasks]` that are foreseen at a point, higher is better, as if they were sure."""
+    return self.table.smoothed(self._row(z)[0], np.zeros(len(self.signs))).scores * self.signs
+
+  def error(self, z: np.ndarray, other: np.ndarray) -> float:
+    """Paired error, over examples, of the fitness that is foreseen at z less that at the other point."""
+    slopes = self.fitness.slopes(self.scores(z)[None], self.singles)[0]
+    return self.table.paired_error(self._row(z)[0], self._row(other)[0], slopes * self.signs)
+
+  def _row(self, z: np.ndarray) -> tuple[np.ndarray, float]:
+    """Predicted answers, and the variance of the process there."""
+    coefficients, variance = self.process.at(z)
+    return self.middle + (coefficients.astype(np.float32) @ self.data) * self._column_scales, variance
 
   @property
   def _column_scales(self) -> np.ndarray:

@@ -22,18 +22,34 @@ from merge_jax.search.surrogate.region import Metric, highest
 
 RADIUS = 0.5
 """Of the first region, in lengths of a task vector."""
-PROMISE, STEP = 3e-4, 0.01
-"""A round that is foreseen to gain less, or that moves less, is idle."""
+WIDE = 3.0
+"""Of the region that an idle round looks at, hopefully and from every evaluated point."""
+SHORT = 0.01
+"""A step that is shorter leads nowhere."""
 IDLE = 2
 """Idle rounds that end a search."""
 STUCK = 20
 """Utilities in turn that lead nowhere and end a search along the front."""
-WIDE = 3.0
-"""Of the region that an idle round looks at, hopefully and from every evaluated point."""
 
 
-def surrogate(known: Sequence[Record], options: Options) -> Generations:
+def surrogate(
+  known: Sequence[Record],
+  options: Options,
+  *,
+  caution: float = 1.0,
+  radius: float = RADIUS,
+  wide: float = WIDE,
+  least: float = 1.0,
+) -> Generations:
   """Steps to the highest point of the surrogate; ends when it promises nothing, and returns what it does.
+
+  Without known points it opens with the checkpoints and their mean: a surrogate foresees the other soups.
+
+  Args:
+    known, options: of every proposer.
+    caution: how much of what the surrogate thinks of its own errors it takes off what it foresees.
+    radius, wide: of the first region, and of the one that is looked at when that promises nothing.
+    least: paired errors over the examples, less than which is no promise.
 
   Raises:
     ValueError: evaluations without outputs.
@@ -43,39 +59,56 @@ def surrogate(known: Sequence[Record], options: Options) -> Generations:
       "The surrogate needs what models answer at target positions; this scorer gives scores alone."
     )
   records = list(known)
+  opening = [] if known else [baselines.one_hot(i, options.count) for i in range(options.count)]
+  first = [Candidate("single", baselines.METHOD, point) for point in opening]
+  if not known and options.count > 1:
+    first.append(Candidate("uniform", baselines.METHOD, baselines.soup(range(options.count), options.count)))
   if options.based:
     zero = Point.of(np.zeros((options.rows, options.count) if options.rows > 1 else options.count))
-    records += yield Proposal([Candidate("base", options.method, zero)])
-  return (yield from (_front if options.pareto else _summit)(records, options))
+    first.append(Candidate("base", options.method, zero))
+  if first:
+    records += yield Proposal(first)
+  how = How(caution, radius, wide, least)
+  return (yield from (_front if options.pareto else _summit)(records, options, how))
 
 
-def _summit(records: list[Record], options: Options) -> Generations:
+class How(NamedTuple):
+  """The arguments of `surrogate` that say how far it looks and what it believes."""
+
+  caution: float
+  radius: float
+  wide: float
+  least: float
+
+
+def _summit(records: list[Record], options: Options, how: How) -> Generations:
   """To the highest point."""
   here = View.of(records, options)
-  radius, idle, promise = RADIUS, 0, None
+  radius, idle, promise = how.radius, 0, None
   while here is not None and idle < IDLE:
-    z, promise = _step(here, radius, options)
-    length = float(np.linalg.norm(z))
-    if wide := promise < PROMISE or length < STEP:
-      z, promise = _step(here, WIDE, options, hopeful=True)
-    made = yield Proposal([_candidate(here, z, options)], here.best.point)
+    steps = _steps(here, radius, options, how)
+    promise = steps[0].gain
+    if not here.promises(steps[0], how.least):
+      return promise
+    made = yield Proposal([_candidate(here, step.z, options) for step in steps], here.best.point)
     records += made
     there = View.of(records, options, here.model.process.theta)
     if there is None:
       return None
-    gain = there.height(made[-1]) - there.height(here.best)
-    idle = idle + 1 if wide and gain < PROMISE else 0
-    if wide:
-      radius = RADIUS
-    elif gain < 0.2 * promise:
+    heights = [there.height(record) for record in made]
+    step = steps[int(np.argmax(heights))]
+    gain = max(heights) - there.height(here.best)
+    idle = idle + 1 if step.hopeful and gain <= 0 else 0
+    radius = how.radius if step.hopeful else step.radius
+    if not step.hopeful and gain < 0.2 * step.gain:
       radius /= 2
-    elif length > 0.9 * radius:
+    elif not step.hopeful and np.linalg.norm(step.z) > 0.9 * radius:
       radius *= 1.6
     here = there
   return promise
 
 
-def _front(records: list[Record], options: Options) -> Generations:
+def _front(records: list[Record], options: Options, how: How) -> Generations:
   """Along the front: a step to the highest point of one utility after the other, until none leads further."""
   stuck = 0
   for importance in importances(len(options.fitness.tasks), options.seed):
@@ -83,16 +116,16 @@ def _front(records: list[Record], options: Options) -> Generations:
     here = View.of(records, dataclasses.replace(options, fitness=toward))
     if here is None:
       return None
-    z, promise = _step(here, RADIUS, options)
-    if promise < PROMISE or np.linalg.norm(z) < STEP:
-      z, _ = _step(here, WIDE, options, hopeful=True)
-    if np.linalg.norm(z) < STEP:
+    step = _step(here, how.radius, options, how.caution)
+    if not here.promises(step, 0.0):
+      step = _step(here, how.wide, options, 0.0)
+    if np.linalg.norm(step.z) < SHORT:
       stuck += 1
       if stuck == STUCK:
         return 0.0
       continue
     stuck = 0
-    records += yield Proposal([_candidate(here, z, options)])
+    records += yield Proposal([_candidate(here, step.z, options)])
   return None
 
 
@@ -145,6 +178,12 @@ class View(NamedTuple):
     """The record that is highest."""
     return self.records[int(np.argmax(self.heights))]
 
+  def promises(self, step: "Step", least: float) -> bool:
+    """Whether a step leads anywhere, and what it is foreseen to gain exceeds `least` of its paired errors."""
+    if np.linalg.norm(step.z) < SHORT:
+      return False
+    return step.gain > least * np.nan_to_num(self.model.error(step.z, np.zeros_like(step.z)))
+
   def height(self, record: Record) -> float:
     """That of an evaluated merge; -inf if it failed."""
     return next(
@@ -152,21 +191,47 @@ class View(NamedTuple):
     )
 
 
-def _step(view: View, radius: float, options: Options, *, hopeful: bool = False) -> tuple[np.ndarray, float]:
-  """The point of the region that is foreseen to be best, and its gain over the best so far.
+class Step(NamedTuple):
+  """A step away from the best point so far.
 
-  A hopeful step starts from all evaluated points of the region and takes predictions as they are.
+  Attributes:
+    z: where it leads.
+    gain: that is foreseen.
+    radius: of its region.
+    hopeful: whether predictions were taken as they are.
   """
 
+  z: np.ndarray
+  gain: float
+  radius: float
+  hopeful: bool
+
+
+def _steps(view: View, radius: float, options: Options, how: How) -> list[Step]:
+  """What to evaluate next: a batch of steps of larger and smaller regions beside the first."""
+  first = _step(view, radius, options, how.caution)
+  if not view.promises(first, how.least):
+    first = _step(view, how.wide, options, 0.0)
+  steps = [first]
+  for i in range(options.batch - 1):
+    other = _step(view, radius * 2.0 ** ((i // 2 + 1) * (-1) ** i), options, how.caution)
+    if min(np.linalg.norm(other.z - z) for z in (np.zeros_like(other.z), *(one.z for one in steps))) > SHORT:
+      steps.append(other)
+  return steps
+
+
+def _step(view: View, radius: float, options: Options, caution: float) -> Step:
+  """The point of the region that is foreseen to be best; without caution, from all evaluated ones."""
+
   def value(z: np.ndarray) -> tuple[float, np.ndarray]:
-    return view.model.at(z, hopeful=hopeful)
+    return view.model.at(z, caution=caution)
 
   zero = np.zeros(options.space.weights)
   starts = [zero]
-  if hopeful:
-    starts += [z for z in view.model.process.points if STEP < np.linalg.norm(z) < radius]
+  if not caution:
+    starts += [z for z in view.model.process.points if SHORT < np.linalg.norm(z) < radius]
   z, top = highest(value, view.metric, radius, starts, sums=0 if options.space.scaled else options.rows)
-  return z, top - value(zero)[0]
+  return Step(z, top - value(zero)[0], radius, not caution)
 
 
 def _usable(records: Sequence[Record], options: Options) -> list[Record]:

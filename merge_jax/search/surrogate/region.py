@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+CLIMBS = 3
+"""Starts that are climbed from: the highest ones."""
 RIDGE = 0.01
 """Of the metric, beside a task vector's unit length: directions that hardly change the model stay bounded."""
 
@@ -77,10 +79,10 @@ def highest(
     value, slope = function(z)
     return -value, -slope
 
-  value, point = -np.inf, starts[0]
-  for start in starts:
-    if (height := function(start)[0]) > value:
-      value, point = height, start
+  heights = [function(start)[0] for start in starts]
+  order = np.argsort([-height for height in heights], kind="stable")[:CLIMBS]
+  value, point = heights[order[0]], starts[order[0]]
+  for start in (starts[i] for i in order):
     found = minimize(lower, start, jac=True, method="SLSQP", constraints=constraints,
                      options={"maxiter": 60, "ftol": 1e-7})  # fmt: skip
     z = found.x * min(1.0, radius / max(float(np.linalg.norm(found.x)), 1e-12))

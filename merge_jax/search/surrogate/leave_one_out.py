@@ -1,0 +1,58 @@
+"""What each checkpoint adds to a merge, task by task, as the surrogate of answers foresees it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from merge_jax.search.journal import Record
+from merge_jax.search.options import Options
+from merge_jax.search.point import Point
+from merge_jax.search.surrogate.proposer import View
+
+
+def without(point: Point, index: int, *, based: bool) -> Point | None:
+  """A merge's point without one checkpoint; None if that has no weight, or if nothing is left.
+
+  On a base the weights of the others stay; without one they grow, so that their sum stays.
+
+  >>> without(Point((0.5, 0.25, 0.25)), 0, based=False).weights
+  (0.0, 0.5, 0.5)
+  >>> without(Point((1.0, 0.5)), 1, based=True).weights
+  (1.0, 0.0)
+  >>> without(Point((1.0, 0.0)), 0, based=False)
+  """
+  weights = point.array
+  if not np.any(weights[..., index]):
+    return None
+  before = weights.sum(axis=-1, keepdims=True)
+  weights[..., index] = 0.0
+  after = weights.sum(axis=-1, keepdims=True)
+  if based:
+    return Point.of(weights) if np.any(weights) else None
+  return Point.of(weights * (before / after)) if np.all(after > 0) else None
+
+
+def foreseen(records: Sequence[Record], options: Options, point: Point) -> np.ndarray | None:
+  """Smoothed scores of a merge, higher is better, less those of the merge without each checkpoint.
+
+  What is below zero is a collision: the task would be better without this checkpoint.
+
+  Args:
+    records: of the search, with their outputs (`Options.evidence`).
+    options: of the search.
+    point: whose checkpoints are left out one by one.
+
+  Returns:
+    float64 `[K, tasks]`; NaN for a checkpoint that cannot be left out. None with nothing to learn from.
+  """
+  view = View.of(records, options)
+  if view is None:
+    return None
+
+  def scores(one: Point) -> np.ndarray:
+    return view.model.scores(view.metric.z(options.weights(one)))
+
+  whole = scores(point)
+  parts = [without(point, i, based=options.based) for i in range(options.count)]
+  none = np.full(len(whole), np.nan)
+  return np.array([none if part is None else whole - scores(part) for part in parts])
