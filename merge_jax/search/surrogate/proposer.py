@@ -64,12 +64,32 @@ def surrogate(
   if not known and options.count > 1:
     first.append(Candidate("uniform", baselines.METHOD, baselines.soup(range(options.count), options.count)))
   if options.based:
-    zero = Point.of(np.zeros((options.rows, options.count) if options.rows > 1 else options.count))
-    first.append(Candidate("base", options.method, zero))
+    shape = (options.rows, options.count) if options.rows > 1 else (options.count,)
+    first.append(Candidate("base", options.method, Point.of(np.zeros(shape))))
+    if options.metric is not None and options.count > 1:
+      first.append(Candidate("surrogate", options.method, Point.of(np.full(shape, whole(options.metric)))))
   if first:
     records += yield Proposal(first)
   how = How(caution, radius, wide, least)
   return (yield from (_front if options.pareto else _summit)(records, options, how))
+
+
+def whole(gram: np.ndarray) -> float:
+  """The equal weight at which a sum of task vectors holds the whole of each, in the mean.
+
+      λ = mean of |τᵢ|² / (τᵢ · Σⱼ τⱼ)
+
+  1 for vectors at right angles, 1/K for equal ones: where specialists need all of their weights at once, no
+  soup is near.
+
+  Args:
+    gram: `[d, d]`, inner products of the task vectors.
+
+  >>> whole(np.eye(4)), whole(np.ones((4, 4)))
+  (1.0, 0.25)
+  """
+  along = np.maximum(gram.sum(axis=1), np.diag(gram))  # vectors that point apart do not ask for more than 1
+  return float(np.mean(np.diag(gram) / np.maximum(along, 1e-30)))
 
 
 class How(NamedTuple):
