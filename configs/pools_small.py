@@ -14,8 +14,8 @@ and one by loss. Bases have the recipes of that study. Kinds of pools:
     recipes       eight of supervised fine-tuning, and eight that prefer right answers to wrong ones (DPO)
     null          six continuations of one checkpoint that differ by noise alone
 
-Cost, an estimate from single steps: 115,000 training steps, 3 CPU-hours; then a pool and contestant take 150
-evaluations of about .6 (200K) to 1.6 (800K) CPU-seconds.
+Members stop early, while models answer half to nine tenths of the items: in pools that know everything nothing is
+to gain. Cost of 200K: 7 CPU-minutes of training a seed, then .4 CPU-seconds an evaluation.
 """
 
 from typing import Any
@@ -115,6 +115,9 @@ def get_config() -> config_dict.ConfigDict:
     "GP on fitness": {"proposer": "gaussian_process"},
     "SoCE": {"proposer": "soce", "method": "linear", "space": "simplex", "known": False},
     "random": {"proposer": "random", "method": "linear", "space": "simplex"},
+    "surrogate": {"proposer": "surrogate"},
+    "surrogate few": {"proposer": "surrogate", "known": False},
+    "surrogate careful": {"proposer": "surrogate", "options": {"caution": 1.0, "least": 1.0}},
   })  # fmt: skip
   c.attainable = config_dict.ConfigDict({
     "spaces": ("simplex", "free", "group", "layer"), "steps": 60, "rate": 0.05, "temperature": 0.5,

@@ -159,6 +159,7 @@ def test_the_smoke_suite_runs_and_continues(done):
   assert {row["row"] for row in found["references"]} == {"greedy", "uniform", "best_single"}
   assert all(row["gain"] == 0 for row in found["references"] if row["row"] == "greedy")
   assert (folder / "table.txt").read_text().startswith("tune, test gain over greedy")
+  assert (folder / "gains_tune.png").read_bytes().startswith(b"\x89PNG")
   assert len((folder / "lines.jsonl").read_text().splitlines()) == 12
 
 

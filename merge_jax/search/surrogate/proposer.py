@@ -20,6 +20,10 @@ from merge_jax.search.surrogate.directions import Direction, importances
 from merge_jax.search.surrogate.model import Model, learn
 from merge_jax.search.surrogate.region import Metric, highest
 
+CAUTION = 0.3
+"""How much of the variance that it thinks its predictions have a surrogate takes off what it foresees."""
+LEAST = 0.3
+"""Paired errors over the examples, less than which is no promise."""
 RADIUS = 0.5
 """Of the first region, in lengths of a task vector."""
 WIDE = 3.0
@@ -36,10 +40,10 @@ def surrogate(
   known: Sequence[Record],
   options: Options,
   *,
-  caution: float = 1.0,
+  caution: float = CAUTION,
   radius: float = RADIUS,
   wide: float = WIDE,
-  least: float = 1.0,
+  least: float = LEAST,
 ) -> Generations:
   """Steps to the highest point of the surrogate; ends when it promises nothing, and returns what it does.
 
@@ -47,9 +51,7 @@ def surrogate(
 
   Args:
     known, options: of every proposer.
-    caution: how much of what the surrogate thinks of its own errors it takes off what it foresees.
-    radius, wide: of the first region, and of the one that is looked at when that promises nothing.
-    least: paired errors over the examples, less than which is no promise.
+    caution, radius, wide, least: see `CAUTION`, `RADIUS`, `WIDE` and `LEAST`.
 
   Raises:
     ValueError: evaluations without outputs.

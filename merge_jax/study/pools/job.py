@@ -13,6 +13,7 @@ import msgspec
 
 from merge_jax import decoding, storage
 from merge_jax.errors import unknown
+from merge_jax.reports import gains
 from merge_jax.study import workers as processes
 from merge_jax.study.cells import Result
 from merge_jax.study.pools import data, members, table
@@ -42,7 +43,7 @@ def compare(
 
   Args:
     suite: its settings.
-    folder: for everything; `lines.jsonl`, `table.txt` and `table.csv` hold the results.
+    folder: for everything; `lines.jsonl`, `table.txt`, `table.csv` and `gains_PART.png` hold the results.
     workers: processes.
     parts: of the training seeds, of `SEEDS`.
     names: of contestants; None: all. Empty: pools are trained alone.
@@ -101,8 +102,12 @@ def _write(folder: Path, result: Result, most: int) -> None:
   storage.write_text(folder / "lines.jsonl", lines)
   storage.write_json(folder / "result.json", result)
   every = compared(result, most)
-  storage.write_text(folder / "table.csv", table.as_csv(table.rows(every), table.COLUMNS))
+  found = table.rows(every)
+  storage.write_text(folder / "table.csv", table.as_csv(found, table.COLUMNS))
   storage.write_text(folder / "table.txt", table.text(every) + "\n")
+  for part in dict.fromkeys(row["part"] for row in found if not row["contestant"].startswith("(")):
+    own = [row for row in found if row["part"] == part]
+    gains.draw(own, folder / f"gains_{part}.png", f"training seeds to {part}; mean ± error over pools")
 
 
 def compared(result: Result, most: int) -> list[Result]:
