@@ -1,6 +1,6 @@
 """One Gaussian process for many outputs: they share the kernel, so that one n × n solve serves all.
 
-    k(z, z') = c + a z·z' + b exp(-|z - z'|² / 2 l²)
+    k(z, z') = c + a z·z' + q (z·z')² + b exp(-|z - z'|² / 2 l²)
 
 plus a nugget on the diagonal, where z are points in the metric of the task vectors around the incumbent.
 Log likelihoods of all outputs differ in their data alone: Σₘ yₘᵀ K⁻¹ yₘ = tr(K⁻¹ Y Yᵀ).
@@ -11,10 +11,10 @@ import dataclasses
 import numpy as np
 
 Vector = np.ndarray
-LOW = np.log([1e-4, 1e-4, 1e-6, 0.1, 1e-6])
-HIGH = np.log([1e4, 1e4, 1e3, 10.0, 1e-1])
-START = np.log([0.5, 1.0, 0.1, 1.0, 1e-3])
-"""c, a, b, l and the nugget: bounds and start of their logarithms, for outputs of unit variance."""
+LOW = np.log([1e-4, 1e-4, 1e-6, 1e-6, 0.1, 1e-6])
+HIGH = np.log([1e4, 1e4, 1e3, 1e3, 10.0, 1e-1])
+START = np.log([0.5, 1.0, 0.1, 0.1, 1.0, 1e-3])
+"""c, a, q, b, l and the nugget: bounds and start of their logarithms, for outputs of unit variance."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Process:
 
   Attributes:
     points: float64 `[n, d]`.
-    theta: logarithms of c, a, b, l, nugget.
+    theta: logarithms of c, a, q, b, l, nugget.
     inverse: float64 `[n, n]`, of the kernel matrix with its nugget.
   """
 
@@ -34,19 +34,20 @@ class Process:
   def at(self, z: Vector) -> tuple[Vector, float]:
     """Coefficients `[n]` of the data in the mean at a point, and the variance there."""
     k = _kernel(z[None], self.points, self.theta)[0]
-    own = np.exp(self.theta[0]) + np.exp(self.theta[1]) * z @ z + np.exp(self.theta[2])
+    constant, linear, square, bump = np.exp(self.theta[:4])
+    own = constant + linear * z @ z + square * (z @ z) ** 2 + bump
     coefficients = self.inverse @ k
     return coefficients, max(float(own - k @ coefficients), 0.0)
 
   def slopes(self, z: Vector) -> tuple[np.ndarray, Vector]:
     """Derivatives of the coefficients `[n, d]` and of the variance `[d]` by the point."""
-    a, b, length = np.exp(self.theta[1:4])
+    a, q, b, length = np.exp(self.theta[1:5])
     apart = z - self.points
     bump = b * np.exp(-(apart**2).sum(axis=1) / (2 * length**2))
-    dk = a * self.points - (bump / length**2)[:, None] * apart
+    dk = (a + 2 * q * self.points @ z)[:, None] * self.points - (bump / length**2)[:, None] * apart
     by_point = self.inverse @ dk
     coefficients, _ = self.at(z)
-    return by_point, 2 * a * z - 2 * dk.T @ coefficients
+    return by_point, (2 * a + 4 * q * z @ z) * z - 2 * dk.T @ coefficients
 
 
 def fit(points: np.ndarray, gram: np.ndarray, start: Vector = START) -> Process:
@@ -68,12 +69,13 @@ def fit(points: np.ndarray, gram: np.ndarray, start: Vector = START) -> Process:
 
 
 def _kernel(a: np.ndarray, b: np.ndarray, theta: Vector) -> np.ndarray:
-  constant, linear, bump, length = np.exp(theta[:4])
-  return constant + linear * a @ b.T + bump * np.exp(-_squares(a, b) / (2 * length**2))
+  constant, linear, square, bump, length = np.exp(theta[:5])
+  inner = a @ b.T
+  return constant + linear * inner + square * inner**2 + bump * np.exp(-_squares(a, b) / (2 * length**2))
 
 
 def _with_nugget(points: np.ndarray, theta: Vector) -> np.ndarray:
-  return _kernel(points, points, theta) + np.exp(theta[4]) * np.eye(len(points))
+  return _kernel(points, points, theta) + np.exp(theta[5]) * np.eye(len(points))
 
 
 def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -82,19 +84,21 @@ def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _cost(theta: Vector, points: np.ndarray, gram: np.ndarray) -> tuple[float, Vector]:
   """Minus the log likelihood of an output, in the mean over outputs, and its derivative."""
-  constant, linear, bump, length, nugget = np.exp(theta)
+  constant, linear, square, bump, length, nugget = np.exp(theta)
   squares = _squares(points, points)
   bumps = bump * np.exp(-squares / (2 * length**2))
-  lines = linear * points @ points.T
-  matrix = constant + lines + bumps + nugget * np.eye(len(points))
+  products = points @ points.T
+  lines, curves = linear * products, square * products**2
+  matrix = constant + lines + curves + bumps + nugget * np.eye(len(points))
   sign, logdet = np.linalg.slogdet(matrix)
   inverse = np.linalg.inv(matrix)
   if sign <= 0:
-    return 1e10, np.zeros(5)
+    return 1e10, np.zeros(6)
   inner = inverse - inverse @ gram @ inverse
   parts = (
     np.full_like(matrix, constant),
     lines,
+    curves,
     bumps,
     bumps * squares / length**2,
     nugget * np.eye(len(points)),
