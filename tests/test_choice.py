@@ -75,9 +75,12 @@ def of_outcomes(row, tasks=1):
 
 
 def rates(truths, caution, pools=150, seed=0):
-  """How often the incumbent is replaced, and the true gain over it; 400 search, 200 validation examples."""
-  generator, replaced, gained = np.random.default_rng(seed), [], []
-  for _ in range(pools):
+  """How often the incumbent is replaced, the true gain over it, and how often it is claimed.
+
+  400 search, 200 validation and 400 test examples.
+  """
+  generator, replaced, gained, claimed = np.random.default_rng(seed), [], [], []
+  for pool in range(pools):
     searched = outcomes(generator, truths, 400).mean(axis=1)
     models = [of_outcomes(row) for row in outcomes(generator, truths, 200)]
     scores = [one.scores()["a"] for one in models]
@@ -90,7 +93,10 @@ def rates(truths, caution, pools=150, seed=0):
     found = final.select(finalists, FITNESS, records, caution=caution, error=error)
     replaced.append(found.name != found.incumbent)
     gained.append(truths[ROWS.index(found.name)] - truths[ROWS.index(found.incumbent)])
-  return float(np.mean(replaced)), float(np.mean(gained))
+    tested = [of_outcomes(row) for row in outcomes(np.random.default_rng([seed, pool]), truths, 400)]
+    pair = (tested[ROWS.index(name)] for name in (found.name, found.incumbent))
+    claimed.append(replaced[-1] and uncertainty.shown(*uncertainty.paired_difference(*pair)))
+  return float(np.mean(replaced)), float(np.mean(gained)), float(np.mean(claimed))
 
 
 def test_caution_keeps_known_points_where_all_are_equal_and_loses_little_where_not():
@@ -98,6 +104,11 @@ def test_caution_keeps_known_points_where_all_are_equal_and_loses_little_where_n
   assert null[0.0] > 0.6 and null[1.0] < 0.45 and null[2.0] < 0.15
   real = {caution: rates((0.5, 0.55, 0.56, 0.64, 0.63), caution)[1] for caution in (0.0, 1.0, 2.0)}
   assert real[1.0] > 0.9 * real[0.0] > 0.05
+
+
+def test_gains_are_claimed_where_there_are_some():
+  assert rates((0.6,) * 5, 1.0, pools=200)[2] <= 0.05
+  assert rates((0.5, 0.55, 0.56, 0.66, 0.65), 1.0)[2] > 0.8
 
 
 # What a choice is worth.

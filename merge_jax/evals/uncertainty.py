@@ -14,6 +14,8 @@ import numpy as np
 
 from merge_jax.evals.examples import Examples, Floats
 
+SURE = 1.96
+"""Errors of a gain that is told as one: chance alone exceeds them, upwards, in 2.5 % of all cases."""
 POWER = 2.8
 """1.96 + .84: a gain of so many errors is seen at the two-sided 5 % level with a power of 80 %."""
 
@@ -59,6 +61,15 @@ def paired_difference(a: Examples, b: Examples) -> tuple[float, float]:
   scores = [np.array(list(x.scores().values())) * np.array(x.signs) for x in (a, b)]
   error = size(influences(a, _mean(a)) - influences(b, _mean(b)))
   return float((scores[0] - scores[1]).mean()), error
+
+
+def shown(gain: float, error: float) -> bool:
+  """Whether a gain is more than chance gives.
+
+  >>> shown(0.05, 0.02), shown(0.03, 0.02), shown(0.03, float("nan"))
+  (True, False, False)
+  """
+  return bool(gain > SURE * error)
 
 
 @np.errstate(invalid="ignore", divide="ignore")

@@ -107,6 +107,7 @@ def conclude(
       {"row": name, **_difference(test["selected"], test[name], problem)}
       for name in rows if name != "selected"
     ],
+    "gained": None if choice.incumbent is None else _gained(choice.incumbent, test, problem),
     "retention": _retention(test, problem),
     "members": members.effects(problem, options, records, test["selected"], measured),
     "pareto": {
@@ -143,6 +144,14 @@ def _difference(mine: Record, other: Record, problem: Problem) -> dict[str, floa
   gain, error = uncertainty.paired_difference(a, b)
   least = nullable(uncertainty.POWER * error) or None
   return {"gain": nullable(gain), "stderr": nullable(error), "detectable": least}
+
+
+def _gained(incumbent: str, test: Mapping[str, Record], problem: Problem) -> dict[str, Any]:
+  """What the selected merge gains over the best known point, and whether it is shown: None if unknown."""
+  found = _difference(test["selected"], test[incumbent], problem)
+  gain, error = found["gain"], found["stderr"]
+  told = None if gain is None or error is None else uncertainty.shown(gain, error)
+  return {"over": incumbent, **found, "shown": told}
 
 
 def _retention(test: Mapping[str, Record], problem: Problem) -> list[dict[str, Any]]:

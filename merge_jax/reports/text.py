@@ -44,9 +44,30 @@ def headline(result: Mapping[str, Any]) -> str:
   return more + "."
 
 
+def verdict(result: Mapping[str, Any]) -> str | None:
+  """Whether the search found more than the known points have; None where they cannot be compared.
+
+  >>> found = {"over": "greedy", "gain": 0.02, "stderr": 0.005, "shown": True}
+  >>> verdict({"selected_from": "search_best", "gained": found})
+  'The search found more: +0.020 ± 0.005 over greedy, the best of the points that need none.'
+  """
+  found = result.get("gained")
+  if found is None or found["gain"] is None:
+    return None
+  known = f"{label(found['over'])}, the best of the points that need none"
+  if result["selected_from"] == found["over"]:
+    return f"The search found nothing better than {known}."
+  told = gain(found["gain"], found["stderr"])
+  if found["shown"] is None:
+    return f"The search gains {told} over {known}; its error is not known."
+  if found["shown"]:
+    return f"The search found more: {told} over {known}."
+  return f"No gain is shown: {told} over {known}: within what chance gives."
+
+
 def trust(result: Mapping[str, Any]) -> list[str]:
   """How far the answer can be trusted: what could be seen, why it was chosen, how much of it was luck."""
-  lines = []
+  lines = [told] if (told := verdict(result)) is not None else []
   least = {line["row"]: line.get("detectable") for line in result["differences"]}
   against = {"best_single": "best single checkpoint", "uniform": "uniform soup"}
   seen = [(name, over) for name, over in against.items() if least.get(name)]
