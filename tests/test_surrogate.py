@@ -227,7 +227,7 @@ def test_what_promises_less_than_its_error_ends_a_search(world, tmp_path):
     patch.setitem(proposers.PROPOSERS, "surrogate", proposers.PROPOSERS["surrogate"]._replace(start=careful))
     run(world, tmp_path / "run", search=SURROGATE)
   kinds = [record["kind"] for record in journal_of(tmp_path / "run") if record["split"] == "search"]
-  assert "base" in kinds and "surrogate" not in kinds
+  assert "base" in kinds and kinds.count("surrogate") == 1  # the sum of task vectors, which opens
 
 
 def test_effects_of_checkpoints_are_those_of_merges_that_were_learned_from(scored):
