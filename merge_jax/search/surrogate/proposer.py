@@ -61,19 +61,25 @@ def surrogate(
       "The surrogate needs what models answer at target positions; this scorer gives scores alone."
     )
   records = list(known)
-  opening = [] if known else [baselines.one_hot(i, options.count) for i in range(options.count)]
-  first = [Candidate("single", baselines.METHOD, point) for point in opening]
-  if not known and options.count > 1:
-    first.append(Candidate("uniform", baselines.METHOD, baselines.soup(range(options.count), options.count)))
-  if options.based:
-    shape = (options.rows, options.count) if options.rows > 1 else (options.count,)
-    first.append(Candidate("base", options.method, Point.of(np.zeros(shape))))
-    if options.metric is not None and options.count > 1:
-      first.append(Candidate("surrogate", options.method, Point.of(np.full(shape, whole(options.metric)))))
-  if first:
-    records += yield Proposal(first)
+  if opening := _opening(known, options):
+    records += yield Proposal(opening)
   how = How(caution, radius, wide, least)
   return (yield from (_front if options.pareto else _summit)(records, options, how))
+
+
+def _opening(known: Sequence[Record], options: Options) -> list[Candidate]:
+  """What is evaluated before anything is foreseen."""
+  count, found = options.count, list[Candidate]()
+  if not known:
+    found += [Candidate("single", baselines.METHOD, baselines.one_hot(i, count)) for i in range(count)]
+    if count > 1:
+      found.append(Candidate("uniform", baselines.METHOD, baselines.soup(range(count), count)))
+  if options.based:
+    shape = (options.rows, count) if options.rows > 1 else (count,)
+    found.append(Candidate("base", options.method, Point.of(np.zeros(shape))))
+    if options.metric is not None and count > 1:
+      found.append(Candidate("surrogate", options.method, Point.of(np.full(shape, whole(options.metric)))))
+  return found
 
 
 def whole(gram: np.ndarray) -> float:
