@@ -11,6 +11,8 @@ from merge_jax.reports.drawing import SOFT, STYLE, looks, plain
 from merge_jax.reports.panels import reference, spread_out, tiles
 
 Row = Mapping[str, Any]
+LEAST = 0.005
+"""Gains of this size fit all panels: what is nothing looks like nothing."""
 
 
 def draw(rows: Sequence[Row], path: Path, title: str = "") -> None:
@@ -45,8 +47,10 @@ def draw(rows: Sequence[Row], path: Path, title: str = "") -> None:
           axis.axhline(row["gain"], color=SOFT, lw=0.7, ls=":")
       axis.set_xticks(range(len(budgets)), budgets)
       axis.set_xlim(-0.5, len(budgets) - 0.5)
+      low, high = axis.get_ylim()
+      axis.set_ylim(min(low, -LEAST), max(high, LEAST))
       axis.set_title(f"{plain(kind)} ({max(row['n'] for row in own)})")
-    figure.supxlabel("evaluations", fontsize=9)
+      axis.set_xlabel("evaluations", fontsize=8)
     figure.supylabel("test gain over the greedy soup", fontsize=9)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(names), 5))
