@@ -256,13 +256,7 @@ def test_heldout_tasks_are_scored_and_never_chosen_on(world, finished, tmp_path)
 
 def killer(world, output, at, seconds=None):
   path = output.parent / f"{output.name}.json"
-  plain = {
-    "checkpoints": [str(p) for p in world[1]], "base": str(world[0] / "pool" / "base"),
-    "tasks": [f"{world[2][0]}:loss", str(world[2][1])], "output_dir": str(output),
-    "search": {"budget": 14, "fitness_source": "auto"}, "evals": {"max_shapes": 1},
-    "placement": {"mesh": "fsdp:1"},
-  }  # fmt: skip
-  path.write_text(json.dumps(plain))
+  path.write_text(json.dumps(settings.to_mapping(job(world, output))))
   environment = os.environ | {"MPLBACKEND": "agg", "JAX_NUM_CPU_DEVICES": "8"}
   process = subprocess.Popen(
     [sys.executable, "-m", "tests.killer", str(path), str(at)],
