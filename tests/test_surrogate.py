@@ -301,6 +301,16 @@ def test_other_spaces_and_batches(world, tmp_path, options):
   assert (len(together) < len(found)) == ("batch" in options)
 
 
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_any_number_of_checkpoints(tmp_path, count):
+  own = tmp_path, pools.make_pool(tmp_path / "pool", count, 0.05), pools.make_tasks(tmp_path / "tasks")
+  budget = 2 * count + 8
+  result = run(own, tmp_path / "x", search=SURROGATE | {"budget": budget, "fitness_source": "loss"})
+  records = [r for r in journal_of(tmp_path / "x") if r["split"] == "search"]
+  assert len(records) <= budget + 1 and "surrogate" in {r["kind"] for r in records}
+  assert len(result["checkpoints"]) == count
+
+
 def test_weights_on_the_simplex_stay_there(tmp_path):
   own = tmp_path, pools.make_pool(tmp_path / "pool", 4, 0.15), pools.make_tasks(tmp_path / "tasks")
   options = {"space": "simplex", "method": "linear", "fitness_source": "loss"}

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from merge_jax.evals.examples import Examples
 from merge_jax.evals.uncertainty import paired_difference
+from merge_jax.recycle.choice import paired_errors
 from merge_jax.search import baselines, final
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.journal import Journal, Record
@@ -90,7 +91,9 @@ def known(scores: Scores) -> Plain:
   }
 
 
-def run(scores: Scores, one: Contestant, seed: int, budgets: Sequence[int], journal: Journal) -> Plain:
+def run(
+  scores: Scores, one: Contestant, seed: int, budgets: Sequence[int], journal: Journal, caution: float = 1.0
+) -> Plain:
   """Searches once, up to the largest budget.
 
   Args:
@@ -98,10 +101,11 @@ def run(scores: Scores, one: Contestant, seed: int, budgets: Sequence[int], jour
     one, seed: who searches.
     budgets: evaluations, known points included, increasing.
     journal: what it holds is not evaluated again.
+    caution: of the choice, see `search.final`.
 
   Returns:
     `evaluations`, `fitness` of each in order; `answers`: for each budget what `judged` says of the finalist
-    with the best validation fitness, `name` of the finalist, its fitness on "search" and "validation",
+    that is chosen, `name` of the finalist, its fitness on "search" and "validation",
     `evaluations` made and `proposing`, the seconds that the proposer took.
 
   Raises:
@@ -115,7 +119,7 @@ def run(scores: Scores, one: Contestant, seed: int, budgets: Sequence[int], jour
   found = []
   for budget in budgets:
     some, mark = records[:budget], watched.at(budget)
-    name, chosen, validation = selected(scores, some, fitness, one.method, mark.mean)
+    name, chosen, validation = selected(scores, some, fitness, one.method, mark.mean, caution)
     own = [record.fitness for record in some if record.candidate.same_model(chosen)]
     found.append(
       {"budget": budget, "evaluations": len(some), "proposing": round(mark.seconds, 4), "name": name,
@@ -126,14 +130,21 @@ def run(scores: Scores, one: Contestant, seed: int, budgets: Sequence[int], jour
 
 
 def selected(
-  scores: Scores, records: Sequence[Record], fitness: Fitness, method: str, mean: Point | None
+  scores: Scores,
+  records: Sequence[Record],
+  fitness: Fitness,
+  method: str,
+  mean: Point | None,
+  caution: float,
 ) -> tuple[str, Candidate, float | None]:
   """Name, finalist and validation fitness of what is chosen on validation examples."""
   rows = final.rows(records, fitness, scores.count, method, mean)
   names = final.finalists(rows)
   measured = measure([rows[name] for name in names], VALIDATION, scores, Journal())
   scored = dict(zip(names, measured, strict=True))
-  name = final.select(scored, fitness, records).name
+  seen = {name: scores.evaluate([rows[name]], VALIDATION)[0].examples for name in names}
+  error = paired_errors(scored, seen, fitness, fitness.singles(records))
+  name = final.select(scored, fitness, records, caution=caution, error=error).name
   values = fitness.values([scored[name].scores], [scored[name].losses])
   return name, rows[name], nullable(float(fitness.aggregated(values, fitness.singles(records))[0]))
 

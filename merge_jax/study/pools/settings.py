@@ -117,6 +117,7 @@ class Pools(Part, frozen=True):
     budgets: evaluations after which a finalist is chosen, increasing.
     opening: the first budget of a pool of K checkpoints is at least 2 K + this, where K is above 8.
     search_seeds: of each contestant on each pool.
+    caution: paired errors by which a finalist must be better on validation than the best known point.
     attainable: None leaves it out.
   """
 
@@ -129,6 +130,7 @@ class Pools(Part, frozen=True):
   budgets: Numbers = (25, 50, 150)
   opening: Count = 10
   search_seeds: tuple[Count, ...] = (0,)
+  caution: Annotated[float, Meta(ge=0.0, le=100.0)] = 1.0
   attainable: Attainable | None = None
 
   def budgets_of(self, count: int) -> tuple[int, ...]:

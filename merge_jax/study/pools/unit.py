@@ -152,16 +152,16 @@ class Unit:
   def _search(self, scores: Scores, name: str, seed: int, about: dict[str, Any]) -> Cell:
     one = self._suite.contestants[name]
     spec = {"pool": about["pool"], "contestant": msgspec.to_builtins(one), "seed": seed}
-    budgets = self._suite.budgets_of(scores.count)
+    budgets, caution = self._suite.budgets_of(scores.count), self._suite.caution
     # A journal is that of all budgets: larger ones go on with it.
     path = self._folder / "journals" / f"{Cell('journal', '', spec, dict).key}.jsonl"
 
     def work() -> Result:
       path.parent.mkdir(exist_ok=True)
-      return contest.run(scores, one, seed, budgets, Journal(path))
+      return contest.run(scores, one, seed, budgets, Journal(path), caution)
 
     words = f"{scores.pool.name} {name} {seed}"
-    return Cell("contest", words, spec | {"budgets": list(budgets)}, work)
+    return Cell("contest", words, spec | {"budgets": list(budgets), "caution": caution}, work)
 
   def _tasks(self, pool: Pool) -> TaskSuite:
     """The tasks, as models of this size take them."""
