@@ -61,8 +61,8 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 PAPER = Arm(sigma=1.0)
 """The paper's search (arXiv 2412.04144) read literally; pycma cuts its step to a third of the bounds."""
-OURS = Arm(Search().proposer, Search().method, Search().space, Search().sigma, Search().start)
-"""What `launch.recycle` does unless it is told otherwise."""
+OURS = Arm("cma_es", Search().method, Search().space, Search().sigma, Search().start)
+"""What `launch.recycle` does by scores alone, unless it is told otherwise."""
 RANDOM = Arm("random")
 """Dirichlet weights: the control."""
 MAIN = {"search": PAPER, "ours": OURS, "random": RANDOM}
