@@ -15,7 +15,7 @@ and one by loss. Bases have the recipes of that study. Kinds of pools:
     null          six continuations of one checkpoint that differ by noise alone
 
 Members stop early, while models answer half to nine tenths of the items: in pools that know everything there
-is nothing to gain. Cost of 200K: 7 CPU-minutes of training a seed, then .4 CPU-seconds an evaluation.
+is nothing to gain. Cost of 200K: 7 CPU-minutes of training a seed, then .2 CPU-seconds an evaluation.
 """
 
 from typing import Any

@@ -76,11 +76,6 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c.search.caution = 1.0  # paired errors by which a finalist must beat the best known point; 0: any gain
   c.search.steps = ()  # of checkpoints of one run: merges along it are known points, too
   if mode == "paper":
-    c.search.proposer, c.search.method, c.search.space, c.search.start = (
-      "cma_es",
-      "linear",
-      "simplex",
-      "uniform",
-    )
-    c.search.sigma, c.search.budget = 0.3, 50
+    c.search.proposer, c.search.sigma, c.search.budget = "cma_es", 0.3, 50
+    c.search.method, c.search.space, c.search.start = "linear", "simplex", "uniform"
   return c

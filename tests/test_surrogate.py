@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from merge_jax import evals, models, recycle, search
-from merge_jax.evals import answers
+from merge_jax.evals import smoothing
 from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.operators import Leaf
 from merge_jax.recycle import choice, metric, settings
@@ -57,8 +57,8 @@ def table_of(scored, chosen=slice(None)):
 
 
 def test_smoothed_scores_without_smoothing_are_the_scores(scored, monkeypatch):
-  monkeypatch.setattr(answers, "SMOOTHING", 1e-4)
-  monkeypatch.setattr(answers, "RELEVANT", 1e-30)
+  monkeypatch.setattr(smoothing, "SMOOTHING", 1e-4)
+  monkeypatch.setattr(smoothing, "RELEVANT", 1e-30)
   table = table_of(scored)
   for row, (examples, _) in zip(table.values, scored[1], strict=True):
     smoothed = table.smoothed(row, np.zeros(len(METRICS)))
@@ -70,8 +70,8 @@ def test_smoothed_scores_without_smoothing_are_the_scores(scored, monkeypatch):
 
 
 def test_paired_errors_of_sharp_answers_are_those_of_the_scores(scored, monkeypatch):
-  monkeypatch.setattr(answers, "SMOOTHING", 1e-4)
-  monkeypatch.setattr(answers, "RELEVANT", 1e-30)
+  monkeypatch.setattr(smoothing, "SMOOTHING", 1e-4)
+  monkeypatch.setattr(smoothing, "RELEVANT", 1e-30)
   table = table_of(scored)
   (one, _), (other, _) = scored[1][:2]
   signs = np.array(one.signs)
@@ -102,7 +102,7 @@ def test_competitors_of_different_models_are_aligned():
   full = generator.normal(size=(3, 50, 20)).astype(np.float16) - 1
   order = np.argsort(-full, axis=2)[:, :, :8]
   kept = [(np.take_along_axis(f, o, 1), o) for f, o in zip(full, order, strict=True)]
-  values, positions, weights = answers.relevant(kept)
+  values, positions, weights = smoothing.relevant(kept)
   assert (np.diff(positions) >= 0).all() and (weights > 0).all() and (weights <= 1).all()
   for position in range(50):
     columns = values[:, positions == position].astype(np.float16)
@@ -116,7 +116,7 @@ def test_competitors_of_different_models_are_aligned():
 def test_positions_that_no_model_could_lose_are_left_out():
   sure = (np.full((2, 3), -50, np.float16), np.tile(np.arange(3), (2, 1)))
   unsure = (np.array([[-50, -50, -50], [1, 0, -50]], np.float16), sure[1])
-  values, positions, weights = answers.relevant([sure, unsure])
+  values, positions, weights = smoothing.relevant([sure, unsure])
   assert positions.tolist() == [1, 1] and values.tolist() == [[-50, -50], [1, 0]] and weights[0] > weights[1]
 
 
@@ -253,12 +253,12 @@ def test_effects_of_checkpoints_are_those_of_merges_that_were_learned_from(score
   assert alone is not None and np.isnan(alone).all()
 
 
-@pytest.mark.parametrize("based", [True, False])
-def test_the_largest_effects_are_measured(world, tmp_path, based, monkeypatch):
+@pytest.mark.parametrize(("based", "granularity"), [(True, "model"), (True, "group"), (False, "model")])
+def test_the_largest_effects_are_measured(world, tmp_path, based, granularity, monkeypatch):
   chosen = choice.select
   monkeypatch.setattr(choice, "select", lambda *args: chosen(*args)._replace(name="uniform"))
   options = SURROGATE | ({} if based else {"method": "linear", "space": "simplex"})
-  result = run(world, tmp_path / "run", search=options)
+  result = run(world, tmp_path / "run", search=options | {"granularity": granularity})
   members = result["members"]
   assert len(members["foreseen"]) == 3 and set(members["measured"]) == set(members["foreseen"])
   rows = {row["name"]: row for row in result["rows"]}

@@ -37,7 +37,7 @@ class Likelihoods(NamedTuple):
 
 
 EXACT, CHOICES, LOSS = "exact", "choices", "loss"
-"""How a score can be smoothed: see `merge_jax.evals.answers`."""
+"""How a score can be smoothed: see `merge_jax.evals.smoothing`."""
 Ratio = tuple[Array, Array]
 """Numerator and denominator of each example, float32 `[n]`; a score is a ratio of their sums."""
 

@@ -10,7 +10,7 @@ from merge_jax.recycle import choice as choices
 from merge_jax.recycle.problem import Problem
 from merge_jax.search.journal import Record
 from merge_jax.search.options import Options
-from merge_jax.search.point import Candidate
+from merge_jax.search.point import Candidate, Point
 from merge_jax.search.scores import nullable
 from merge_jax.search.surrogate import leave_one_out
 
@@ -40,12 +40,15 @@ def effects(
     checkpoints with the largest foreseen effects, on test examples, with their paired errors. None where
     nothing was kept to learn from, or where the merge is a single checkpoint.
   """
-  foreseen = None if options.evidence is None else leave_one_out.foreseen(records, options, selected.point)
+  point = selected.point
+  if options.rows > 1:  # known points have one row; the searched method takes one for each group
+    point = Point.of(options.weights(point).reshape(options.rows, options.count))
+  foreseen = None if options.evidence is None else leave_one_out.foreseen(records, options, point)
   if foreseen is None or np.isnan(foreseen).all():
     return None
   largest = np.nan_to_num(np.abs(foreseen), nan=-np.inf).max(axis=1)
   chosen = [int(i) for i in np.argsort(-largest, kind="stable")[:CHECKED] if np.isfinite(largest[i])]
-  parts = [leave_one_out.without(selected.point, i, based=options.based) for i in chosen]
+  parts = [leave_one_out.without(point, i, based=options.based) for i in chosen]
   made = measure([Candidate(KIND, options.method, part) for part in parts if part is not None])
   tasks, labels = problem.fitness.tasks, problem.labels
   return {

@@ -12,7 +12,7 @@ from merge_jax.search.surrogate.process import Process
 
 
 class Smoothed(Protocol):
-  """Scores of predicted answers, and how they change; see `merge_jax.evals.answers.Smoothed`."""
+  """Scores of predicted answers, and how they change; see `merge_jax.evals.smoothing.Smoothed`."""
 
   @property
   def scores(self) -> np.ndarray: ...
@@ -23,7 +23,7 @@ class Smoothed(Protocol):
 
 
 class Table(Protocol):
-  """Answers of several models, column by column the same; see `merge_jax.evals.answers.Table`."""
+  """Answers of several models, column by column the same; see `merge_jax.evals.smoothing.Table`."""
 
   @property
   def values(self) -> np.ndarray: ...

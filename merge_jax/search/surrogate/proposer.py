@@ -41,8 +41,6 @@ def surrogate(
   options: Options,
   *,
   caution: float = CAUTION,
-  radius: float = RADIUS,
-  wide: float = WIDE,
   least: float = LEAST,
 ) -> Generations:
   """Steps to the highest point of the surrogate; ends when it promises nothing, and returns what it does.
@@ -51,7 +49,7 @@ def surrogate(
 
   Args:
     known, options: of every proposer.
-    caution, radius, wide, least: see `CAUTION`, `RADIUS`, `WIDE` and `LEAST`.
+    caution, least: see `CAUTION` and `LEAST`.
 
   Raises:
     ValueError: evaluations without outputs.
@@ -63,7 +61,7 @@ def surrogate(
   records = list(known)
   if opening := _opening(known, options):
     records += yield Proposal(opening)
-  how = How(caution, radius, wide, least)
+  how = How(caution, least)
   return (yield from (_front if options.pareto else _summit)(records, options, how))
 
 
@@ -101,18 +99,16 @@ def whole(gram: np.ndarray) -> float:
 
 
 class How(NamedTuple):
-  """The arguments of `surrogate` that say how far it looks and what it believes."""
+  """The arguments of `surrogate` that say what it believes."""
 
   caution: float
-  radius: float
-  wide: float
   least: float
 
 
 def _summit(records: list[Record], options: Options, how: How) -> Generations:
   """To the highest point."""
   here = View.of(records, options)
-  radius, idle, promise = how.radius, 0, None
+  radius, idle, promise = RADIUS, 0, None
   while here is not None and idle < IDLE:
     steps = _steps(here, radius, options, how)
     promise = steps[0].gain
@@ -127,7 +123,7 @@ def _summit(records: list[Record], options: Options, how: How) -> Generations:
     step = steps[int(np.argmax(heights))]
     gain = max(heights) - there.height(here.best)
     idle = idle + 1 if step.hopeful and gain <= 0 else 0
-    radius = how.radius if step.hopeful else step.radius
+    radius = RADIUS if step.hopeful else step.radius
     if not step.hopeful and gain < 0.2 * step.gain:
       radius /= 2
     elif not step.hopeful and np.linalg.norm(step.z) > 0.9 * radius:
@@ -144,9 +140,9 @@ def _front(records: list[Record], options: Options, how: How) -> Generations:
     here = View.of(records, dataclasses.replace(options, fitness=toward))
     if here is None:
       return None
-    step = _step(here, how.radius, options, how.caution)
+    step = _step(here, RADIUS, options, how.caution)
     if not here.promises(step, 0.0):
-      step = _step(here, how.wide, options, 0.0)
+      step = _step(here, WIDE, options, 0.0)
     if np.linalg.norm(step.z) < SHORT:
       stuck += 1
       if stuck == STUCK:
@@ -239,7 +235,7 @@ def _steps(view: View, radius: float, options: Options, how: How) -> list[Step]:
   """What to evaluate next: a batch of steps of larger and smaller regions beside the first."""
   first = _step(view, radius, options, how.caution)
   if not view.promises(first, how.least):
-    first = _step(view, how.wide, options, 0.0)
+    first = _step(view, WIDE, options, 0.0)
   steps = [first]
   for i in range(options.batch - 1):
     other = _step(view, radius * 2.0 ** ((i // 2 + 1) * (-1) ** i), options, how.caution)
