@@ -13,8 +13,7 @@ import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
-import merge_jax as mj
-from tests.cases import CASES
+from tests.cases import CASES, every, program
 from tests.cases.common import arguments, expected
 
 SHAPES = {"model.layers.0.w": (24, 40), "model.norm.weight": (48,)}
@@ -56,13 +55,6 @@ LEFT_OUT = {
 }
 
 
-@functools.cache
-def program(name):
-  """Compiled once: shapes and dtypes are always the same."""
-  case = CASES[name]
-  return jax.jit(lambda experts, kwargs: mj.merge(case.operator, experts, case.weights, **kwargs))
-
-
 def concatenated(tree):
   return np.concatenate([np.asarray(tree[name], np.float64).ravel() for name in SHAPES])
 
@@ -81,9 +73,7 @@ def changed(case, experts, base, start, want, size):
   return result
 
 
-@pytest.mark.parametrize(
-  "name", [pytest.param(name, marks=pytest.mark.xdist_group(f"operator {name}")) for name in CASES]
-)
+@pytest.mark.parametrize("name", every())
 @settings(
   derandomize=True, max_examples=6, deadline=None, database=None, phases=(Phase.explicit, Phase.generate)
 )

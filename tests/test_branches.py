@@ -12,12 +12,14 @@ from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.models import attention
 from merge_jax.training import puzzles
 from tests import pools
+from tests.further import further
 from tests.golden import cases
 
-FAMILIES = [
-  "llama3", "llama_yarn", "mistral", "qwen2_windows", "qwen3", "command_r_plus", "command_r7b", "mixtral",
-  "qwen3_moe", "gemma2", "gemma3",
-]  # fmt: skip
+ALWAYS = ("llama3", "qwen3_moe", "gemma3")
+FURTHER = (
+  "llama_yarn", "mistral", "qwen2_windows", "qwen3", "command_r_plus", "command_r7b", "mixtral", "gemma2",
+)  # fmt: skip
+FAMILIES = [*ALWAYS, *map(further, FURTHER)]
 VOCABULARY = cases.SHAPE["vocab_size"]
 # Tokens of each prompt and of its targets: single tokens, long choices, and tasks with one target.
 SHAPES = [

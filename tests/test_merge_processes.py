@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests import merging, processes
+from tests.further import further
 
 TIES = "method: ties\nbase: base\nmodels: [a, b]\nparameters: {scope: model}\n"
 STAGES = """
@@ -64,9 +65,13 @@ def world(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ("count", "text", "shard"), [(2, TIES, 1e-5), (4, TIES, 5.0), (2, STAGES, 1e-5)],
-  ids=["shards", "one file", "stages"],
-)  # fmt: skip
+  ("count", "text", "shard"),
+  [
+    pytest.param(2, TIES, 1e-5, id="shards"),
+    further(4, TIES, 5.0, id="one file"),
+    further(2, STAGES, 1e-5, id="stages"),
+  ],
+)
 def test_the_bytes_are_those_of_one_process(world, count, text, shard):
   make(world, 24)
   merging.run(text, max_shard_gb=shard)
@@ -77,7 +82,7 @@ def test_the_bytes_are_those_of_one_process(world, count, text, shard):
   assert merging.content(world / "out") == one and not list(world.glob(".o*"))
 
 
-@pytest.mark.parametrize(("victim", "other"), [(0, 1), (1, 3)], ids=["lead", "follower"])
+@pytest.mark.parametrize(("victim", "other"), [further(0, 1, id="lead"), pytest.param(1, 3, id="follower")])
 def test_a_killed_process_ends_the_other_and_any_number_goes_on(world, victim, other):
   make(world, 200)
   merging.run(TIES, "whole", max_shard_gb=1e-5)
@@ -116,7 +121,7 @@ def test_a_follower_that_is_asked_to_stop_stops_all(world):
   assert follower.errors.startswith("process 1: error: Stopped; the same command continues"), follower
 
 
-@pytest.mark.parametrize("tensor", [0, 23], ids=["of the lead", "of the follower"])
+@pytest.mark.parametrize("tensor", [further(0, id="of the lead"), pytest.param(23, id="of the follower")])
 def test_an_error_in_one_process_ends_all_with_its_sentence(world, tensor):
   make(world, 24)
   tensors = {f"model.layers.{i}.w": np.full((32, 32), np.nan if i == tensor else 1) for i in range(24)}

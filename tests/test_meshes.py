@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 import merge_jax as mj
 from merge_jax.collectives import collectives
-from tests.cases import CASES
+from tests.cases import CASES, FAMILIES, every
 from tests.cases.common import arguments, expected, make_tree
 
 KINDS = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
@@ -20,18 +20,6 @@ SPECS = {
   "blocks.w": P(None, "fsdp", "tensor"),
 }  # fmt: skip
 STACK = {"blocks.0.w": (8, 16), "blocks.1.w": (8, 16)}
-FAMILIES = (
-  "linear",
-  "slerp",
-  "task_arithmetic",
-  "ties",
-  "dare_ties",
-  "sce",
-  "karcher",
-  "fisher",
-  "regmean",
-  "tsv",
-)
 VARIANTS = {  # of an operator that is there already: tried on one mesh
   "consensus_per_model", "fisher_tensor", "fisher_plain", "knots_ties", "model_stock_mergekit",
   "multislerp_sum", "nuslerp_columns", "passthrough_scaled", "ram_plus_tensor", "regmean_off_diagonal",
@@ -96,13 +84,8 @@ def check(case, shapes, mesh, run, specs=SPECS):
     assert value.sharding.is_equivalent_to(sharded[0][name].sharding, value.ndim), name
 
 
-def named(names):
-  """In groups, so that what is shared is compiled in one process."""
-  return [pytest.param(name, marks=pytest.mark.xdist_group(f"mesh {name}")) for name in names]
-
-
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", named(FAMILIES))
+@pytest.mark.parametrize("name", every(FAMILIES, "mesh"))
 def test_eager_merges_are_those_of_one_device(name, kind):
   shapes = {"up": (16, 8), "norm": (16,), "scale": (5,)}
   check(CASES[name], shapes, make_mesh((1, 1, 4, 2), kind), merge)
@@ -110,13 +93,13 @@ def test_eager_merges_are_those_of_one_device(name, kind):
 
 @pytest.mark.parametrize(("mesh", "shapes"), [((1, 1, 8, 1), {"up": (16, 8)}), ((1, 1, 4, 2), STACK)])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", named(name for name in CASES if name not in VARIANTS))
+@pytest.mark.parametrize("name", every((name for name in CASES if name not in VARIANTS), "mesh"))
 def test_jitted_merges_are_those_of_one_device(name, kind, mesh, shapes):
   check(CASES[name], shapes, make_mesh(mesh, kind), jax.jit(merge))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", named(CASES))
+@pytest.mark.parametrize("name", every(CASES, "mesh"))
 def test_nothing_is_gathered_but_what_an_operator_says(name, kind):
   case, programs = CASES[name], []
   shape = (16, 64) if case.gathers else (512, 256)

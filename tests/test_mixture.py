@@ -8,6 +8,7 @@ from merge_jax import recycle, search
 from merge_jax.recycle import Refused
 from merge_jax.search import mixture
 from tests import pools
+from tests.further import further
 from tests.test_recycle import job, quiet
 
 TASKS = ("code", "math", "law")
@@ -47,7 +48,12 @@ def test_scores_of_mixtures_that_were_never_merged(noise):
 
 
 @pytest.mark.parametrize(
-  ("weights", "share"), [({}, (1, 1, 1)), ({"code": 5.0}, (5, 1, 1)), ({"law": 0.0}, (1, 1, 0))]
+  ("weights", "share"),
+  [
+    ({}, (1, 1, 1)),
+    further({"code": 5.0}, (5, 1, 1)),
+    further({"law": 0.0}, (1, 1, 0)),
+  ],
 )
 def test_the_best_mixture_is_that_of_the_wishes(weights, share):
   best = mixture.learn(records(40), fitness(**weights), 4).best()

@@ -5,6 +5,7 @@ import functools
 import math
 import random
 
+import jax
 import jax.numpy as jnp
 import msgspec
 import numpy as np
@@ -198,7 +199,7 @@ def test_what_changes_the_forward_pass_is_a_difference(name, change, fields):
   models.check(other, model.specs, WHERE)
   assert [text.split(" is ")[0] for text in models.differences(true, other, "sft", "dpo")] == fields
   tokens = jnp.asarray(cases.TOKENS)
-  ours, theirs = model.apply(params, tokens), models.build(other).apply(params, tokens)
+  ours, theirs = jax.jit(model.apply)(params, tokens), jax.jit(models.build(other).apply)(params, tokens)
   assert float(jnp.abs(ours - theirs).max()) > 1e-3
 
 

@@ -40,7 +40,7 @@ def test_every_token_gets_its_experts(gate, tokens):
     each = jnp.einsum("nh,nkho->nko", x, matrices[chosen])
     return jnp.sum((shares[..., None] * each).sum(1) ** 2)
 
-  for one, other in zip(found, jax.grad(dense, argnums=(0, 1, 2))(*args), strict=True):
+  for one, other in zip(found, jax.jit(jax.grad(dense, argnums=(0, 1, 2)))(*args), strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 

@@ -8,10 +8,12 @@ import pytest
 import merge_jax as mj
 from merge_jax import models, sharding
 from merge_jax.operators import naming
+from tests.further import beyond
 from tests.golden import cases
 
 LAYERS = 8
-EQUAL = [name for name, case in cases.CASES.items() if not case.get("mlp_only_layers")]
+ALWAYS = ("llama3", "gemma3", "qwen3_moe")
+EQUAL = beyond(ALWAYS, (name for name, case in cases.CASES.items() if not case.get("mlp_only_layers")))
 
 
 def deep(name, **change):

@@ -38,7 +38,7 @@ def test_logits_at_positions_are_those_of_all(name):
   model, params = case(name)
   tokens, positions = jnp.asarray(cases.TOKENS[:, :20]), jnp.array([[3, 19, 0], [7, 8, 9]])
   part = jax.jit(model.apply)(params, tokens, positions)
-  whole = model.apply(params, tokens)
+  whole = jax.jit(model.apply)(params, tokens)
   np.testing.assert_allclose(part, jnp.take_along_axis(whole, positions[:, :, None], 1), atol=1e-5)
 
 
@@ -46,15 +46,17 @@ def test_padding_on_the_right_changes_nothing():
   model, params = case("qwen3")
   tokens = cases.TOKENS[:1, :10]
   padded = np.pad(tokens, ((0, 0), (0, 6)))
-  short = model.apply(params, jnp.asarray(tokens))
-  np.testing.assert_allclose(model.apply(params, jnp.asarray(padded))[:, :10], short, atol=1e-5)
+  apply = jax.jit(model.apply)
+  short = apply(params, jnp.asarray(tokens))
+  np.testing.assert_allclose(apply(params, jnp.asarray(padded))[:, :10], short, atol=1e-5)
 
 
 def test_bfloat16_computes_close():
   model, params = case("llama3")
   tokens = jnp.asarray(cases.TOKENS[:, :20])
-  exact = model.apply(params, tokens)
-  low = model.apply(params, tokens, dtype=jnp.bfloat16)
+  apply = jax.jit(model.apply, static_argnames="dtype")
+  exact = apply(params, tokens)
+  low = apply(params, tokens, dtype=jnp.bfloat16)
   assert low.dtype == jnp.float32
   assert 0 < float(jnp.abs(low - exact).max()) < 0.05 * float(jnp.abs(exact).max())
 
@@ -65,7 +67,7 @@ def test_gradients_reach_every_parameter():
   def loss(params):
     return jnp.mean(model.apply(params, jnp.asarray(cases.TOKENS[:, :12])) ** 2)
 
-  gradient = jax.grad(loss)({n: jnp.asarray(v) for n, v in params.items()})
+  gradient = jax.jit(jax.grad(loss))({n: jnp.asarray(v) for n, v in params.items()})
   for name, value in gradient.items():
     assert float(jnp.abs(value).max()) > 0, name
 

@@ -12,31 +12,25 @@ import pytest
 import merge_jax as mj
 from merge_jax.operators import naming
 from merge_jax.operators.masks import Trim
-from tests.cases import CASES
+from tests.cases import CASES, FAMILIES, every, program
 from tests.cases.common import BASE, EXPERTS, KEY, SHAPES, arguments, deltas, expected, make_tree, merge, wide
 from tests.cases.task_vector import np_ties
 
 EXPERTS3 = EXPERTS[:3]
-FAMILIES = ("linear", "slerp", "task_arithmetic", "ties", "dare_ties", "sce", "karcher", "regmean", "tsv")
 
 
-def cases(law=lambda case: True):
-  """Names of the cases for which a law holds; those of one case run in one process, compiled once."""
-  names = [name for name, case in CASES.items() if law(case)]
-  return [pytest.param(name, marks=pytest.mark.xdist_group(f"operator {name}")) for name in names]
+def cases(law=lambda case: True, always=FAMILIES):
+  """Those for which a law holds."""
+  return every([name for name, case in CASES.items() if law(case)], always=always)
 
 
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", cases(always=CASES))
 def test_matches_reference(name, jit):
   case = CASES[name]
   want = expected(case)
   experts, kwargs = arguments(case)
-
-  def run(operator, experts, weights, kwargs):
-    return mj.merge(operator, experts, weights, **kwargs)
-
-  merged = (jax.jit(run) if jit else run)(case.operator, experts, case.weights, kwargs)
+  merged = program(name)(experts, kwargs) if jit else merge(case)
   for leaf, value in merged.items():
     np.testing.assert_allclose(value, want[leaf], rtol=case.exact, atol=2e-6, err_msg=leaf)
 
@@ -114,7 +108,7 @@ def test_scaling_has_a_gradient():
   np.testing.assert_allclose(jax.grad(total)(0.3), expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", cases(lambda case: case.permutes and case.count > 1))
+@pytest.mark.parametrize("name", cases(lambda case: case.permutes and case.count > 1, CASES))
 def test_models_may_be_permuted(name):
   case = CASES[name]
   experts, kwargs = arguments(case)
@@ -181,7 +175,7 @@ def test_row_rules_follow_the_axes_of_flax_kernels():
   np.testing.assert_allclose(np.linalg.norm(torch_like[name], axis=1), np.max(norms, axis=0), 1e-6)
 
 
-@pytest.mark.parametrize("name", cases(lambda case: case.equal == "model"))
+@pytest.mark.parametrize("name", cases(lambda case: case.equal == "model", CASES))
 def test_equal_models_give_the_model(name):
   """With a base, models that are equal to it; then zero weights give it, too."""
   case = CASES[name]
@@ -250,7 +244,7 @@ def test_slerp_has_finite_gradients(a, b):
 
 
 @pytest.mark.parametrize("where", [0, "base"])
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", cases(always=CASES))
 def test_what_is_not_finite_stays_visible(name, where):
   case = CASES[name]
   if where == "base" and not case.operator.needs_base:
@@ -284,7 +278,7 @@ def test_thresholds_order_nan_above_infinity(scope):
     np.testing.assert_allclose(value[rows], expected[leaf][rows], rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", every(FAMILIES))
 def test_x64_computes_float64_and_leaves_float32_as_it_is(name):
   case = CASES[name]
   before = merge(case)

@@ -11,6 +11,7 @@ import pytest
 
 import merge_jax as mj
 from merge_jax import checkpoints, streaming
+from tests.further import further
 
 KEY = jax.random.key(3)
 SHAPES = {"a.w": (20, 10), "a.x": (10,), "b.w": (3, 20, 10), "b.x": (30,), "c": (8, 8)}
@@ -99,7 +100,7 @@ FLAT = {
 }
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [further(1), 3])
 @pytest.mark.parametrize("name", ["plain", "random", "shared", "nested", "mixed", *FLAT])
 def test_a_stream_gives_what_memory_gives(name, threads):
   operator = (ROUTES | FLAT)[name]

@@ -124,13 +124,13 @@ def test_a_smooth_score_becomes_the_metric_as_the_temperature_falls():
   batches = evals.pack(evals.encode(tasks, evals.Tokens(puzzles.tokenizer(), 1)), batch_tokens=200)
   data = (batches.buckets, batches.order)
   scorer = evals.make_scorer(model.apply, tasks, batches)
-  scores = scorer.read(scorer.function(params, data)).scores()
+  scores = scorer.read(jax.jit(scorer.function)(params, data)).scores()
   hard = np.mean([scores[n] * (1 if n != "d" else -1) for n in "abcd"])
-  cold = smooth.smoothed(model.apply, tasks, 1e-3)
+  cold = jax.jit(smooth.smoothed(model.apply, tasks, 1e-3))
   assert float(cold(params, data)) == pytest.approx(hard, abs=0.02)
-  warm = smooth.smoothed(model.apply, tasks, 0.5)
+  warm = jax.jit(smooth.smoothed(model.apply, tasks, 0.5))
   name, step = "model.embed_tokens.weight", 1e-2
-  slope = jax.grad(warm)(params, data)[name]
+  slope = jax.jit(jax.grad(warm))(params, data)[name]
   direction = jnp.sign(slope) / slope.size
   ends = [float(warm(params | {name: params[name] + s * step * direction}, data)) for s in (1, -1)]
   assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(float(jnp.sum(slope * direction)), rel=0.05)

@@ -18,6 +18,7 @@ from merge_jax import checkpoints, models, recycle, storage
 from merge_jax.recycle import merged, settings
 from merge_jax.search import Candidate, Point
 from tests import pools
+from tests.further import further
 
 KILLS = int(os.environ.get("MERGE_JAX_KILLS", "6"))
 pytestmark = pytest.mark.filterwarnings("ignore:.*os.fork:RuntimeWarning")
@@ -270,18 +271,19 @@ def killer(world, output, at, seconds=None):
   return process.returncode, errors
 
 
-def test_kills_at_any_write_end_in_the_same_result(world, finished, tmp_path):
+@pytest.mark.parametrize("most", [2, further(KILLS)])
+def test_kills_at_any_write_end_in_the_same_result(world, finished, tmp_path, most):
   """SIGKILL at random writes and moments, resumed each time; MERGE_JAX_KILLS sets how often."""
   _, expected = finished
   chance, kills, runs, output = random.Random(7), 0, 0, tmp_path / "run0"
-  while kills < KILLS or not (output / "result.json").exists():
+  while kills < most or not (output / "result.json").exists():
     # Late writes are those of figures, page, merged model and result: after the journal is full.
     journal = output / "journal.jsonl"
     late = journal.is_file() and len(storage.read_lines(journal)) > 25
     at, seconds = chance.randint(1, 60 if late else 12), None
     if kills % 5 == 4:
       at, seconds = 0, chance.uniform(2, 8)  # at any moment, not at a write
-    if kills >= KILLS:
+    if kills >= most:
       at = 0
     code, errors = killer(world, output, at, seconds)
     assert code in (-9, 0), errors
@@ -293,10 +295,10 @@ def test_kills_at_any_write_end_in_the_same_result(world, finished, tmp_path):
       code, errors = killer(world, output, 0)  # recognised as finished
       assert code == 0, errors
       assert [p.name for p in output.iterdir() if "partial" in p.name] == []
-      if kills < KILLS:
+      if kills < most:
         runs += 1
         output = tmp_path / f"run{runs}"
-  assert kills >= KILLS
+  assert kills >= most
 
 
 def test_stop_finishes_the_record_and_resumes(world, finished, tmp_path):

@@ -9,6 +9,7 @@ from merge_jax import checkpoints, models, recycle, storage
 from merge_jax.preflight import memory
 from merge_jax.recycle import settings
 from tests import pools
+from tests.further import further
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def alone(world, tmp_path_factory):
     ("", LINEAR),  # all eight
     ("candidate:4,fsdp:2", LINEAR),
     ("candidate:2,data:2,tensor:2", LINEAR | {"batch": 4}),
-    ("fsdp:4,tensor:2", LINEAR | {"batch": 3, "in_turn": True}),
+    further("fsdp:4,tensor:2", LINEAR | {"batch": 3, "in_turn": True}),
   ],
 )
 def test_a_mesh_changes_no_step_of_the_search(world, alone, tmp_path, mesh, search):

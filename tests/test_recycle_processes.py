@@ -9,6 +9,7 @@ import pytest
 
 from merge_jax import checkpoints, storage
 from tests import pools, processes
+from tests.further import further
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def alone(world):
   return world / "alone"
 
 
-@pytest.mark.parametrize(("count", "devices"), [(2, 2), (4, 1)])
+@pytest.mark.parametrize(("count", "devices"), [(2, 2), further(4, 1)])
 def test_processes_search_as_one_does(world, alone, tmp_path, count, devices):
   """The same mesh of four devices, the same bits."""
   lead, *others = run(world, tmp_path / "x", count, devices=devices)
@@ -88,6 +89,7 @@ def test_a_killed_lead_ends_the_job(world, tmp_path):
   assert processes.finish(both)[1].status != 0 and time.monotonic() - killed < 30
 
 
+@pytest.mark.thorough
 def test_a_killed_follower_ends_the_job_and_another_number_goes_on(world, alone, tmp_path):
   output = tmp_path / "x"
   both = start(world, output, 2)
@@ -102,6 +104,7 @@ def test_a_killed_follower_ends_the_job_and_another_number_goes_on(world, alone,
   assert_same(output, alone)
 
 
+@pytest.mark.thorough
 def test_a_follower_that_is_asked_to_stop_stops_all(world, alone, tmp_path):
   output = tmp_path / "x"
   both = start(world, output, 2)
@@ -124,6 +127,7 @@ def test_bad_input_is_one_sentence_of_the_lead_and_leaves_no_trace(world, tmp_pa
   assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.thorough
 def test_orbax_pools_are_read_and_written_by_all(world, alone, tmp_path):
   """The search and the merge of the same tensors in the other format."""
   for name in ("m0", "m1", "m2"):
@@ -135,6 +139,7 @@ def test_orbax_pools_are_read_and_written_by_all(world, alone, tmp_path):
   assert_same(tmp_path / "x", alone, exact=True)
 
 
+@pytest.mark.thorough
 def test_evaluation_and_training_by_two_processes(world, tmp_path):
   """Scores as one process has them; parameters as one mesh of as many devices trains them."""
   tasks = f"{world / 'tasks' / 'copy.jsonl'}:loss"

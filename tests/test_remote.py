@@ -23,6 +23,7 @@ from merge_jax.recycle import settings, suites
 from merge_jax.recycle.pool import InputsChanged
 from merge_jax.storage import commits, leases
 from tests import merging, pools, stores
+from tests.further import beyond
 
 KILLS = int(os.environ.get("MERGE_JAX_KILLS", "12"))
 
@@ -436,7 +437,7 @@ def clear(there, prefix):
     del there.objects[name]
 
 
-@pytest.mark.parametrize("part", range(KILLS))
+@pytest.mark.parametrize("part", beyond((1, KILLS // 2, KILLS - 2), range(KILLS)))
 def test_a_killed_job_on_a_store_goes_on(world, there, quick, local, soon, part):
   """At any request but those that read before the first write; what the journal holds is not scored again."""
   there.requests.clear()

@@ -14,6 +14,7 @@ from merge_jax.recycle import pool as placed_pools
 from merge_jax.search.point import Candidate, Point
 from merge_jax.search.space import Number, space
 from tests import pools
+from tests.further import further
 from tests.test_recycle import job, journal_of, quiet
 
 replaced = msgspec.structs.replace
@@ -101,7 +102,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("method", "space_name", "granularity", "numbers"), CASES)
-@pytest.mark.parametrize("memory", ["device", "disk"])
+@pytest.mark.parametrize("memory", ["device", further("disk")])
 def test_what_is_written_is_what_was_scored(
   world, tmp_path, method, space_name, granularity, numbers, memory
 ):
@@ -155,11 +156,16 @@ def test_what_cannot_be_searched_is_refused(world, tmp_path, changes, words):
   "changes",
   [
     {"method": "ties", "numbers": "density,scaling", "proposer": "cma_es"},
-    {"method": "dare_ties", "numbers": "density", "proposer": "line_search", "batch": 2},
-    {"granularity": "group", "proposer": "random"},
     {"granularity": "layer", "proposer": "surrogate"},
-    {"granularity": "group", "method": "linear", "space": "simplex", "proposer": "surrogate"},
-    {"method": "linear", "space": "trajectory", "steps": (10.0, 20.0, 30.0), "proposer": "line_search"},
+    *map(
+      further,
+      (
+        {"method": "dare_ties", "numbers": "density", "proposer": "line_search", "batch": 2},
+        {"granularity": "group", "proposer": "random"},
+        {"granularity": "group", "method": "linear", "space": "simplex", "proposer": "surrogate"},
+        {"method": "linear", "space": "trajectory", "steps": (10.0, 20.0, 30.0), "proposer": "line_search"},
+      ),
+    ),
   ],
 )
 def test_jobs_search_them_and_go_on(world, tmp_path, changes):

@@ -11,7 +11,7 @@ from merge_jax import streaming
 from merge_jax.operators import hashing, leafwise, naming, rows
 from merge_jax.operators.core import Leaf
 from merge_jax.streaming import blocks, order
-from tests.cases import CASES
+from tests.cases import CASES, every
 from tests.cases.common import make_tree
 from tests.test_plan import Memory, Result, jobs_of
 
@@ -91,7 +91,7 @@ class Held:
     pass
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", every())
 def test_every_rule_streams_what_it_merges_in_memory(name, monkeypatch):
   """Tensors of several blocks, and a last one that is not full."""
   monkeypatch.setattr(blocks, "LONGEST", 512)

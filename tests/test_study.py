@@ -16,6 +16,7 @@ from merge_jax.study import grid, job, settings, tasks
 from merge_jax.study.cells import Cell, Group, Store, run, share
 from merge_jax.study.tasks import Tasks
 from merge_jax.training import pool, puzzles
+from tests.further import further
 
 CONFIG = {
   "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 97, "hidden_size": 16,
@@ -284,6 +285,7 @@ def test_the_same_study_again_does_nothing_and_more_adds_what_is_missing(own, do
   assert len(after) == len(before) + 3
 
 
+@pytest.mark.thorough
 def test_workers_find_what_one_process_finds(own, done, tmp_path, monkeypatch):
   monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
   given = settings.from_mapping({**own, "output_dir": str(tmp_path / "run"), "workers": 2})
@@ -312,7 +314,7 @@ def test_how_tasks_are_scored_is_part_of_a_cell_where_it_matters(own):
   assert digests[""] == digests["shapes"] != digests["dtype"]
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("batch", [further(1), 4])
 def test_batches_score_alike(own, done, tmp_path, batch):
   _, result = done
   again = study(own, tmp_path / "run", batch=batch)

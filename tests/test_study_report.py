@@ -14,6 +14,7 @@ import pytest
 from merge_jax import reports
 from merge_jax.reports import panels, study_data, study_page, study_text
 from tests import study_results
+from tests.further import further
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +83,7 @@ def test_a_study_of_one_thing():
   assert "could not be drawn" not in text
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, further(1)])
 def test_a_study_with_holes(seed, monkeypatch):
   lost, nan = (study_results.holes(value, seed) for value in (None, float("nan")))
   report = reports.make_study(lost)

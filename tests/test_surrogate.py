@@ -19,6 +19,7 @@ from merge_jax.search.surrogate import directions, leave_one_out, process, regio
 from merge_jax.search.surrogate.model import learn
 from merge_jax.training import puzzles
 from tests import pools
+from tests.further import further
 from tests.test_recycle import job, journal_of, quiet, without_times
 
 MODEL = models.build(pools.CONFIG | {"num_hidden_layers": 1})
@@ -301,7 +302,7 @@ def test_other_spaces_and_batches(world, tmp_path, options):
   assert (len(together) < len(found)) == ("batch" in options)
 
 
-@pytest.mark.parametrize("count", [1, 2, 40])
+@pytest.mark.parametrize("count", [1, 2, further(40)])
 def test_any_number_of_checkpoints(tmp_path, count):
   own = tmp_path, pools.make_pool(tmp_path / "pool", count, 0.05), pools.make_tasks(tmp_path / "tasks")
   budget = 2 * count + 8
