@@ -14,6 +14,7 @@ from merge_jax.recycle import pool, settings
 from merge_jax.recycle.settings import Evals
 from merge_jax.training import puzzles
 from tests import pools
+from tests.further import further
 from tests.test_launch import launch
 
 TINY = pools.CONFIG | {"num_hidden_layers": 9, "vocab_size": 96}
@@ -202,14 +203,14 @@ def test_a_plan_of_the_job(tmp_path):
   [
     ((), "Give one of --config_json"),
     (("--preset=llama-3-9b",), "did you mean 'llama-3-8b'"),
-    (("--preset=llama-3-8b", "--device=h10"), "did you mean 'h100'"),
+    further(("--preset=llama-3-8b", "--device=h10"), "did you mean 'h100'"),
     (("--preset=llama-3-8b", "--mesh=fsdp:16"), "needs 16 devices; there are 8"),
-    (("--preset=llama-3-8b", "--method=line"), "did you mean 'linear'"),
-    (("--preset=llama-3-8b", "--length=8", "--target_length=8"), "--target_length is 8"),
-    (("--preset=llama-3-8b", "--length=8193"), "--length is 8193; llama-3-8b takes 8192"),
-    (("--preset=llama-3-8b", "--examples=1000000"), "make 514000000 tokens; expected at most"),
+    further(("--preset=llama-3-8b", "--method=line"), "did you mean 'linear'"),
+    further(("--preset=llama-3-8b", "--length=8", "--target_length=8"), "--target_length is 8"),
+    further(("--preset=llama-3-8b", "--length=8193"), "--length is 8193; llama-3-8b takes 8192"),
+    further(("--preset=llama-3-8b", "--examples=1000000"), "make 514000000 tokens; expected at most"),
     (("--preset=llama-3-8b", f"--budget={10**400}"), "--budget=1000"),
-    (("--preset=llama-3-8b", "--disk_gb_per_second=nan"), "--disk_gb_per_second is nan"),
+    further(("--preset=llama-3-8b", "--disk_gb_per_second=nan"), "--disk_gb_per_second is nan"),
   ],
 )
 def test_plans_of_what_cannot_be_are_one_sentence(words, message):

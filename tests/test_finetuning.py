@@ -28,6 +28,7 @@ from merge_jax.training import (
   train,
 )
 from tests import pools
+from tests.further import further
 from tests.test_launch import launch
 from tests.test_training import SMALL, apply, equal, make_corpus, params, standard_promotion
 
@@ -77,7 +78,7 @@ def test_the_rate_rises_stays_and_falls(decay, warmup, decay_steps):
   np.testing.assert_allclose(schedule.rate(recipe)(jnp.asarray(t)), expected, rtol=1e-5, atol=1e-10)
 
 
-@pytest.mark.parametrize("longest", [20, 200])
+@pytest.mark.parametrize("longest", [20, further(200)])
 @pytest.mark.parametrize(("decay", "at"), [("linear", 30), ("minus_sqrt", 20), ("cosine", 23)])
 def test_a_decay_branches_off_a_constant_run(params, longest, decay, at):
   """As if it had been told from the start, wherever a call of steps ends."""
@@ -212,6 +213,7 @@ def test_lora_without_a_place_is_refused(params, rank, message):
     begin(params, Recipe(**SMALL | {"lora_rank": rank}))
 
 
+@pytest.mark.thorough
 def test_lora_on_a_mesh_continues_and_is_the_same(tmp_path):
   """Factors are cut as their matrix; a state holds them alone; parts of batches and bfloat16 go along."""
   model, data = models.build(pools.CONFIG | {"num_hidden_layers": 1}), make_corpus()
@@ -288,7 +290,7 @@ def keeper(target, recipe, fail_at=None):
   return keep
 
 
-@pytest.mark.parametrize("longest", [20, 200])
+@pytest.mark.parametrize("longest", [20, further(200)])
 @pytest.mark.parametrize("rank", [0, 2])
 def test_checkpoints_along_a_run_are_those_of_a_whole_run(layers, tmp_path, longest, rank):
   """Stopped after one, killed before the next: the same folders, and the same end."""

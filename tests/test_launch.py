@@ -18,6 +18,7 @@ import merge_jax
 from merge_jax import checkpoints
 from merge_jax.recipes import own_methods, reading
 from tests import pools
+from tests.further import further
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(merge_jax.__file__).parent
@@ -106,7 +107,7 @@ def test_a_signal_finishes_the_record_and_has_its_own_status(world, tmp_path, se
     ("recycle", ["--config=nowhere.py"], "nowhere.py"),
     ("recycle", ["a", "b"], "Unexpected words: a b"),
     ("recycle", ["--tasks=a.jsonl", "--output_dir=x"], "There is no checkpoint"),
-    ("recycle", ["--checkpoints=a,,b", "--tasks=a.jsonl", "--output_dir=x"], "entry 2 of 3 is empty"),
+    further("recycle", ["--checkpoints=a,,b", "--tasks=a.jsonl", "--output_dir=x"], "entry 2 of 3 is empty"),
     (
       "recycle",
       ["--checkpoints=a,b", "--tasks=a.jsonl", "--output_dir=x", "--budget=-1"],
@@ -114,13 +115,13 @@ def test_a_signal_finishes_the_record_and_has_its_own_status(world, tmp_path, se
     ),
     ("recycle", [f"--config={CONFIGS}/recycle.py:cold"], "has no mode 'cold'"),
     ("evaluate", ["--checkpoints=a", "--tasks=b", "--output=c", "--batch_tokens=0"], "batch_tokens"),
-    ("check", [], "There is no checkpoint"),
-    (
+    further("check", [], "There is no checkpoint"),
+    further(
       "recycle",
       ["--checkpoints=ftp://x/y,ftp://x/z", "--tasks=a.jsonl", "--output_dir=x"],
       "unknown scheme 'ftp'",
     ),
-    ("check", ["--checkpoints=/nonexistent"], "no such folder"),
+    further("check", ["--checkpoints=/nonexistent"], "no such folder"),
     ("chek", [], "did you mean 'check'"),
   ],
 )
@@ -133,11 +134,13 @@ def test_bad_input_is_one_sentence(name, arguments, message):
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    ("def get_config(:", "SyntaxError"), ("raise KeyError(3)", "KeyError"), ("x = 1", "get_config"),
-    ("def get_config():\n  return {'a': 1}", "returned a dict"),
+    ("def get_config(:", "SyntaxError"),
+    further("raise KeyError(3)", "KeyError"),
+    further("x = 1", "get_config"),
+    further("def get_config():\n  return {'a': 1}", "returned a dict"),
     ("def get_config():\n  return 1 / 0", "Zero"),
   ],
-)  # fmt: skip
+)
 def test_a_config_file_that_fails_is_one_sentence(tmp_path, text, message):
   (tmp_path / "mine.py").write_text(text)
   code, _, errors = launch("recycle", f"--config={tmp_path}/mine.py")

@@ -11,7 +11,7 @@ import pytest
 
 import merge_jax as mj
 from merge_jax import checkpoints, streaming
-from tests.further import further
+from tests.further import beyond, further
 
 KEY = jax.random.key(3)
 SHAPES = {"a.w": (20, 10), "a.x": (10,), "b.w": (3, 20, 10), "b.x": (30,), "c": (8, 8)}
@@ -116,7 +116,7 @@ def test_a_stream_gives_what_memory_gives(name, threads):
   assert max(experts[0].reads.values()) <= 4  # three passes at most, and the merge itself
 
 
-@pytest.mark.parametrize("name", ROUTES)
+@pytest.mark.parametrize("name", beyond(("plain", "random", "mixed"), ROUTES))
 def test_eager_and_jitted_are_the_same(name):
   operator = ROUTES[name]
   kwargs = {"base": BASE, "key": KEY, "axes": AXES}

@@ -17,6 +17,7 @@ from merge_jax.study.pools.contest import Watched
 from merge_jax.study.pools.members import steps
 from merge_jax.training import puzzles
 from tests import test_search
+from tests.further import beyond
 
 needs_puzzles = pytest.mark.skipif(
   not importlib.util.find_spec("reasoning_gym"), reason="needs reasoning_gym"
@@ -64,7 +65,11 @@ def test_settings_are_checked(path, value, message):
 
 
 @pytest.mark.parametrize(
-  "proposer", [name for name, kind in test_search.proposers.PROPOSERS.items() if not kind.foresees]
+  "proposer",
+  beyond(
+    ("line_search", "cma_es"),
+    (name for name, kind in test_search.proposers.PROPOSERS.items() if not kind.foresees),
+  ),
 )
 def test_smaller_budgets_are_read_from_the_longest_search(proposer):
   """Generations do not depend on the budget, and the means are those of a search that ended there."""

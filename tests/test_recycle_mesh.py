@@ -72,7 +72,7 @@ def test_a_mesh_changes_no_step_of_the_search(world, alone, tmp_path, mesh, sear
     np.testing.assert_allclose(ours.read(name), theirs.read(name), atol=1e-5)
 
 
-@pytest.mark.parametrize("where", ["device", "host"])
+@pytest.mark.parametrize("where", ["device", further("host")])
 def test_stacked_layers_score_as_they_do_one_by_one(world, alone, tmp_path, monkeypatch, where):
   monkeypatch.setattr(models.stacking, "FEWEST", 2)
   mesh = "candidate:2,fsdp:2,tensor:2" if where == "device" else "fsdp:2"

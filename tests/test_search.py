@@ -12,7 +12,7 @@ from merge_jax.evals.objective import Evaluation
 from merge_jax.search import analysis, baselines, final, proposers
 from merge_jax.search.journal import Journal, Record
 from merge_jax.search.point import Candidate, Point
-from tests.further import beyond
+from tests.further import beyond, further
 
 TASKS = ("a", "b", "c")
 BEST = np.array([0.5, 0.3, 0.4, -0.1])
@@ -83,7 +83,7 @@ def test_finds_the_optimum(proposer):
   assert len(result.records) == 400
 
 
-@pytest.mark.parametrize("metric", [None, np.diag([1.0, 2.0, 0.5, 1.0])])
+@pytest.mark.parametrize("metric", [None, further(np.diag([1.0, 2.0, 0.5, 1.0]))])
 @pytest.mark.parametrize("proposer", ["gaussian_process", "response_surface"])
 def test_models_of_the_fitness_need_few_evaluations(proposer, metric):
   result = run(proposer, 25, metric=metric)

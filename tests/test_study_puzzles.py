@@ -4,6 +4,9 @@ import collections
 import importlib.util
 import itertools
 import json
+import os
+import subprocess
+import sys
 
 import msgspec
 import pytest
@@ -41,6 +44,22 @@ def test_every_puzzle_gives_short_items(name):
   rows = [*puzzles.texts(name, items.train), *puzzles.instructions(name, items.train)]
   assert all(len(row["prompt"] + row["target"]) < 40 and row["target"].isascii() for row in rows)
   assert items == puzzles.draw(name, options, seed=3) != puzzles.draw(name, options, seed=4)
+
+
+def test_items_do_not_depend_on_the_process():
+  """Python's hashes of texts, and with them the order of sets, differ from process to process."""
+  code = (
+    "from merge_jax.study.data import puzzles\n"
+    "options = puzzles.Options((), (), (), train=40, evaluation=8, share=0.2)\n"
+    "print([puzzles.draw(name, options, seed=3) for name in puzzles.TABLE])"
+  )
+  printed = [
+    subprocess.run(
+      [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, check=True, capture_output=True
+    ).stdout
+    for seed in ("1", "2")
+  ]
+  assert printed[0] == printed[1]
 
 
 def test_answers_are_the_librarys():

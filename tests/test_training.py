@@ -29,6 +29,7 @@ from merge_jax.training import (
 from merge_jax.training.corpus import batch, batches
 from merge_jax.training.recipe import shares
 from tests import pools
+from tests.further import further
 from tests.test_launch import ENVIRONMENT, ROOT, launch, start
 
 SMALL = {
@@ -321,18 +322,18 @@ def test_a_killed_job_continues_and_ends_in_the_same_checkpoint(world, tmp_path)
   ("words", "message"),
   [
     (["--config.learning_rate=nan"], "config: learning_rate is nan; expected a number > 0"),
-    (["--config.save_every=-1"], "config: save_every is -1; expected a whole number >= 0"),
-    (["--config.keep_every=-1"], "config: keep_every is -1; expected a whole number >= 0"),
+    further(["--config.save_every=-1"], "config: save_every is -1; expected a whole number >= 0"),
+    further(["--config.keep_every=-1"], "config: keep_every is -1; expected a whole number >= 0"),
     (["--save_adapter"], "--save_adapter is for LoRA on a checkpoint"),
-    (["--config.mixture=copi=1"], "unknown task 'copi'; did you mean 'copy'"),
+    further(["--config.mixture=copi=1"], "unknown task 'copi'; did you mean 'copy'"),
     (
       ["--config.learning_rate=1e30", "--config.warmup=1"],
       "; there is no result. Try a learning rate below",
     ),
-    (["--output_dir={init}/sub"], "lies in the input"),
-    (["--output_dir={tasks}"], "is the input"),
+    further(["--output_dir={init}/sub"], "lies in the input"),
+    further(["--output_dir={tasks}"], "is the input"),
     (["--output_dir={init}/.."], "is not empty"),
-    (["--init={tasks}/.."], "there is no such folder"),
+    further(["--init={tasks}/.."], "there is no such folder"),
   ],
 )
 def test_a_refused_training_is_one_sentence_and_leaves_no_trace(world, tmp_path, words, message):

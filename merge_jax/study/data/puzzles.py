@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ from merge_jax.study.data import Data
 from merge_jax.study.data.puzzle_table import TABLE
 from merge_jax.training import puzzles
 
-VERSION = 2
+VERSION = 3
 """Of what is written from the same options."""
 TEXTS = ("{noun} of {x}:", "a {noun}, {x},")
 INSTRUCTION = "{noun} {x}="
@@ -60,6 +60,20 @@ class Items:
 
   train: list[tuple[str, str]]
   evaluation: list[tuple[str, str]]
+
+
+class Ordered(frozenset[str]):
+  """Letters in order: the library draws from sets, whose order changes from process to process.
+
+  >>> list(Ordered("hash") - {"s"})
+  ['a', 'h']
+  """
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(sorted(super().__iter__()))
+
+  def __sub__(self, other: Set[Any]) -> "Ordered":
+    return Ordered(super().__sub__(other))
 
 
 def make(folder: Path, options: Mapping[str, Any], seed: int = 0) -> Data:
@@ -128,6 +142,8 @@ def draw(name: str, options: Options, seed: int) -> Items:
   # Entry i of the library depends on seed + i.
   first = (seed * len(TABLE) + list(TABLE).index(name)) * 1_000_000
   entries = reasoning_gym.create_dataset(puzzle.dataset, size=limit, seed=first, **puzzle.options)
+  if hasattr(entries, "letters"):
+    entries.letters = Ordered(entries.letters)
   items, seen, last = Items([], []), set[str](), 0
   for i in range(limit):
     for question, answer in puzzle.items(entries[i]["metadata"]):

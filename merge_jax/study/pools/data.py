@@ -18,7 +18,7 @@ from merge_jax.study.data.puzzle_table import TABLE
 from merge_jax.study.pools.settings import Puzzles
 from merge_jax.training import puzzles as tokens
 
-VERSION = 2
+VERSION = 3
 """Of what is written from the same options."""
 
 
