@@ -29,6 +29,7 @@ def few_programs():
     jax.clear_caches()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   """Tests of a file run in one process, but for those that name another group."""
   for item in items:
