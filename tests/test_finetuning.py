@@ -368,6 +368,7 @@ def test_a_folder_with_something_else_is_refused(tmp_path, there):
     refuse_written(tmp_path / "run", going_on=True)
 
 
+@pytest.mark.thorough
 def test_the_job_writes_checkpoints_along_the_run_and_adapters(tmp_path):
   first, task = pools.make_pool(tmp_path / "pool", 1)[0], pools.make_tasks(tmp_path / "tasks")[0]
   words = [

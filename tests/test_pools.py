@@ -151,6 +151,7 @@ def done(tmp_path_factory):
     return folder, job.compare(suite(), folder, parts=("tune",), inside=True, attainable=True)
 
 
+@pytest.mark.thorough
 @needs_puzzles
 def test_the_smoke_suite_runs_and_continues(done):
   folder, found = done
@@ -168,6 +169,7 @@ def test_the_smoke_suite_runs_and_continues(done):
   assert len((folder / "lines.jsonl").read_text().splitlines()) == 12
 
 
+@pytest.mark.thorough
 @needs_puzzles
 def test_only_what_is_missing_is_done(done):
   folder, found = done
@@ -186,6 +188,7 @@ def test_only_what_is_missing_is_done(done):
     job.compare(more, folder, names=("rndom",), inside=True)
 
 
+@pytest.mark.thorough
 @needs_puzzles
 def test_a_worker_of_its_own_finds_the_same(done, tmp_path):
   folder, found = done
@@ -193,6 +196,7 @@ def test_a_worker_of_its_own_finds_the_same(done, tmp_path):
   assert again["lines"] == found["lines"] and again["references"] == found["references"]
 
 
+@pytest.mark.thorough
 @needs_puzzles
 def test_pairs_of_a_stage_are_preferences_and_a_run_gives_its_checkpoints(done):
   folder, _ = done

@@ -102,6 +102,7 @@ def test_the_first_memory_with_room_is_chosen(world, tmp_path, monkeypatch):
   assert not (tmp_path / "y").exists()
 
 
+@pytest.mark.thorough
 def test_another_topology_resumes_where_it_is_allowed(world, alone, tmp_path):
   output = tmp_path / "x"
   run(world, output, "fsdp:2", search=LINEAR | {"budget": 4})
@@ -141,6 +142,7 @@ def test_a_placement_that_cannot_be_leaves_no_trace(world, tmp_path, options, me
   assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.thorough
 def test_merge_and_evaluation_are_told_apart_and_traced(world, tmp_path):
   _, paths, tasks = world
   job = settings.from_mapping({

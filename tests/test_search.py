@@ -159,7 +159,11 @@ def test_points_have_rows_or_not():
 
 
 @pytest.mark.parametrize(
-  "proposer", [name for name, kind in proposers.PROPOSERS.items() if not kind.foresees]
+  "proposer",
+  beyond(
+    ("line_search", "cma_es", "random", "soce"),
+    (name for name, kind in proposers.PROPOSERS.items() if not kind.foresees),
+  ),
 )
 @pytest.mark.parametrize("cut", beyond((4, 23), (1, 4, 9, 23, 41)))
 def test_resume_is_replay(tmp_path, proposer, cut):

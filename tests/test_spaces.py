@@ -101,7 +101,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("method", "space_name", "granularity", "numbers"), CASES)
+@pytest.mark.parametrize(
+  ("method", "space_name", "granularity", "numbers"), [*CASES[:3], *(further(*case) for case in CASES[3:])]
+)
 @pytest.mark.parametrize("memory", ["device", further("disk")])
 def test_what_is_written_is_what_was_scored(
   world, tmp_path, method, space_name, granularity, numbers, memory
@@ -155,11 +157,11 @@ def test_what_cannot_be_searched_is_refused(world, tmp_path, changes, words):
 @pytest.mark.parametrize(
   "changes",
   [
-    {"method": "ties", "numbers": "density,scaling", "proposer": "cma_es"},
     {"granularity": "layer", "proposer": "surrogate"},
     *map(
       further,
       (
+        {"method": "ties", "numbers": "density,scaling", "proposer": "cma_es"},
         {"method": "dare_ties", "numbers": "density", "proposer": "line_search", "batch": 2},
         {"granularity": "group", "proposer": "random"},
         {"granularity": "group", "method": "linear", "space": "simplex", "proposer": "surrogate"},

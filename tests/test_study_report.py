@@ -83,6 +83,7 @@ def test_a_study_of_one_thing():
   assert "could not be drawn" not in text
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", [0, further(1)])
 def test_a_study_with_holes(seed, monkeypatch):
   lost, nan = (study_results.holes(value, seed) for value in (None, float("nan")))

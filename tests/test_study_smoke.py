@@ -18,6 +18,7 @@ from merge_jax import sharding
 from merge_jax.study import job, settings
 
 pytest.importorskip("reasoning_gym")
+pytestmark = pytest.mark.thorough
 KILLS = int(os.environ.get("MERGE_JAX_STUDY_KILLS", "0"))
 
 

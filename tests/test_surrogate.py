@@ -293,7 +293,7 @@ def test_a_stopped_search_goes_on_with_or_without_its_answers(world, finished, t
   assert without_times(journal_of(tmp_path / "x")) == without_times(journal_of(finished[0]))
 
 
-@pytest.mark.parametrize("options", [{"space": "softmax"}, {"batch": 3}])
+@pytest.mark.parametrize("options", [further({"space": "softmax"}), {"batch": 3}])
 def test_other_spaces_and_batches(world, tmp_path, options):
   result = run(world, tmp_path / "x", search=SURROGATE | options)
   found = [r for r in journal_of(tmp_path / "x") if (r["split"], r["kind"]) == ("search", "surrogate")]

@@ -384,6 +384,7 @@ def get_config():
 """
 
 
+@pytest.mark.thorough
 def test_a_killed_quickstart_continues_and_its_pool_holds_checkpoints_alone(tmp_path):
   config, output = tmp_path / "quick.py", tmp_path / "run"
   config.write_text(
