@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from merge_jax.decoding import shares
-from merge_jax.reports import explore, page
+from merge_jax.reports import explore, figures, page
 from merge_jax.search import analysis, wishes
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.journal import Record
@@ -290,3 +291,13 @@ def test_one_task_has_no_sliders(tmp_path):
   found = browse(render(records, tasks=("code",)), tmp_path, [])
   start = found["out"][0]
   assert start["command"].endswith(f"--candidate={start['number']}") and found["drawn"] == 39
+
+
+def test_a_figure_of_a_task_that_most_know_shows_all():
+  """Of eleven models ten score 1; nothing is magnified, and the other is not left out."""
+  axis = Figure().subplots()
+  points = np.stack([np.linspace(0.2, 0.3, 11), np.r_[0.9, np.ones(10)]], axis=1)
+  assert figures._zoom(axis, points, [1.0, 1.0]) == 0
+  assert axis.get_ylim() == pytest.approx((0.894, 1.006))
+  assert figures._zoom(axis, np.ones((11, 2)), [1.0, -1.0]) == 0
+  assert np.ptp(axis.get_xlim()) > 1e-4

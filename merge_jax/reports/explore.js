@@ -34,8 +34,9 @@ function extent(values, sign) {
   const known = values.filter((value) => value !== null).map((value) => sign * value).sort((a, b) => a - b);
   if (!known.length) return [0, 1];
   const [high, middle] = [known.at(-1), known[Math.floor(known.length / 2)]];
-  const low = known.length < 10 ? known[0] : Math.max(known[0], middle - 4 * (high - middle + 1e-9));
-  const margin = 0.06 * (high - low) || 0.05 * Math.abs(high) || 0.05;
+  const spread = high > middle ? high - middle : Infinity;  // where most are as good as the best, all are shown
+  const low = known.length < 10 ? known[0] : Math.max(known[0], middle - 4 * spread);
+  const margin = 0.06 * Math.max(high - low, 1e-3 * Math.max(Math.abs(high), 1));
   return [sign * (low - margin), sign * (high + margin)].sort((a, b) => a - b);
 }
 

@@ -94,8 +94,9 @@ def _zoom(axis: Any, points: np.ndarray, signs: Sequence[float]) -> int:
   if len(finite) < 10:
     return 0
   middle, high = np.median(finite, axis=0), finite.max(axis=0)
-  low = np.maximum(finite.min(axis=0), middle - 4 * (high - middle + 1e-9))
-  margin = 0.06 * (high - low + 1e-9)
+  spread = np.where(high > middle, high - middle, np.inf)  # where most are as good as the best, all are shown
+  low = np.maximum(finite.min(axis=0), middle - 4 * spread)
+  margin = 0.06 * np.maximum(high - low, 1e-3 * np.maximum(np.abs(high), 1.0))
   ends = np.sort(np.stack([low - margin, high + margin]) * signs, axis=0)
   axis.set_xlim(*ends[:, 0])
   axis.set_ylim(*ends[:, 1])
