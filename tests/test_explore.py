@@ -293,6 +293,19 @@ def test_one_task_has_no_sliders(tmp_path):
   assert start["command"].endswith(f"--candidate={start['number']}") and found["drawn"] == 39
 
 
+@in_node
+def test_an_axis_of_a_task_that_most_know_shows_all():
+  program = """
+    const fs = require("fs"), vm = require("vm");
+    vm.runInThisContext(fs.readFileSync(process.argv[1], "utf8"));
+    console.log(JSON.stringify([extent([0.9, ...Array(10).fill(1)], 1), extent(Array(11).fill(1), 1)]));
+  """
+  done = subprocess.run([NODE, "-e", program, str(SCRIPT)], text=True, check=True, capture_output=True)
+  one, same = json.loads(done.stdout)
+  assert one == pytest.approx([0.894, 1.006])
+  assert same[1] - same[0] > 1e-4
+
+
 def test_a_figure_of_a_task_that_most_know_shows_all():
   """Of eleven models ten score 1; nothing is magnified, and the other is not left out."""
   axis = Figure().subplots()

@@ -90,7 +90,7 @@ def test_what_is_there_is_not_made_again(done):
   assert before == {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
 
 
-@pytest.mark.skipif(not KILLS, reason="minutes: MERGE_JAX_STUDY_KILLS=10")
+@pytest.mark.skipif(not KILLS, reason="minutes: MERGE_JAX_STUDY_KILLS=10 ./launch/test --all")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_kills_change_nothing(tmp_path, workers):
   """By SIGKILL at random moments of the command, against one that ran through."""
