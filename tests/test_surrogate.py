@@ -407,3 +407,28 @@ def test_a_search_that_ends_by_itself_says_what_was_left(world, tmp_path):
   assert result["cost"]["evaluations"] < 100 and result["left"] >= 0
   assert sum(line.startswith("nothing more to find here: after ") for line in said) == 1
   assert "of fitness was foreseen" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("seed", [4, 5, 6, 9])
+def test_points_far_away_do_not_bend_what_is_near(seed):
+  """Answers that are linear near the incumbent, and anything far from it."""
+  generator = np.random.default_rng(seed)
+  near, far = 0.3 * generator.normal(size=(8, 3)), 4 * generator.normal(size=(4, 3))
+  slopes, wild = generator.normal(size=(3, 200)), 30 * generator.normal(size=(4, 200))
+  points, outputs = np.concatenate([near, far]), np.concatenate([near @ slopes, wild])
+  outputs /= outputs.std()
+  fitted = process.fit(points, outputs @ outputs.T / 200)
+  new = np.array([0.2, -0.1, 0.1])
+  truth = new @ np.linalg.lstsq(near, outputs[:8], rcond=None)[0]
+  off = fitted.at(new)[0] @ outputs - truth
+  assert np.linalg.norm(off) < 0.05 * np.linalg.norm(truth)
+
+
+def test_slopes_of_the_likelihood_are_derivatives():
+  generator = np.random.default_rng(5)
+  points, outputs = generator.normal(size=(6, 3)), generator.normal(size=(6, 40))
+  theta, gram = process.START + 0.1 * generator.normal(size=7), outputs @ outputs.T / 40
+  _, slope = process._cost(theta, points, gram)
+  for i, step in enumerate(1e-6 * np.eye(7)):
+    ends = [process._cost(theta + sign * step, points, gram)[0] for sign in (1, -1)]
+    np.testing.assert_allclose((ends[0] - ends[1]) / 2e-6, slope[i], rtol=1e-4, atol=1e-6)
