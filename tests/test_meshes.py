@@ -176,3 +176,24 @@ def test_candidates_of_tsv_gather_nothing():
   assert (left.sharding.spec, right.sharding.spec) == (P("fsdp", None), P(None, "tensor"))
   with jax.set_mesh(mesh):
     assert collectives(jax.jit(mj.combine).lower(prepared, (1.0, 2.0)).compile()) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["linear", "ties", "slerp"])
+def test_experts_may_lie_otherwise_than_the_first(name, kind):
+  case, mesh, specs = (
+    CASES[name],
+    make_mesh((1, 1, 4, 2), kind),
+    (P("fsdp", "tensor"), P("tensor", "fsdp"), P()),
+  )
+  shapes = {"up": (16, 8)}
+  base = make_tree(0, shapes=shapes)
+  experts, kwargs = arguments(case, [make_tree(seed, 0.1, base, shapes=shapes) for seed in (1, 2, 3)], base)
+  placed = [place(tree, mesh, {"up": spec}) for tree, spec in zip(experts, specs, strict=False)]
+  if "base" in kwargs:
+    kwargs["base"] = place(kwargs["base"], mesh, {"up": P("fsdp")})
+  merged = mj.merge(case.operator, placed, case.weights, **kwargs)
+  want = expected(case, experts, base)
+  np.testing.assert_allclose(merged["up"], want["up"], rtol=case.exact, atol=2e-6)
+  if kind == "explicit":  # on an Auto mesh XLA decides between them
+    assert merged["up"].sharding.is_equivalent_to(NamedSharding(mesh, specs[0]), 2)

@@ -476,3 +476,114 @@ def test_errors(call, message):
 def test_numbers_of_another_number_of_models_are_refused(rule):
   with pytest.raises(ValueError, match=r"density has shape .* one for each of 3 models"):
     mj.merge(rule, EXPERTS3, base=BASE, key=KEY if rule.needs_key else None)
+
+
+PER_MODEL = {
+  "ties": lambda x: mj.ties(x),
+  "breadcrumbs": lambda x: mj.breadcrumbs(x, 0.1),
+  "dare_linear": lambda x: mj.dare_linear(x),
+  "della_linear": lambda x: mj.della_linear(x, [0.1, 0.05, 0.0]),
+  "consensus": lambda x: mj.consensus(x),
+}
+
+
+@pytest.mark.parametrize("name", PER_MODEL)
+def test_lists_of_numbers_are_arrays(name):
+  numbers = [0.25, 0.5, 0.75]
+  made = [
+    PER_MODEL[name](x)
+    for x in (numbers, tuple(numbers), np.array(numbers), [jnp.float32(x) for x in numbers])
+  ]
+  key = KEY if made[0].needs_key else None
+  first, *others = (mj.merge(one, EXPERTS3, base=BASE, key=key) for one in made)
+  for other in others:
+    chex.assert_trees_all_close(first, other, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "operator",
+  [mj.task_arithmetic(scaling=[0.1, 0.2]), mj.ties(scaling=np.ones(2)), mj.consensus(k=[1, 2])],
+)
+def test_numbers_that_all_models_share_are_one(operator):
+  experts = [{"w": jnp.ones((2, 2))}, {"w": jnp.zeros((2, 2))}]
+  with pytest.raises(ValueError, match=r"has shape \(2,\); expected one number\."):
+    mj.merge(operator, experts, base={"w": jnp.zeros((2, 2))})
+
+
+def test_an_operator_of_several_numbers_is_mapped():
+  operator, base = mj.task_arithmetic(scaling=[0.1, 0.2]), {"w": jnp.zeros(2)}
+  mapped = jax.vmap(lambda one: mj.merge(one, [{"w": jnp.ones(2)}], base=base))(operator)
+  np.testing.assert_allclose(mapped["w"], [[0.1, 0.1], [0.2, 0.2]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", cases())
+def test_concrete_arrays_inside_a_program(name):
+  """Weights, or the models, that a jitted function closes over."""
+  case = CASES[name]
+  experts, kwargs = arguments(case)
+  weights = None if case.weights is None else jnp.array(case.weights)
+  want = mj.merge(case.operator, experts, weights, **kwargs)
+  closed = jax.jit(lambda experts: mj.merge(case.operator, experts, weights, **kwargs))(experts)
+  pool = jax.jit(
+    lambda scale: mj.merge(case.operator, experts, None if weights is None else scale * weights, **kwargs)
+  )
+  for got in (closed, pool(jnp.float32(1.0))):
+    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_operators_are_equal_by_their_numbers():
+  one, same, other = (mj.ties(np.array(x)) for x in ([0.3, 0.4], [0.3, 0.4], [0.3, 0.5]))
+  assert one == same and hash(one) == hash(same) and one != other and mj.ties(0.2) == mj.ties(0.2)
+  assert mj.ties(0.2) != mj.ties(0.2, scope="tensor") and mj.linear() != mj.uniform()
+
+
+def test_equal_random_keys_are_carried_over():
+  key = jax.random.key(0)
+  merged = mj.merge(mj.linear(), [{"w": jnp.ones(2), "k": key}, {"w": jnp.zeros(2), "k": jax.random.key(0)}])
+  assert jnp.all(jax.random.key_data(merged["k"]) == jax.random.key_data(key))
+  with pytest.raises(ValueError, match="'k' of dtype key<fry> differs"):
+    mj.merge(mj.linear(), [{"w": jnp.ones(2), "k": key}, {"w": jnp.zeros(2), "k": jax.random.key(1)}])
+
+
+ONES = [{"w": jnp.ones(4)}, {"w": jnp.ones(4)}]
+
+
+def merge_ones(weights=None, operator=None, **options):
+  return mj.merge(operator or mj.linear(), ONES, weights, **options)
+
+
+def drop_ones(key):
+  return merge_ones(operator=mj.dare_linear(0.5), base=ONES[0], key=key)
+
+
+MISUSED = {
+  "weights that overflow": (lambda: merge_ones([3e38, 3e38]), "sum to inf"),
+  "weights by name": (lambda: merge_ones({"a": 1.0, "b": 2.0}), "expected a number for each"),
+  "weights that are no numbers": (lambda: merge_ones(["1", "x"]), "expected a number for each"),
+  "weights of None": (lambda: merge_ones([1.0, None]), "expected a number for each"),
+  "a key that is none": (lambda: drop_ones(0), "jax.random.key"),
+  "several keys": (lambda: drop_ones(jax.random.split(KEY)), "one key"),
+  "paths": (lambda: mj.merge(mj.linear(), ["a", "b"]), "expected a tree of arrays"),
+  "an unknown dtype": (lambda: merge_ones(dtype="bf16"), "expected a floating one"),
+  "a switch": (lambda: mj.linear(normalize="no"), "expected True or False"),
+  "a range": (lambda: mj.nearswap(-1.0), "a number from 0 on"),
+  "steps": (lambda: mj.karcher(max_iter=True), "a whole number from 0 on"),
+  "an axes rule": (lambda: merge_ones(axes=((".*", 1),)), "expected pairs"),
+  "axes": (lambda: merge_ones(axes=((".*", mj.Axes(out=1)),)), "expected a tuple"),
+  "a rule of a route": (lambda: mj.route("a", mj.linear()), "expected pairs"),
+}
+
+
+@pytest.mark.parametrize("what", MISUSED)
+def test_misuse_is_one_sentence(what):
+  call, said = MISUSED[what]
+  with pytest.raises(ValueError, match=said) as error:
+    call()
+  assert "\n" not in str(error.value)
+
+
+def test_small_weights_and_names_of_any_kind_are_fine():
+  assert mj.merge(mj.linear(), ONES, [1e-9, 1e-9])["w"].tolist() == [1.0] * 4
+  for names in ((np.int64(3), 1.5), (-1, 10**10), (("a", 1), "b")):
+    experts = dict(zip(names, ONES, strict=True))
+    mj.merge(mj.dare_linear(0.5), experts, base=ONES[0], key=KEY)

@@ -88,6 +88,21 @@ def test_every_tensor_is_in_one_group(world, granularity, labels):
   assert [grouping.label(pattern) for pattern in patterns] == labels
 
 
+@pytest.mark.parametrize(
+  ("names", "labels"),
+  [
+    (["params.layers_0.kernel", "params.layers_1.kernel", "embed"],
+     ["params.layers_0", "params.layers_1", "others"]),
+    (["0.w", "1.w"], ["0", "1"]),
+    (["gpt2.h.0.w", "gpt2.h.1.ln_1.w", "gpt2.wte"], ["gpt2.h.0", "gpt2.h.1", "others"]),
+    (["layers.1", "layers.10", "layers.2"], ["layers.1", "layers.2", "layers.10"]),
+  ],
+)  # fmt: skip
+def test_layers_are_found_by_the_first_number(names, labels):
+  patterns = grouping.patterns("layer", names)
+  assert [grouping.label(pattern) for pattern in patterns] == labels
+
+
 CASES = [
   ("task_arithmetic", "free", "group", ""),
   ("task_arithmetic", "simplex", "layer", "scaling"),

@@ -196,7 +196,7 @@ E_, S_ = [{"w": BASE["w"]}] * 2, [{"w": np.eye(9, dtype=np.float32)}] * 2
     (lambda: knots(mj.linear()), "expected one of task vectors"),
     (lambda: knots("ties"), "rule is 'ties'"),
     (lambda: knots(mj.ties()), "pass scope='tensor'"),
-    (lambda: knots(rank=0), "rank is 0; expected a whole number above 0"),
+    (lambda: knots(rank=0), "rank is 0; expected a whole number from 1 on"),
     (lambda: fisher(floor=-1.0), "floor is -1"),
     (lambda: fisher(normalization="layer"), "unknown normalization 'layer'"),
     (lambda: regmean(2.0), "off_diagonal is 2.0; expected a number between 0 and 1"),

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from merge_jax.errors import shown
 from merge_jax.operators import naming
 from merge_jax.operators.pytrees import STATIC, pytree
 
@@ -119,6 +120,8 @@ class Operator(abc.ABC):
   """Whether, after the surveys, each element is merged by itself: streams then go by blocks."""
   rowwise: ClassVar[bool] = False
   """Whether each row of `[out, in]` is: streams then go by blocks of rows."""
+  per_model: ClassVar[tuple[str, ...]] = ()
+  """The numbers that may be one for each model."""
 
   def default_weights(self, count: int) -> Array:
     """Weights where the caller gives none: one for each model."""
@@ -218,4 +221,7 @@ def route(*rules: tuple[str, Operator | Route]) -> Route:
   >>> type(operator.parts[operator.index("model.norm.weight")]).__name__
   'Linear'
   """
+  for rule in rules:
+    if not isinstance(rule, tuple | list) or len(rule) != 2:
+      raise ValueError(f"route: got {shown(rule)}; expected pairs, as route((r'.*norm.*', linear()), …).")
   return Route(tuple(operator for _, operator in rules), tuple(pattern for pattern, _ in rules))

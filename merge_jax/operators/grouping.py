@@ -14,6 +14,7 @@ KINDS = {
   "others": ANY,
 }
 """Patterns of tensor names by kind of module; the first that matches counts."""
+_BELOW = r"(?:\..*)?"
 GRANULARITIES = ("model", "group", "layer")
 """One row of weights for the model, for each kind of module, or for each layer and what is in none."""
 
@@ -24,6 +25,8 @@ def patterns(granularity: str, names: Iterable[str]) -> tuple[str, ...]:
   >>> names = ["embed.w", "layers.0.attn.w", "layers.0.mlp.w", "layers.1.mlp.w"]
   >>> len(patterns("group", names)), len(patterns("layer", names))
   (3, 3)
+  >>> len(patterns("layer", ["params.layers_0.kernel", "params.layers_1.kernel"]))
+  2
   """
   names = list(names)
   if granularity == "model":
@@ -31,9 +34,9 @@ def patterns(granularity: str, names: Iterable[str]) -> tuple[str, ...]:
   if granularity == "group":
     every = tuple(KINDS.values())
   else:
-    found = {match[0] for match in (re.match(r"[^\d]*?\.\d+\.", name) for name in names) if match}
+    found = {match[0] for match in (re.match(r".*?(?:^|[._])\d+(?=\.|$)", name) for name in names) if match}
     layers = sorted(found, key=lambda prefix: (len(prefix), prefix))
-    every = (*(f"(?s:{re.escape(prefix)}.*)" for prefix in layers), ANY)
+    every = (*(f"(?s:{re.escape(prefix)}{_BELOW})" for prefix in layers), ANY)
   used = {naming.first_match(name, every) for name in names}
   return tuple(pattern for i, pattern in enumerate(every) if i in used)
 
@@ -45,4 +48,4 @@ def label(pattern: str) -> str:
   ['model.layers.0', 'others']
   """
   known = {pattern: name for name, pattern in KINDS.items()}
-  return known.get(pattern) or pattern.removeprefix("(?s:").removesuffix(".*)").replace("\\", "").strip(".")
+  return known.get(pattern) or pattern.removeprefix("(?s:").removesuffix(f"{_BELOW})").replace("\\", "")

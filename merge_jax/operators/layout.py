@@ -5,6 +5,7 @@ takes a tensor whole, and its result goes back to where the tensor was. Elsewher
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from jax import Array
@@ -45,6 +46,18 @@ def as_sharded(x: Array, like: Array, axes: Sequence[int] | None = None) -> Arra
     return x
   spec = [one if axes is None or axis in axes else None for axis, one in enumerate(sharding.spec)]
   return jax.sharding.reshard(x, NamedSharding(sharding.mesh, P(*spec)))
+
+
+def alike(tree: Any) -> Any:
+  """Arrays of one shape laid out as the first of them, where types say how they are."""
+  first = jax.tree.leaves(tree)[0]
+  spec = explicit(first)
+
+  def moved(x: Any) -> Any:
+    own = explicit(x) if x.shape == first.shape else None
+    return x if spec is None or own is None or own.spec == spec.spec else as_sharded(x, first)
+
+  return jax.tree.map(moved, tree)
 
 
 def shards(x: Array) -> tuple[int, ...]:

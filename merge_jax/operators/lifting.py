@@ -13,11 +13,11 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.errors import shown
-from merge_jax.operators import leafwise, naming, planning, surveying
+from merge_jax.operators import layout, leafwise, naming, planning, surveying
 from merge_jax.operators.core import Leaf, Operator, PyTree, Route, Surveyed, Weights
 from merge_jax.operators.naming import AxesRules
 from merge_jax.operators.planning import Entry, Plan, plan
-from merge_jax.operators.pytrees import STATIC, pytree
+from merge_jax.operators.pytrees import STATIC, pytree, require_one
 
 
 @pytree
@@ -91,6 +91,10 @@ def prepare(
     raise ValueError(f"{label} does not use a base: leave base= out, or list it among the experts.")
   if key is None and any(part.needs_key for part in parts):
     raise ValueError(f"{label} is random: pass key=jax.random.key(seed).")
+  if key is not None:
+    naming.require_key(key)
+  for part in parts:
+    require_one(part, len(ids))
   for entry in planned.entries:
     leaf, part = leaves[entry.name], parts[entry.operator]
     if part.models not in (None, len(ids)):
@@ -98,6 +102,7 @@ def prepare(
     leaf = leaf._replace(base=leaf.base if part.needs_base else None)
     if entry.merged:  # 64-byte aligned host memory is used in place, not copied
       leaf = jax.tree.map(lambda x: x if isinstance(x, Array) else jax.device_put(x), leaf)
+      leaf = layout.alike(leaf)
       if key is not None and part.needs_key:
         keys = [[naming.key_of(key, model, one) for one in entry.slices] for model in ids]
         leaf = leaf._replace(keys=tuple(_per_slice(entry, of_model) for of_model in keys))
@@ -136,21 +141,35 @@ def _by_name(prepared: Prepared, weights: Any) -> Weights:
   if prepared.operator.weightless:
     raise ValueError(f"{type(prepared.operator).__name__} takes no weights; use linear() for a weighted one.")
   given = isinstance(weights, Weights)
-  values = jnp.asarray(weights.values if given else weights, float)
+  values = _numbers(weights.values if given else weights)
   if values.ndim != (2 if given else 1) or values.shape[-1] != prepared.count:
     raise ValueError(f"Weights of shape {values.shape} do not fit {prepared.count} models.")
   result = Weights(values, weights.patterns) if given else Weights(values[None], ("(?s:.*)",))
   if isinstance(values, jax.core.Tracer):
     return result
-  if not jnp.all(jnp.isfinite(values)):
-    raise ValueError(f"The weights are {shown(values.tolist())}; expected finite numbers.")
+  concrete = np.asarray(values)  # inside a program what JAX computes is traced, whatever it is computed from
+  if not np.all(np.isfinite(concrete)):
+    raise ValueError(f"The weights are {shown(concrete.tolist())}; expected finite numbers.")
   merged = (entry for entry in prepared.plan.entries if entry.merged)
   used = {(entry.operator, result.index(one)) for entry in merged for one in entry.slices}
   for index, row in used:
-    part = prepared.operator.parts[index]
-    if part.normalize and abs(result.values[row].sum()) < 1e-8:
-      raise ValueError(f"The weights of {type(part).__name__} sum to 0, by which it divides; pass others.")
+    part, numbers = prepared.operator.parts[index], concrete.reshape(-1, prepared.count)[row]
+    with np.errstate(over="ignore"):
+      total = numbers.sum(dtype=numbers.dtype)
+    if part.normalize and not 1e-8 * np.abs(numbers).max() < abs(total) < np.inf:
+      raise ValueError(
+        f"The weights of {type(part).__name__} sum to {total:g}, by which it divides; pass others."
+      )
   return result
+
+
+def _numbers(weights: Any) -> Array:
+  try:
+    return jnp.asarray(weights, float)
+  except (TypeError, ValueError):
+    raise ValueError(
+      f"The weights are {shown(weights)}; expected a number for each model, in order."
+    ) from None
 
 
 def combine(prepared: Prepared, weights: WeightsLike = None, *, dtype: Any = None) -> PyTree:
@@ -170,8 +189,8 @@ def combine(prepared: Prepared, weights: WeightsLike = None, *, dtype: Any = Non
     ValueError: weights that do not fit the models, are not finite, or sum to 0 where the operator
       divides by their sum; a dtype that is not floating.
   """
-  if dtype is not None and not planning.merges(jnp.dtype(dtype), "dtype"):
-    raise ValueError(f"dtype is {jnp.dtype(dtype)}; expected a floating one.")
+  if dtype is not None:
+    planning.require_floating(dtype)
   by_name = None if weights is None else _by_name(prepared, weights)
   rows = () if by_name is None else tuple(by_name.values)
   merged = []

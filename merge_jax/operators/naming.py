@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from merge_jax.errors import shown
 from merge_jax.operators import layout
 
 
@@ -107,10 +108,15 @@ def axes_of(name: str, shape: tuple[int, ...], rules: AxesRules) -> tuple[Axes, 
   >>> axes_of("layers.mlp", (2, 3, 4), ((r"(layers)\\..*", Axes(stack=0, out=(2,))),))[1]
   ('layers.0.mlp', 'layers.1.mlp')
   """
+  for rule in rules:
+    if not isinstance(rule, tuple | list) or len(rule) != 2 or not isinstance(rule[1], Axes):
+      raise ValueError(f"axes: got {shown(rule)}; expected pairs of a pattern and Axes(…).")
   index = first_match(name, [pattern for pattern, _ in rules])
   if index is None:
     return Axes(), (name,)
   pattern, axes = rules[index]
+  if not isinstance(axes.out, tuple):
+    raise ValueError(f"Axes of rule {pattern!r}: out is {shown(axes.out)}; expected a tuple, as (1,).")
   used = axes.out if axes.stack is None else (*axes.out, axes.stack)
   if len(set(used)) < len(used) or not set(used) <= set(range(len(shape))):
     raise ValueError(f"{name}: {axes} of rule {pattern!r} does not fit a leaf of {len(shape)} axes.")
@@ -161,8 +167,15 @@ def words_of(key: Array, models: Sequence[str], name: str) -> np.ndarray:
   return np.asarray(_words(key, numbers, np.uint32(_number(name))))
 
 
-def _number(label: int | str) -> int:
-  return label if isinstance(label, int) else zlib.crc32(label.encode())
+def _number(label: Any) -> int:
+  return label if isinstance(label, int) and 0 <= label < 1 << 32 else zlib.crc32(str(label).encode())
+
+
+def require_key(key: Any) -> None:
+  """Raises ValueError for what is not one random key of JAX."""
+  typed = isinstance(key, Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+  if not (key.shape == () if typed else isinstance(key, Array | np.ndarray) and key.dtype == np.uint32):
+    raise ValueError(f"key is {shown(key)}; expected one key, as jax.random.key(0).")
 
 
 def _folded(key: Array, model: Any, name: Any) -> Array:

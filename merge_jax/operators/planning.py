@@ -5,6 +5,7 @@ Merges in memory, streams and sharded pools all start from a `Plan`, so that the
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -34,6 +35,16 @@ def merges(dtype: Any, where: str) -> bool:
   if floating and dtype.itemsize > (8 if jax.config.read("jax_enable_x64") else 4):
     raise ValueError(f"{where} is {dtype}, which JAX would narrow: cast it, or enable jax_enable_x64.")
   return floating
+
+
+def require_floating(dtype: Any) -> None:
+  """Raises ValueError for what is no floating dtype."""
+  try:
+    known = jnp.dtype(dtype)
+  except TypeError:
+    raise ValueError(f"dtype is {shown(dtype)}; expected a floating one, for example 'bfloat16'.") from None
+  if not merges(known, "dtype"):
+    raise ValueError(f"dtype is {known}; expected a floating one.")
 
 
 class Entry(NamedTuple):
@@ -116,6 +127,11 @@ def match(
     raise ValueError("The experts are one tree of tensors; pass a list of trees, or trees by model name.")
   if not experts:
     raise ValueError("There is no model to merge; give at least one expert.")
+  for one, tree in experts.items():
+    if isinstance(tree, str | os.PathLike):
+      raise ValueError(
+        f"expert {one!r} is {shown(tree)}; expected a tree of arrays, as checkpoints.open(path).load() gives."
+      )
   trees = {f"expert {one!r}": tree for one, tree in experts.items()}
   models = {label: _tensors(tree, label) for label, tree in trees.items()}
   if base is not None:
@@ -179,7 +195,9 @@ def require_equal(name: str, leaf: Leaf) -> None:
   first, *others = leaf.experts if leaf.base is None else (*leaf.experts, leaf.base)
   if any(isinstance(value, jax.core.Tracer) for value in (first, *others)):
     return
-  if not all(np.array_equal(first, value) for value in others):
+  key = jnp.issubdtype(first.dtype, jax.dtypes.prng_key)
+  first_value, *values = map(jax.random.key_data, (first, *others)) if key else (first, *others)
+  if not all(np.array_equal(first_value, value) for value in values):
     raise ValueError(
       f"Tensor {name!r} of dtype {first.dtype} differs between the models; only floating tensors "
       "merge. Make it equal, or leave it out."

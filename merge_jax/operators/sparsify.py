@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +60,8 @@ class Mask(Sparsifier):
   """
 
   rescale: Rescale = "none"
+  per_model: ClassVar[tuple[str, ...]] = ("density", "epsilon", "gamma")
+  """The numbers that may be one for each model."""
 
   @property
   def by_rows(self) -> bool:  # type: ignore[override]

@@ -56,7 +56,7 @@ def of_tensor(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) ->
   survey = operator.survey()[len(surveyed)]
   if isinstance(survey, Ranks):
     return None
-  if isinstance(survey, Total) or _traced(operator, leaf, surveyed) or axes.stack is not None:
+  if isinstance(survey, Total) or _staged() or _traced(operator, leaf, surveyed) or axes.stack is not None:
     return leafwise.found(operator, leaf, surveyed, axes)
   rows, size = [(leaf, surveyed, axes)], leaf.experts[0].size
   states = _searched(operator, rows, size)
@@ -97,7 +97,7 @@ def survey(
   one, rows = operator.survey()[index], list(zip(leaves, surveyed, axes, strict=True))
   if isinstance(one, Total):
     parts = [leafwise.measure(operator, *row) for row in rows]
-    total = _added(parts, _traced(operator, rows), one.kind == "largest")
+    total = _added(parts, _traced(parts), one.kind == "largest")
     return leafwise.finish(operator, index, total, size)
   states = _searched(operator, rows, size)
   return tuple(Cut(low, high) for low, high in zip(states.low, states.high, strict=True))
@@ -108,7 +108,7 @@ Row = tuple[Leaf, Surveyed, Axes]
 
 def _searched(operator: Operator, rows: Sequence[Row], size: int) -> selection.Search:
   """The operator's next survey, a `Ranked`, over tensors of `size` elements."""
-  traced, of, (first, surveyed, _) = _traced(operator, rows), counting.limbs(size), rows[0]
+  traced, of, (first, surveyed, _) = _staged() or _traced(operator, rows), counting.limbs(size), rows[0]
   ranks = leafwise.ranks(operator, of, len(first.experts), surveyed)
   states = _start(of, jnp.stack(ranks))
   every = max(1, size // SAMPLE)
@@ -123,6 +123,11 @@ def _searched(operator: Operator, rows: Sequence[Row], size: int) -> selection.S
     thresholds = _probes(states, samples)
     states = _narrow(states, thresholds, tally(thresholds))
   return states
+
+
+def _staged() -> bool:
+  """Whether a program is being traced: then every result is a tracer, whatever it is computed from."""
+  return _traced(jax.lax.add(np.int32(0), np.int32(0)))
 
 
 def _traced(*trees: PyTree) -> bool:

@@ -37,6 +37,7 @@ class Consensus(Operator):
   scaling: ArrayLike = dataclasses.field(default=1.0, kw_only=True)
   needs_base = True
   elementwise = True
+  per_model = ("threshold",)
 
   def __post_init__(self) -> None:
     check_number("threshold", self.threshold, 0.0)

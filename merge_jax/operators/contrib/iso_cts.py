@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -52,7 +53,8 @@ class IsoCTS(Operator):
 
   def __post_init__(self) -> None:
     check_number("scaling", self.scaling)
-    if not isinstance(self.common, int | float) or not 0 <= self.common <= 1:
+    plain = isinstance(self.common, int | float | np.number) and not isinstance(self.common, bool)
+    if not plain or not 0 <= self.common <= 1:
       raise ValueError(f"common is {shown(self.common)}; expected a plain number between 0 and 1.")
 
   def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:

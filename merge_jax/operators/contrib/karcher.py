@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from merge_jax.operators.contrib import sphere
 from merge_jax.operators.core import Leaf, Operator, PyTree, Survey, Surveyed
 from merge_jax.operators.linear import weighted_sum
-from merge_jax.operators.pytrees import STATIC, check_number, pytree
+from merge_jax.operators.pytrees import STATIC, check_number, check_whole, pytree
 
 
 @pytree
@@ -47,8 +47,7 @@ class Karcher(Operator):
 
   def __post_init__(self) -> None:
     check_number("tol", self.tol, 0.0)
-    if not isinstance(self.max_iter, int) or self.max_iter < 0:
-      raise ValueError(f"max_iter is {self.max_iter!r}; expected a whole number from 0 on.")
+    check_whole("max_iter", self.max_iter, 0)
 
   def default_weights(self, count: int) -> Array:
     return jnp.full(count, 1.0 / count)

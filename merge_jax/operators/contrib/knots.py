@@ -10,7 +10,7 @@ from merge_jax.operators import layout, leafwise
 from merge_jax.operators.contrib import spectral
 from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed
 from merge_jax.operators.differences import task_vectors
-from merge_jax.operators.pytrees import STATIC, pytree
+from merge_jax.operators.pytrees import STATIC, check_whole, pytree
 from merge_jax.operators.task_vector import ties
 
 
@@ -60,8 +60,8 @@ class Knots(Operator):
         "rule needs a statistic of the whole model, but aligned tensors are merged one by one; pass "
         "scope='tensor' and another zero_sign than 'majority'."
       )
-    if self.rank is not None and (not isinstance(self.rank, int) or self.rank < 1):
-      raise ValueError(f"rank is {shown(self.rank)}; expected a whole number above 0, or None for all.")
+    if self.rank is not None:
+      check_whole("rank", self.rank, 1)
 
   @property
   def needs_key(self) -> bool:  # type: ignore[override]
