@@ -69,23 +69,28 @@ def convert(value: Any, kind: type[T], where: str) -> T:
 
 
 def _sentence(error: Exception, raw: Any, kind: Any, where: str) -> str:
-  what, _, at = str(error).partition(" - at `")
+  what, of_key, at = str(error).partition(" - at `key` in `")
+  if not of_key:
+    what, _, at = str(error).partition(" - at `")
   path = at.removesuffix("`").removeprefix("$").removeprefix(".")
   parts = re.findall(r"[^.\[\]]+", path)
   field = re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL)
   if field:
     inside = f" in {path}" if path else ""
-    return unknown(f"field{inside}", field[1], _names(kind, parts), where)
+    return unknown(f"field{inside}", field[1], _names(kind, parts, raw), where)
   missing = re.fullmatch(r"Object missing required field `(.*)`", what)
   if missing:
     inside = f" of {path}" if path else ""
     return f"{where}: the field {missing[1]!r}{inside} is missing."
   if what.startswith("Invalid enum value"):
-    return unknown(path, _value(raw, parts), _names(kind, parts), where)
+    return unknown(path, _value(raw, parts), _names(kind, parts, raw), where)
   expected = re.sub(r", got .*", "", what.removeprefix("Expected "), flags=re.DOTALL)
   expected = re.sub(r"`(.*?)`", lambda m: " or ".join(_WORDS.get(w, w) for w in m[1].split(" | ")), expected)
   value = _value(raw, parts)
   name = path or "the content"
+  if of_key:
+    key = shown(next((key for key in value if not isinstance(key, str)), value))
+    return f"{where}: a key of {name} is {key}; expected {expected} in quotes (in numbers a point, no comma)."
   if not what.startswith("Expected"):
     return f"{where}: {name} is {shown(value)}; {what[:1].lower()}{what[1:]}."
   return f"{where}: {name} is {shown(value)}; expected {expected}."
@@ -100,11 +105,16 @@ def _value(raw: Any, parts: list[str]) -> Any:
   return raw
 
 
-def _names(kind: Any, parts: list[str]) -> list[str]:
+def _names(kind: Any, parts: list[str], raw: Any) -> list[str]:
   """Names of the fields of the Struct, or of the choices, at a path of types."""
   for part in parts:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
       kind = typing.get_type_hints(kind).get(part)
+  value = _value(raw, parts)
+  for one in typing.get_args(kind):  # of several, the one that a tag tells
+    tag = getattr(one, "__struct_config__", None)
+    if tag is not None and isinstance(value, dict) and value.get(tag.tag_field) == tag.tag:
+      return [tag.tag_field, *one.__struct_encode_fields__]
   if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
     return list(kind.__struct_encode_fields__)
   return list(typing.get_args(kind)) if typing.get_origin(kind) is typing.Literal else []

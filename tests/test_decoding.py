@@ -16,10 +16,15 @@ class Inner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   dtype: Literal["float32", "bfloat16"] = "float32"
 
 
+class Zero(msgspec.Struct, tag_field="kind", tag="zero", forbid_unknown_fields=True):
+  pass
+
+
 class Outer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   name: str
   search: Inner = Inner()
   scores: dict[str, float | None] = {}
+  source: str | Zero = ""
 
 
 @pytest.mark.parametrize(
@@ -30,7 +35,7 @@ class Outer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ({"name": 1}, r"^f: name is 1; expected a string\.$"),
     (
       {"name": "x", "serch": {}},
-      r"^f: unknown field 'serch'; did you mean 'search'\? Known: name, scores, search",
+      r"^f: unknown field 'serch'; did you mean 'search'\? Known: name, scores, search, source",
     ),
     (
       {"name": "x", "search": {"bugdet": 1}},
@@ -56,6 +61,9 @@ class Outer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
       {"name": "x", "search": {"fractions": [1, "b"]}},
       r"^f: search.fractions\[1\] is 'b'; expected a number\.$",
     ),
+    ({"name": "x", "scores": {0.5: 1}}, r"^f: a key of scores is 0.5; expected a string in quotes"),
+    ({1: "x"}, r"^f: a key of the content is 1; expected a string in quotes"),
+    ({"name": "x", "source": {"kind": "zero", "y": 1}}, r"^f: unknown field in source 'y'; Known: kind\.$"),
     ({"name": "x", "scores": {"a": "b"}}, r"^f: scores\[...\] is {'a': 'b'}; expected a number or null\.$"),
   ],
 )

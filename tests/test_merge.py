@@ -104,6 +104,19 @@ def test_an_unlisted_base_is_averaged_in_as_mergekit_does(world):
   np.testing.assert_allclose(got[name], (world["a"][name] + world["b"][name]) / 2, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("method", "module"), [("linear", False), ("karcher", True)])
+def test_a_base_is_not_averaged_into_slices(world, method, module):
+  sources = [{"model": model, "layer_range": [0, 3]} for model in ("a", "b")]
+  text = {"slices": [{"sources": sources}]}
+  text = {"merge_method": method} | ({"modules": {"default": text}} if module else text)
+  text |= {"parameters": {"weight": 1}} if method == "linear" else {}
+  built, got = merge(text | {"base_model": "base"})
+  assert "does not use the base" in built.notes[0]
+  _, expected = merge(text, "without")
+  for name, value in got.items():
+    np.testing.assert_array_equal(value, expected[name])
+
+
 def stacked(*parts):
   return [{"sources": [{"model": m, "layer_range": list(r), "parameters": {"weight": 1}}]} for m, r in parts]
 
@@ -134,6 +147,112 @@ def test_a_tied_head_beside_a_head_of_its_own(world, tmp_path):
   expected = (load(tmp_path / "tied")["model.embed_tokens.weight"] + world["a"]["lm_head.weight"]) / 2
   np.testing.assert_allclose(got["lm_head.weight"], expected, rtol=1e-6)
   assert built.config["tie_word_embeddings"] is False and "ties its head" in built.notes[0]
+
+
+@pytest.mark.parametrize(
+  ("tied", "untied", "expected"),
+  [
+    ({}, {"tie_word_embeddings": False}, {"tie_word_embeddings": False}),  # Gemma, GPT-2: a class may tie
+    ({"tie_word_embeddings": True}, {}, {"tie_word_embeddings": False}),
+    (None, {}, {}),
+  ],
+)
+def test_the_config_says_whose_head_the_result_has(world, tmp_path, tied, untied, expected):
+  config = {key: value for key, value in CONFIG.items() if key != "tie_word_embeddings"}
+  save(tmp_path / "untied", tensors(6), config | untied)
+  save(tmp_path / "other", tensors(5, head=tied is None), config | (tied or {}))
+  built, _ = merge(kit("linear", ("other", {}), ("untied", {}), parameters={"weight": 1}))
+  assert built.config == config | expected
+
+
+def test_tied_models_that_store_a_head_stay_tied(world, tmp_path):
+  for name in ("x", "y"):  # as T5
+    values = {tensor: np.ones((6, 2), np.float32) for tensor in ("shared.weight", "lm_head.weight")}
+    save(tmp_path / name, values, {"tie_word_embeddings": True})
+  built, got = merge(kit("linear", ("x", {}), ("y", {}), parameters={"weight": 1}))
+  assert built.config["tie_word_embeddings"] is True and "lm_head.weight" in got and not built.notes
+
+
+@pytest.mark.parametrize(
+  ("kinds", "dtype"),
+  [
+    (("bfloat16", "float32"), "float32"),
+    (("float16", "bfloat16"), "float32"),
+    (("float16", "float16"), "float16"),
+  ],
+)
+def test_without_a_dtype_the_result_holds_the_numbers_of_all(world, kinds, dtype):
+  for name, kind in zip(("x", "y"), kinds, strict=True):
+    save(here(name), {key: value.astype(kind) for key, value in world["a"].items()})
+  for i, models in enumerate((("x", "y"), ("y", "x"))):
+    built, _ = merge(kit("linear", *((m, {}) for m in models), parameters={"weight": 1}), f"out{i}")
+    assert {str(spec.dtype) for spec in built.specs.values()} == {dtype}
+  built, _ = merge("method: linear\nmodels: [x, y]", "own")
+  assert {str(spec.dtype) for spec in built.specs.values()} == {kinds[0]}
+
+
+@pytest.mark.parametrize(
+  ("method", "parameters", "flat"),
+  [
+    ("arcee_fusion", {}, (6, 4)),
+    ("model_stock", {"filter_wise": True}, (6, 4)),
+    ("nuslerp", {"weight": [1, 2], "nuslerp_flatten": False}, (6, 4)),
+    ("nuslerp", {"weight": [1, 2], "nuslerp_flatten": False, "nuslerp_row_wise": True}, (2, 12)),
+  ],
+)
+def test_rows_of_mergekit_run_along_the_last_axis(tmp_path, monkeypatch, method, parameters, flat):
+  monkeypatch.chdir(tmp_path)
+  names = ("base", "x", "y")[: 2 if method == "arcee_fusion" else 3]
+  for seed, name in enumerate(names):
+    cube = np.random.default_rng(seed).normal(size=(2, 3, 4)).astype(np.float32)
+    save(here(name), {"cube": cube, "flat": cube.reshape(flat), "line": cube.reshape(1, 24)})
+  weights = parameters.pop("weight", None)
+  models = [(name, {"weight": weights[i]} if weights else {}) for i, name in enumerate(names[1:])]
+  _, got = merge(kit(method, *models, base_model="base", parameters=parameters))
+  np.testing.assert_allclose(got["cube"].reshape(flat), got["flat"], rtol=1e-6, atol=1e-6)
+  base, *others = (load(here(name)) for name in names)
+  assert not np.allclose(got["cube"], base["cube"])
+  if "nuslerp_row_wise" in parameters:  # vectors of one element
+    np.testing.assert_allclose(got["line"], (others[0]["line"] + 2 * others[1]["line"]) / 3, rtol=1e-5)
+
+
+def test_della_of_density_0_is_the_base(world):
+  text = kit("della", ("a", {"weight": 1, "density": 0}), base_model="base")
+  _, got = merge(text)
+  for name, value in got.items():
+    np.testing.assert_array_equal(value, world["base"][name])
+  with pytest.raises(ValueError, match=r"density is 0\.1 and epsilon 0\.15;"):
+    merge(kit("della", ("a", {"weight": 1, "density": 0.1}), base_model="base"), "x")
+
+
+def test_weights_that_cancel_in_some_tensors(world):
+  _, got = merge(
+    kit("task_arithmetic", ("a", {"weight": [0, 1]}), ("b", {"weight": [0, 0.5]}), base_model="base",
+        parameters={"normalize": True})
+  )  # fmt: skip
+  for layer in range(LAYERS):
+    name = f"model.layers.{layer}.mlp.up_proj.weight"
+    base, a, b = (world[key][name].astype(np.float64) for key in ("base", "a", "b"))
+    expected = base + (2 * (a - base) + (b - base)) / 3 if layer else base
+    np.testing.assert_allclose(got[name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_the_first_layer_holds_for_all_stays_there(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  names = [f"model.layers.{i}.w" for i in range(3)] + ["model.layers.0.relative_attention_bias.weight"]
+  save(here("a"), {name: np.ones(2, np.float32) for name in names}, CONFIG)
+  for i, (parts, kept) in enumerate([
+    (((0, 2), (1, 3)), True), (((1, 2), (0, 2)), False), (((0, 2), (0, 2)), False), (((1, 3),), False),
+  ]):  # fmt: skip
+    text = {"merge_method": "linear", "slices": stacked(*(("a", part) for part in parts))}
+    if kept:
+      assert names[-1] in merge(text, f"out{i}")[1]
+    else:
+      with pytest.raises(ValueError, match="all layers use 'relative_attention_bias"):
+        merge(text, f"out{i}")
+  moe = [f"model.layers.{i}.{'dense' if i == 0 else 'experts'}" for i in range(3)]  # the config tells these
+  save(here("moe"), {name: np.ones(2, np.float32) for name in moe})
+  assert len(merge({"merge_method": "linear", "slices": stacked(("moe", (1, 3)))}, "moe_out")[1]) == 2
 
 
 def test_modules_of_an_encoder_decoder(tmp_path, monkeypatch):
@@ -238,6 +357,8 @@ def test_documents_that_use_each_other(world):
   assert sorted(p.name for p in here(".").iterdir()) == ["a", "b", "base", "out", "recipe.yml"]
   with pytest.raises(ValueError, match="made from each other"):
     merge(DOCUMENTS.replace("model: b}", "model: half}").replace("model: a}", "model: b}"), "x")
+  with pytest.raises(ValueError, match="the name '' is no plain word"):
+    merge(DOCUMENTS.replace("name: half", "name: ''"), "x")
   with pytest.raises(ValueError, match="0 documents have no name"):
     merge(f"name: other\n{DOCUMENTS}".replace("\n\n", "\n"), "x")
 
@@ -269,6 +390,9 @@ def test_a_folder_is_replaced_only_if_a_merge_made_it(world):
     merge(text, "b", overwrite=True)
   with pytest.raises(ValueError, match="the input"):
     merge(text, "a/x")
+  for output in (".", "..", "out/..", "/"):
+    with pytest.raises(ValueError, match=r"--output_dir is .*; name the folder to make"):
+      recipes.run("recipe.yml", output)
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def test_a_full_disk_is_one_sentence_and_the_rest_goes_on(world, monkeypatch, ca
     ("a/new/x", "lies in the input"),
     ("a", "is the input"),
     ("./b/../a/new", "lies in the input"),
-    (".", "not empty"),
+    (".", "name the folder to make"),
     ("filled", "not empty"),
     ("x" * 300, "File name too long"),
     ("y" * 240, "the name is too long"),

@@ -1,6 +1,7 @@
 """The tokenizer of a merge: which tokens it has, and where each one's embedding comes from."""
 
 import json
+from pathlib import Path
 
 import jinja2
 import ml_dtypes
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer
 
 from merge_jax import checkpoints
 from merge_jax.evals import chat as templates
-from merge_jax.recipes import chat, embeddings, tokenizer_files, tokenizers
+from merge_jax.recipes import casting, chat, embeddings, schema, tokenizer_files, tokenizers, vocabulary
 
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
@@ -130,6 +131,34 @@ def test_byte_level_tokenizers_join(tmp_path):
   assert first(view.read("lm_head.weight")) == [-value("x", own[t]) for t in texts]
 
 
+@pytest.mark.parametrize("keys", [(), ("head",)])
+def test_a_tied_model_beside_untied_ones_has_rows_of_their_heads(tmp_path, keys):
+  config = {"tie_word_embeddings": True}
+  models = [make(tmp_path, "x", WORDS["x"], head=False, config=config if keys else ()), *pool(tmp_path, "by")]
+  made = tokenizers.plan("union", {}, None, models, "b")
+  views = {label: embeddings.remap(made, label, dict(models)) for label in "xby"}
+  assert first(views["x"].read("model.embed_tokens.weight")) == [100, 102, 2, 101, 103, 202, 104]
+  assert first(views["x"].read("lm_head.weight")) == [100, 102, -2, 101, 103, -202, 104]
+  assert first(views["y"].read("lm_head.weight")) == [-201, -200, -2, -3, -203, -202, 104]
+  assert first(views["b"].read("lm_head.weight"))[4] == (103 - 203) / 2
+  assert views["x"].result_dtype("lm_head.weight") == np.float32
+  named = {schema.Model(label): view for label, view in views.items()}
+  (tensors, *_), notes = (found := casting.tensors(named))[0].values(), found[1]
+  assert tensors["lm_head.weight"] == "lm_head.weight" and "x ties its head" in notes[0]
+  assert casting.untied(views["y"]) and not casting.untied(views["x"])
+
+
+def test_a_head_that_is_stored_twice_is_remapped_as_such(tmp_path):
+  _, x = make(tmp_path, "x", WORDS["x"], config={"tie_word_embeddings": True})
+  checkpoints.write(tmp_path / "twice", {n: x.read("model.embed_tokens.weight") for n in x.specs}
+                    | {"lm_head.weight": x.read("model.embed_tokens.weight")}, like=x)  # fmt: skip
+  twice = checkpoints.open(tmp_path / "twice")
+  assert twice.aliases == {"lm_head.weight": "model.embed_tokens.weight"}
+  models = [("x", twice), *pool(tmp_path, "b")]
+  view = embeddings.remap(tokenizers.plan("union", {}, None, models, "b"), "x", dict(models))
+  assert first(view.read("lm_head.weight"))[:3] == [100, 102, -2] and not view.aliases
+
+
 @pytest.mark.parametrize("base", ["b", None])
 def test_a_models_tokenizer(tmp_path, base):
   models = pool(tmp_path)
@@ -140,6 +169,37 @@ def test_a_models_tokenizer(tmp_path, base):
   assert first(b.read("model.embed_tokens.weight")) == [0, 3, 1, (103 + 203) / 2, 104]
   three = 3 if base else (101 + 3) / 2  # the base's, else the mean of its owners
   assert first(y.read("model.embed_tokens.weight")) == [201, three, 200, 203, 104]
+
+
+def test_without_a_base_the_first_model_is_it(tmp_path):
+  models = pool(tmp_path, "xby")
+  for source in ("base", "union"):
+    assert tokenizers.plan(source, {}, None, models, None).label == "x"
+
+
+def test_a_tokenizer_is_found_however_its_folder_is_spelled(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  opened = {schema.Model(label): one for label, one in pool(tmp_path, "by")}
+  make(tmp_path, "x", WORDS["x"], config={"eos_token_id": 4})
+  (tmp_path / "x/model.safetensors").unlink()  # its tokenizer is all that is read
+  (tmp_path / "link").symlink_to("y")
+
+  def resolve(source, folder="."):
+    recipe = schema.Recipe("linear", (), "mergekit", tokenizer=schema.Tokenizer(source))
+    return vocabulary.resolve(recipe, opened, Path(folder))
+
+  told = resolve("y")
+  for source in ("y/", "./y", str(tmp_path / "y"), "link"):
+    found = resolve(source)
+    assert found.files == told.files and found.source is None
+  assert resolve("../y", "x").files == told.files
+  alone = resolve("x")
+  assert alone.source == Path("x") and alone.files["tokenizer.json"] == Path("x/tokenizer.json").read_bytes()
+  assert alone.config == {"vocab_size": 5, "eos_token_id": 4}
+  rows = alone.models[schema.Model("y")].read("model.embed_tokens.weight")
+  np.testing.assert_allclose(first(rows), [201, 3, 200, 203, np.mean([201, 3, 200, 203])])  # nobody has <|x|>
+  with pytest.raises(ValueError, match="unknown source of the tokenizer 'z'"):
+    resolve("z")
 
 
 def test_tokens_of_their_own(tmp_path):
@@ -263,8 +323,6 @@ def test_wrong_requests_are_named(tmp_path, arguments, message):
 
 def test_wrong_folders_are_named(tmp_path):
   models = pool(tmp_path)
-  with pytest.raises(ValueError, match="source is 'base', and there is no base model"):
-    tokenizers.plan("base", {}, None, models, None)
   (tmp_path / "b/tokenizer.json").write_text("{}")
   with pytest.raises(ValueError, match=r"b/tokenizer.json is not a tokenizer"):
     tokenizers.plan("union", {}, None, models, "b")

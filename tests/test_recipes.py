@@ -81,6 +81,12 @@ OWN = "method: ties\nbase: b\nmodels: {x: {path: a, weight: 1}}\n"
     (KIT + "parameters: {lambda: .nan}", ["lambda", "finite"]),
     (KIT.replace("model: a", "model: 7"), ["models[0].model is 7"]),
     (KIT.replace("model: a", "model: {path: a, revison: x}"), ["models[0].model", "revison"]),
+    (KIT.replace("base_model: b", "base_model: {model: b, lra: x}"), ["base_model: unknown field 'lra'"]),
+    (KIT.replace("model: a", "model: {model: null}"), ["models[0].model is {'model': None}"]),
+    (KIT.replace("model: a", "model: {model: [a]}"), ["models[0].model.model is ['a']; expected a path"]),
+    (KIT.replace("model: a", "model: {model: a, lora: ''}"), ["models[0].model.lora is ''"]),
+    (KIT.replace("weight: 1", "weight: 0,5"), ["models[0]: a key of parameters is 5", "a point, no comma"]),
+    (KIT + "tokenizer: {tokens: {1: {source: a}}}", ["tokenizer: a key of tokens is 1; expected a string"]),
     (OWN + "sed: 1", ["'sed'", "did you mean 'seed'"]),
     (OWN.replace("ties", "tie"), ["did you mean 'ties'"]),
     (OWN + "parameters: {densty: 1}", ["densty", "did you mean 'density'"]),
@@ -113,10 +119,27 @@ def test_what_has_no_effect_is_a_note():
     ("org/a@v1+org/l@v2", ("org/a@v1", None, "org/l@v2", None)),
     ({"path": "a", "revision": "v1"}, ("a", "v1", None, None)),
     ({"model": {"path": "a"}, "lora": {"path": "l", "revision": "r"}}, ("a", None, "l", "r")),
+    ({"model": "org/a@v1"}, ("org/a@v1", None, None, None)),
+    ({"model": "a", "lora": "l"}, ("a", None, "l", None)),
   ],
 )
 def test_model_references(raw, model):
   assert schema.model(raw, "m") == schema.Model(*model)
+
+
+def test_references_of_one_key_read_as_their_words():
+  written = (
+    "base_model: {base}\nmodels: [{{model: {a}, parameters: {{weight: 1}}}}]\ntokenizer: {{source: {a}}}"
+  )
+  words, keys = ("merge_method: ties\n" + written.format(base=base, a=a) for base, a in (
+    ("org/b", "org/a"), ("{model: org/b}", "{model: org/a}")))  # fmt: skip
+  one, other = (recipes.parse(yaml_reader.loads(text, "r")[0], "r") for text in (words, keys))
+  assert one == other and one.tokenizer.source == "org/a"
+
+
+def test_an_empty_tokenizer_is_the_union():
+  recipe = recipes.parse(yaml_reader.loads(KIT + "tokenizer: {}", "r")[0], "r")
+  assert recipe.tokenizer == schema.Tokenizer("union")
 
 
 def test_a_path_that_is_there_is_a_path(tmp_path, monkeypatch):
@@ -217,6 +240,18 @@ def test_configs_follow_the_layers(config, order, expected):
   assert configs.restack(config, count, [(config, i) for i in order]) == expected
 
 
+def test_configs_that_count_two_modules():
+  bart = {"encoder_layers": 2, "decoder_layers": 2, "num_hidden_layers": 2}
+  t5 = {"num_layers": 2, "num_decoder_layers": 2}
+  for config, module, counts in (
+    (bart, "encoder", [3, 2, 3]), (bart, "decoder", [2, 3, 2]),
+    (t5, "encoder", [3, 2]), (t5, "decoder", [2, 3]),
+    (bart | {"num_hidden_layers": 4}, "encoder", [3, 2, 4]),
+  ):  # fmt: skip
+    found = configs.restack(config, 2, [(config, i) for i in (0, 1, 1)], module)
+    assert list(found.values()) == counts
+
+
 @pytest.mark.parametrize(
   ("config", "order", "words"),
   [
@@ -271,6 +306,17 @@ def test_numbers_are_checked_for_each_tensor(name, settings, words):
     choices.of_mergekit(
       name, [schema.Input(schema.Model("a"), label="a")], tensor, mergekit=True, task_vectors=True
     )
+
+
+@pytest.mark.parametrize("name", ["task_arithmetic", "dare_linear", "breadcrumbs", "della_linear"])
+def test_weights_that_cancel_divide_a_sum_of_task_vectors_by_1(name):
+  scope = {"weight": parse(0, "w"), "normalize": parse(True, "n")}
+  tensor = choices.Tensor("w", ("w",), 12, 0.0, (scope,))
+  inputs = [schema.Input(schema.Model("a"), label="a")]
+  choice = choices.of_mergekit(name, inputs, tensor, mergekit=True, task_vectors=True)
+  assert choice.arguments["normalize"] is False
+  with pytest.raises(ValueError, match="sum to 0"):
+    choices.of_mergekit(name, inputs, tensor, mergekit=False, task_vectors=True)
 
 
 def test_operators_have_one_form_for_all_tensors():

@@ -46,7 +46,9 @@ def _targets(
     if all(one.layers is None for part in own for one in part.inputs):
       yield from _whole(own[0], mine[0], names, have)
       continue
-    for target in layers.restack(mine, stack, ranges):
+    restacked = layers.restack(mine, stack, ranges)
+    _require_first(restacked, stack, mine, where)
+    for target in restacked:
       part = own[target.part]
       for one, name in zip(part.inputs, target.names, strict=True):
         _require_tensor(name, names[one.model], one.label, part.inputs[0].label)
@@ -56,6 +58,27 @@ def _targets(
   ]
   if missing:
     raise ValueError(f"modules: {missing[0]} is missing; the model has the modules {', '.join(roots)}.")
+
+
+def _require_first(
+  targets: Sequence[Target], stack: Stack | None, names: Sequence[Sequence[str]], where: str
+) -> None:
+  """Raises ValueError if what the first layer holds for all (T5's positions) is moved or left out."""
+  if stack is None:
+    return
+  places = {place for of_slice in names for place in map(layers.place, of_slice)}
+  there = [place for place in places if place is not None and place.prefix == stack.prefix]
+  first = {place.suffix for place in there if place.layer == 0}
+  others = {place.suffix for place in there if place.layer > 0}
+  if not others or not others < first:  # layers of another kind are told apart by the config
+    return
+  now = {layers.place(target.name) for target in targets}
+  for suffix in sorted(first - others):
+    if {one.layer for one in now if one and (one.prefix, one.suffix) == (stack.prefix, suffix)} != {0}:
+      raise ValueError(
+        f"{where}: all layers use {suffix!r} of layer 0, which alone has it; the slices must take layer 0 "
+        "first, and once."
+      )
 
 
 def _whole(

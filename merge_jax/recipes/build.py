@@ -12,11 +12,12 @@ import numpy as np
 
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.operators import naming
+from merge_jax.operators.naming import Axes
 from merge_jax.operators.planning import merges
 from merge_jax.recipes import assembly, casting, choices, configs, layers, measured, parameters, vocabulary
 from merge_jax.recipes.built import Built
 from merge_jax.recipes.casting import Part
-from merge_jax.recipes.layers import Stack, Target
+from merge_jax.recipes.layers import Target
 from merge_jax.recipes.schema import EMPTY, Model, Recipe, Semantics
 from merge_jax.recipes.vocabulary import Vocabulary
 from merge_jax.streaming import Job, Source
@@ -85,6 +86,7 @@ def build(
         tuple(part.inputs[i].label for i in part.experts),
         statistics,
         groups.setdefault(group, len(groups)),
+        choice.axes(len(spec.shape)) if operator.by_rows else Axes(),
         copied=choices.copies(choice, operator, len(experts)),
       )
     )
@@ -92,7 +94,9 @@ def build(
     raise ValueError(f"{recipe.method} does not use a base: remove base:, or list it among the models.")
   if measurements and all(job.statistics is None for job in jobs):
     raise ValueError(f"{recipe.method} does not use statistics: remove them from the models.")
-  config = _config(recipe, parts, names, opened, like, {job.name for job in jobs})
+  config = _config(recipe, parts, names, opened, like)
+  if config is not None and any(job.name == casting.HEAD for job in jobs):
+    config = _untied(config, [opened[one.model] for part in parts for one in part.inputs], like)
   config = None if config is None else vocabulary.configured(config, words)
   return Built(
     recipe,
@@ -166,10 +170,17 @@ def _spec(
       )
   if not kinds[0]:
     return jax.ShapeDtypeStruct(specs[0].shape, specs[0].dtype)
-  first = next((s for s in sources if s.checkpoint is like), sources[0])
-  dtype = jnp.dtype(recipe.dtype) if recipe.dtype else result_dtype(first)
+  dtype = jnp.dtype(recipe.dtype) if recipe.dtype else _dtype(recipe, sources, like)
   merges(dtype, f"dtype of the result, tensor {target.name!r},")
   return jax.ShapeDtypeStruct(specs[0].shape, dtype)
+
+
+def _dtype(recipe: Recipe, sources: Sequence[Source], like: Checkpoint) -> np.dtype:
+  """Where a recipe has none: in mergekit's format one that holds the numbers of all, else that of `like`."""
+  if recipe.origin == "own":
+    return result_dtype(next((one for one in sources if one.checkpoint is like), sources[0]))
+  kinds, widest = {np.dtype(result_dtype(one)) for one in sources}, np.dtype(np.float64)
+  return kinds.pop() if len(kinds) == 1 else widest if widest in kinds else np.dtype(np.float32)
 
 
 def result_dtype(source: Source) -> np.dtype:
@@ -179,7 +190,7 @@ def result_dtype(source: Source) -> np.dtype:
 
 def _config(
   recipe: Recipe, parts: Sequence[Part], names: Mapping[Model, Mapping[str, str]],
-  opened: Mapping[Model, Checkpoint], like: Checkpoint, result: set[str],
+  opened: Mapping[Model, Checkpoint], like: Checkpoint,
 ) -> dict[str, Any] | None:  # fmt: skip
   if like.config is None:
     return None
@@ -197,17 +208,17 @@ def _config(
       first, end = assembly.layer_range(leader.layers, stack, names[leader.model], leader.label)
       origins += [(opened[leader.model].config or config, layer) for layer in range(first, end)]
     in_like = next((s.length for s in layers.stacks(like.specs) if s.prefix == stack.prefix), stack.length)
-    key = None
-    if len(have) > 1:
-      key = _count_key(module.name or "", have)
-    config = configs.restack(config, in_like, origins, key)
-  if casting.HEAD in result and config.get("tie_word_embeddings", False):
-    config["tie_word_embeddings"] = False
+    counted = module.name if set(have) == set(configs.OF_MODULES) else None
+    config = configs.restack(config, in_like, origins, counted)
   return config
 
 
-def _count_key(module: str, have: Mapping[str, Stack]) -> str | None:
-  """Which key of the config counts the layers of one module of an encoder-decoder (T5, BART)."""
-  if set(have) == {"encoder", "decoder"}:
-    return {"encoder": "num_layers", "decoder": "num_decoder_layers"}[module]
-  return None
+def _untied(config: dict[str, Any], merged: Sequence[Checkpoint], like: Checkpoint) -> dict[str, Any]:
+  """The config of a result with a head of its own.
+
+  Only where that of one model is not its embedding it is said, also where the key is missing: some families
+  tie what does not say otherwise.
+  """
+  if casting.untied(like) or not any(map(casting.untied, merged)):
+    return config
+  return config | {"tie_word_embeddings": False}

@@ -55,7 +55,8 @@ def cast(recipe: Recipe, module: Module, part: Slice, mergekit: bool) -> tuple[P
     )
   at = listed
   if base is not None and listed is None:
-    averaged = method.base == "no" and mergekit and name != "passthrough"
+    whole = all(one.layers is None for one in inputs)  # mergekit: in `models:`, not in `slices:`
+    averaged = method.base == "no" and mergekit and name != "passthrough" and whole
     if averaged:
       notes.append(
         f"{name} averages the base {base} in as one more model, as mergekit does (it is not listed)"
@@ -104,6 +105,22 @@ def _labelled(inputs: list[Input]) -> tuple[Input, ...]:
   return tuple(found)
 
 
+def head(checkpoint: Checkpoint) -> str | None:
+  """The name that a model's head is stored under: its own, or that of the embedding that it is tied to."""
+  if HEAD in checkpoint.specs:
+    return HEAD
+  if HEAD in checkpoint.aliases:
+    return checkpoint.aliases[HEAD]
+  if not (checkpoint.config or {}).get("tie_word_embeddings", True):
+    return None
+  return next((name for name in checkpoint.specs if name.endswith(EMBEDDINGS) and "visual" not in name), None)
+
+
+def untied(checkpoint: Checkpoint) -> bool:
+  """Whether a model uses a head of its own; some that are tied merely store one, too."""
+  return HEAD in checkpoint.specs and (checkpoint.config or {}).get("tie_word_embeddings") is not True
+
+
 def tensors(opened: Mapping[Model, Checkpoint]) -> tuple[dict[Model, dict[str, str]], tuple[str, ...]]:
   """The names of each model's tensors, with where they are stored; and notes.
 
@@ -111,16 +128,14 @@ def tensors(opened: Mapping[Model, Checkpoint]) -> tuple[dict[Model, dict[str, s
   that not all models hold are left out.
   """
   notes = []
-  untied = any(HEAD in checkpoint.specs for checkpoint in opened.values())
+  heads = any(HEAD in checkpoint.specs for checkpoint in opened.values())
+  own = any(map(untied, opened.values()))
   found = {}
   for model, checkpoint in opened.items():
     names = {name: name for name in checkpoint.specs}
-    if untied and HEAD not in names:
-      embedding = checkpoint.aliases.get(HEAD) or next(
-        (name for name in names if name.endswith(EMBEDDINGS) and "visual" not in name), None
-      )
-      if embedding is not None and (checkpoint.config or {}).get("tie_word_embeddings", True):
-        names[HEAD] = embedding
+    if heads and (stored := head(checkpoint)) is not None:
+      names[HEAD] = stored
+      if own and not untied(checkpoint):
         notes.append(f"{model} ties its head to its embedding; the result has a head of its own")
     found[model] = names
   everywhere = set.intersection(*(set(names) for names in found.values()))

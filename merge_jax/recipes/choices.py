@@ -12,6 +12,7 @@ import numpy as np
 
 from merge_jax.errors import shown
 from merge_jax.operators import Operator
+from merge_jax.operators.naming import Axes
 from merge_jax.recipes import methods, own, own_methods, parameters
 from merge_jax.recipes.parameters import Settings
 from merge_jax.recipes.schema import Input, Rule
@@ -36,12 +37,22 @@ class Tensor(NamedTuple):
 
 
 class Choice(NamedTuple):
-  """A factory's arguments for one tensor, and the weights; arrays `[K]` where each model has its own."""
+  """A factory's arguments for one tensor, and the weights; arrays `[K]` where each model has its own.
+
+  `along` is the axis that rows run along; None: all but the first.
+  """
 
   method: str
   factory: str
   arguments: Mapping[str, Any]
   weights: tuple[float, ...] | None
+  along: int | None = None
+
+  def axes(self, ndim: int) -> Axes:
+    """What the axes of a tensor mean to a rule that looks at rows."""
+    if self.along is None or ndim < 2:
+      return Axes()
+    return Axes(out=tuple(axis for axis in range(ndim) if axis != self.along % ndim))
 
 
 def of_mergekit(
@@ -74,11 +85,13 @@ def of_mergekit(
   weights = tuple(float(weight) for weight in values["weight"]) if method.weighted else None
   arguments = method.arguments(values, tensor.elements, mergekit)
   if arguments.get("normalize", False) and weights is not None and abs(sum(weights)) < 1e-8:
-    raise ValueError(
-      f"{name}: the weights {list(weights)} of tensor {tensor.name!r} sum to 0, and it divides by their sum; "
-      "change them, or set normalize: false."
-    )
-  return Choice(name, method.factory, arguments, weights)
+    if not mergekit or "scaling" not in arguments:
+      raise ValueError(
+        f"{name}: the weights {list(weights)} of tensor {tensor.name!r} sum to 0, and it divides by their "
+        "sum; change them, or set normalize: false."
+      )
+    arguments["normalize"] = False  # mergekit divides a sum of task vectors by 1 there
+  return Choice(name, method.factory, arguments, weights, method.along(values) if mergekit else None)
 
 
 def of_own(
@@ -164,9 +177,14 @@ def _make(choice: Choice, arguments: Mapping[str, Any]) -> Operator:
     return make(**arguments)
   except ValueError:
     try:  # again with plain numbers, which read better in a sentence
-      return make(**{k: v.tolist() if hasattr(v, "tolist") else v for k, v in arguments.items()})
+      return make(**{k: _plain(v) if hasattr(v, "tolist") else v for k, v in arguments.items()})
     except ValueError as error:
       raise ValueError(f"{choice.method}: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+  """float32 as its shortest decimals."""
+  return np.asarray(value).astype(str).astype(float).tolist()
 
 
 def copies(choice: Choice, operator: Operator, count: int) -> bool:

@@ -5,6 +5,11 @@ from typing import Any
 
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers",
           "decoder_layers", "depth")  # fmt: skip
+OF_MODULES: Mapping[str, tuple[tuple[str, ...], ...]] = {
+  "encoder": (("encoder_layers", "num_hidden_layers"), ("num_layers",)),
+  "decoder": (("decoder_layers",), ("num_decoder_layers",)),
+}
+"""The keys that count the layers of one module of an encoder-decoder: in BART and Whisper, in T5."""
 PERIODS = ("decoder_sparse_step", "attn_layer_period", "expert_layer_period", "interleave_moe_layer_step",
            "moe_layer_freq", "no_rope_layer_interval", "global_attn_every_n_layers")  # fmt: skip
 """Keys that say that every N-th layer is of another kind."""
@@ -14,7 +19,7 @@ Origin = tuple[Mapping[str, Any], int]
 
 
 def restack(
-  config: Mapping[str, Any], count: int, origins: Sequence[Origin], key: str | None = None
+  config: Mapping[str, Any], count: int, origins: Sequence[Origin], module: str | None = None
 ) -> Config:
   """The config of layers stacked anew.
 
@@ -25,7 +30,7 @@ def restack(
     config: of the model that the result's config is taken from.
     count: the number of layers there.
     origins: of every layer of the result.
-    key: the key of the number of layers, where a config has several (encoder and decoder).
+    module: which of `OF_MODULES` the layers are of, where a config counts those of several.
 
   Raises:
     ValueError: there is no number of layers, or a kind of layer goes by a rule that the result breaks.
@@ -34,35 +39,33 @@ def restack(
   >>> restack(old, 2, [(old, 0), (old, 1), (old, 1)])
   {'num_hidden_layers': 3, 'layer_types': ['full', 'sliding', 'sliding']}
   """
-  inner = _holder(config, count, key)
+  inner = _holder(config, count, module)
   if inner is None:
     raise ValueError(
       f"config.json says nowhere that there are {count} layers (looked for {', '.join(COUNTS)}); "
       "only models whose config does can be stacked from slices."
     )
   sources = [(_inside(source, inner), layer) for source, layer in origins]
-  new = _stacked(_inside(config, inner), count, sources, key)
+  new = _stacked(_inside(config, inner), count, sources, module)
   if inner:
     return dict(config) | {inner: new}
   return new
 
 
-def layers_in(config: Mapping[str, Any] | None, count: int, key: str | None = None) -> bool:
-  """Whether the config says somewhere that there are `count` layers."""
-  return config is not None and _holder(config, count, key) is not None
-
-
-def _holder(config: Mapping[str, Any], count: int, key: str | None) -> str | None:
+def _holder(config: Mapping[str, Any], count: int, module: str | None) -> str | None:
   """Which part of a config counts the layers: "" for the config itself, or e.g. "text_config"."""
-  if _count_keys(config, count, key):
+  if _count_keys(config, count, module):
     return ""
   parts = [name for name, value in config.items() if isinstance(value, Mapping)]
-  return next((name for name in parts if _count_keys(config[name], count, key)), None)
+  return next((name for name in parts if _count_keys(config[name], count, module)), None)
 
 
-def _count_keys(config: Mapping[str, Any], count: int, key: str | None) -> list[str]:
-  names = COUNTS if key is None else (key,)
-  return [name for name in names if config.get(name) == count and not isinstance(config[name], bool)]
+def _count_keys(config: Mapping[str, Any], count: int, module: str | None) -> list[str]:
+  names: tuple[str, ...] = COUNTS
+  if module is not None:
+    names = next((keys for keys in OF_MODULES[module] if keys[0] in config), ())
+  found = [name for name in names if config.get(name) == count and not isinstance(config[name], bool)]
+  return found if module is None or names[:1] == tuple(found[:1]) else []
 
 
 def _inside(config: Mapping[str, Any], inner: str) -> Mapping[str, Any]:
@@ -70,9 +73,9 @@ def _inside(config: Mapping[str, Any], inner: str) -> Mapping[str, Any]:
   return part if isinstance(part, Mapping) else {}
 
 
-def _stacked(config: Mapping[str, Any], count: int, origins: Sequence[Origin], key: str | None) -> Config:
+def _stacked(config: Mapping[str, Any], count: int, origins: Sequence[Origin], module: str | None) -> Config:
   new, length = dict(config), len(origins)
-  for name in _count_keys(config, count, key)[: None if key is None else 1]:
+  for name in _count_keys(config, count, module):
     new[name] = length
   same = [layer for _, layer in origins] == list(range(length))
   for name, value in config.items():

@@ -11,6 +11,7 @@ import numpy as np
 
 from merge_jax.checkpoints import Checkpoint, Index, Writer
 from merge_jax.errors import unknown
+from merge_jax.recipes import casting
 from merge_jax.recipes.tokenizers import TokenizerPlan, configured, vocabulary_size
 
 NAMES = (
@@ -122,7 +123,8 @@ class Remapped(Checkpoint):
 
   def result_dtype(self, name: str) -> np.dtype:
     """That of the model's own tensor."""
-    return self.models[self.label].result_dtype(name)
+    source = self.models[self.label]
+    return source.result_dtype(_name(source, name))
 
   def _stored(self, name: str, index: Index | None) -> np.ndarray:
     source = self.models[self.label]
@@ -132,7 +134,7 @@ class Remapped(Checkpoint):
     reads = {
       key: self.models[key].read_alias(name)
       if name in self.models[key].aliases
-      else self.models[key].read(name)
+      else self.models[key].read(_name(self.models[key], name))
       for key in _needed(self.plan, self.label)
     }
     rows, *rest = index or (slice(None),)
@@ -150,6 +152,9 @@ class Remapped(Checkpoint):
 def remap(plan: TokenizerPlan, label: str, models: Mapping[str, Checkpoint]) -> Checkpoint:
   """A model as a view with the plan's tokenizer; the model itself where nothing differs.
 
+  A tied model gets a head of its own where another model has one: tokens that it lacks then have other rows
+  there than in its embedding.
+
   Raises:
     ValueError: its embeddings cannot be found, or those of two models do not fit together.
   """
@@ -158,7 +163,11 @@ def remap(plan: TokenizerPlan, label: str, models: Mapping[str, Checkpoint]) -> 
   same = np.array_equal(plan.rows_of[label], np.arange(plan.rows))
   if same and all(source.specs[name].shape[0] == plan.rows for name in names):
     return source
-  specs = dict(source.specs)
+  specs, config = dict(source.specs), configured(source.config or {}, plan.config)
+  tied = casting.HEAD not in specs and casting.head(source)
+  if tied and any(casting.HEAD in one.specs for one in models.values()):
+    specs[casting.HEAD], names = specs[tied], (*names, casting.HEAD)
+    config["tie_word_embeddings"] = True  # said, as the tensors no longer do
   for name in names:
     stored = {key: _spec(models[key], name) for key in _needed(plan, label)}
     for key, spec in stored.items():
@@ -169,8 +178,8 @@ def remap(plan: TokenizerPlan, label: str, models: Mapping[str, Checkpoint]) -> 
         )
     kind = dtype(plan, label, {key: spec.dtype for key, spec in stored.items()})
     specs[name] = jax.ShapeDtypeStruct((plan.rows, *specs[name].shape[1:]), kind)
-  config = configured(source.config or {}, plan.config)
-  return Remapped(source.path, specs, source.aliases, config, models, label, plan, frozenset(names))
+  aliases = {alias: name for alias, name in source.aliases.items() if alias not in specs}
+  return Remapped(source.path, specs, aliases, config, models, label, plan, frozenset(names))
 
 
 def _needed(plan: TokenizerPlan, label: str) -> tuple[str, ...]:
@@ -179,8 +188,13 @@ def _needed(plan: TokenizerPlan, label: str) -> tuple[str, ...]:
   return tuple(dict.fromkeys((label, *(key for rows in missing for key, _ in rows))))
 
 
+def _name(checkpoint: Checkpoint, name: str) -> str:
+  """The name that a model stores a tensor under: a tied head is its embedding."""
+  return (casting.head(checkpoint) or name) if name == casting.HEAD else name
+
+
 def _spec(checkpoint: Checkpoint, name: str) -> jax.ShapeDtypeStruct:
-  canonical = checkpoint.aliases.get(name, name)
+  canonical = checkpoint.aliases.get(name, _name(checkpoint, name))
   if canonical not in checkpoint.specs:
     raise ValueError(unknown("tensor", name, vocabulary_tensors(checkpoint), str(checkpoint.path)))
   return checkpoint.specs[canonical]

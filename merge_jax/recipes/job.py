@@ -41,7 +41,7 @@ def build_one(recipe: Recipe, folder: Path, made: Mapping[str, Checkpoint], sema
     raise ValueError(unknown("semantics", semantics, SEMANTICS))
   if semantics == "mergekit" and recipe.origin == "own":
     raise ValueError("--semantics=mergekit is for recipes in mergekit's format; this one is in our own.")
-  words = vocabulary.resolve(recipe, models.open_all(recipe, folder, made))
+  words = vocabulary.resolve(recipe, models.open_all(recipe, folder, made), folder)
   files = measured.open_all(recipe, folder)
   kind: Any = None if semantics == "auto" else semantics
   return build.build(recipe, words, semantics=kind, measurements=files, schedule=_schedule(recipe))
@@ -94,6 +94,8 @@ def run(
     ValueError, OSError: what cannot be merged, read or written; see `check`.
   """
   target, folder = storage.destination(output_dir, "--output_dir"), Path(path).expanduser().parent
+  if not target.name.strip("."):
+    raise ValueError(f"--output_dir is {str(output_dir)!r}; name the folder to make, as in out or ../out.")
   recipes, planned = reading.read(path), check(path, semantics)
   sources = [c.path for built in planned for c in built.inputs.values() if not isinstance(c, Planned)]
   storage.refuse_inside(target, sources, "--output_dir")

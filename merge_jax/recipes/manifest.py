@@ -23,7 +23,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     recipe: as it was written.
     semantics, seed: what decides the numbers beside it.
     versions: of libraries and Python, by name.
-    inputs: a digest of every model and file of statistics, by the name that the recipe has for it.
+    inputs: a digest of every model, file of statistics and tokenizer of its own, by the name that the recipe
+      has for it.
     outputs: a digest of every file of the result, by name.
   """
 
@@ -41,6 +42,11 @@ def make(built: Built, seed: int) -> Manifest:
   own = {"merge_jax": merge_jax.__version__, "python": platform.python_version()}
   inputs = {str(model): digest(checkpoint.files()) for model, checkpoint in built.inputs.items()}
   inputs |= {name: digest([file.path]) for name, file in built.measurements.items()}
+  if (folder := built.vocabulary.source) is not None:
+    from merge_jax.recipes import tokenizer_files  # slow to import
+
+    files = [folder / name for name in (*tokenizer_files.FILES, "config.json")]
+    inputs[f"tokenizer of {folder}"] = digest(file for file in files if storage.lexists(file))
   return Manifest(built.recipe.text, built.semantics, seed, own | versions, inputs, {})
 
 

@@ -122,7 +122,9 @@ def read(raw: Any, where: str, text: str = "") -> Recipe:
     base=None if top.base_model is None else schema.model(top.base_model, f"{where}: base_model"),
     settings=reader.settings(top.parameters, f"{where}: parameters", own=False),
     dtype=top.out_dtype or top.dtype,
-    tokenizer=tokenizer(top.tokenizer or top.tokenizer_source, f"{where}: tokenizer"),
+    tokenizer=tokenizer(
+      top.tokenizer_source if top.tokenizer is None else top.tokenizer, f"{where}: tokenizer"
+    ),
     chat_template=top.chat_template,
     name=top.name,
     notes=tuple(dict.fromkeys(reader.notes)),
@@ -196,12 +198,8 @@ class _Reader:
     return Slice(tuple(inputs), self.settings(one.parameters, f"{where}.parameters", own=False), base)
 
   def _model(self, raw: Any, where: str) -> schema.Model:
-    if isinstance(raw, Mapping):
-      known = ("model", "lora", "override_architecture", "path", "revision")
-      if stranger := next((key for key in raw if key not in known), None):
-        raise ValueError(unknown("field", str(stranger), known, f"{where}.model"))
-      if raw.get("override_architecture") is not None:
-        self.notes.append("override_architecture has no effect: merging needs names and shapes alone")
+    if isinstance(raw, Mapping) and raw.get("override_architecture") is not None:
+      self.notes.append("override_architecture has no effect: merging needs names and shapes alone")
     return schema.model(raw, f"{where}.model")
 
 

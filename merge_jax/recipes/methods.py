@@ -58,10 +58,11 @@ class Method(NamedTuple):
     parameters: what a recipe may say.
     arguments: `(values, elements, mergekit)` to the factory's arguments; `elements` of the tensor,
       `mergekit` whether its semantics hold.
-    base: "no": a rule without one (mergekit then averages an unlisted base in, as one more model);
+    base: "no": a rule without one (mergekit then averages one that `models:` does not list in, as one more);
       "input": the base is the first of the models; else whether task vectors need it.
     fewest, most: how many models it takes, the base apart ("input": the base among them).
     weighted: whether each model has a weight.
+    along: the axis of a tensor that mergekit's rows run along.
   """
 
   factory: str
@@ -71,6 +72,7 @@ class Method(NamedTuple):
   fewest: int = 1
   most: int | None = None
   weighted: bool = False
+  along: Callable[[Values], int] = lambda v: -1
 
 
 def _flag(name: str, mergekit: bool, paper: bool | None = None) -> Parameter:
@@ -160,7 +162,7 @@ def _slerp(v: Values, n: int, mergekit: bool) -> dict[str, Any]:
 
 
 def _nuslerp(v: Values, n: int, mergekit: bool) -> dict[str, Any]:
-  by = "tensor" if v["nuslerp_flatten"] else "column" if v["nuslerp_row_wise"] else "row"
+  by = "tensor" if v["nuslerp_flatten"] else "column" if v["nuslerp_row_wise"] and not mergekit else "row"
   return {"by": by, "task_vectors": v["task_vectors"]}
 
 
@@ -191,7 +193,7 @@ MERGEKIT: Mapping[str, Method] = {
   "slerp": Method("slerp", (Parameter("t", None),), _slerp, "input", 2, 2),
   "nuslerp": Method(
     "nuslerp", (_WEIGHT, _flag("nuslerp_flatten", True), _flag("nuslerp_row_wise", False)), _nuslerp,
-    "optional", 2, 2, weighted=True,
+    "optional", 2, 2, weighted=True, along=lambda v: 0 if v["nuslerp_row_wise"] else -1,
   ),
   "multislerp": Method(
     "multislerp", (_WEIGHT, _flag("normalize_weights", True), Parameter("eps", (1e-8, 1e-8), low=0.0)),
@@ -230,11 +232,11 @@ MERGEKIT: Mapping[str, Method] = {
   ),
   "della": Method(
     "della", (*_SUM, _density(1.0), _EPSILON, _flag("normalize", True), _flag("rescale", True)),
-    lambda v, n, m: _della(v, n, m) | _agree(v, m, "weights"), weighted=True,
+    lambda v, n, m: _della(v, n, m) | _agree(v, m, "weights"), weighted=True, along=lambda v: 1,
   ),
   "della_linear": Method(
     "della_linear", (*_SUM, _density(1.0), _EPSILON, _flag("normalize", False), _flag("rescale", True)),
-    lambda v, n, m: _della(v, n, m) | _sum(v, n, m), weighted=True,
+    lambda v, n, m: _della(v, n, m) | _sum(v, n, m), weighted=True, along=lambda v: 1,
   ),
   "sce": Method("sce", (Parameter("select_topk", (1.0, 1.0), low=0.0, high=1.0),), _sce),
   "model_stock": Method("model_stock", (_flag("filter_wise", False),), _model_stock, fewest=2),

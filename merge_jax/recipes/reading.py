@@ -48,7 +48,7 @@ def _ordered(recipes: Sequence[Recipe], file: Path) -> list[Recipe]:
   for name in names:
     if names.count(name) > 1:
       raise ValueError(f"{file}: two documents are called {name!r}; expected a name for each.")
-    if name is not None and (Path(name).name != name or name in (".", "..")):
+    if name is not None and (Path(name).name != name or name in ("", "..")):
       raise ValueError(f"{file}: the name {name!r} is no plain word.")
   by_name = {recipe.name: recipe for recipe in recipes}
   graph = {r.name: {m.path for m in r.models() if m.path in by_name} for r in recipes}

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from merge_jax.errors import shown
+from merge_jax.errors import shown, unknown
 from merge_jax.recipes.parameters import Settings
 
 Semantics = Literal["mergekit", "paper"]
@@ -17,6 +17,8 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 """Dtypes that a result may be asked in."""
 
 
+KEYS = ("model", "lora", "override_architecture", "path", "revision")
+"""Of a reference to a model that is no word."""
 EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -97,7 +99,8 @@ class Recipe(NamedTuple):
     base: the common ancestor, also of slices that do not name one.
     settings: parameters of the whole recipe.
     rules: exceptions by tensor name; the first match wins.
-    dtype: of the result; None for that of the base or first model.
+    dtype: of the result; None: in our format that of the base or first model, in mergekit's one that holds
+      the numbers of all, tensor by tensor.
     schedule: weights from the steps of checkpoints: a name and its numbers, or None.
     notes: what was accepted without effect.
     text: the recipe as it was written.
@@ -134,13 +137,13 @@ class Recipe(NamedTuple):
 
 
 def model(raw: Any, where: str) -> Model:
-  """Reads `path[@revision][+adapter[@revision]]`, or `{model: {path, revision}, lora: …}`.
+  """Reads `path[@revision][+adapter[@revision]]`, or `{model, lora}`, each a path or `{path, revision}`.
 
   What exists as a whole is a path, whatever characters it has; revisions of names on the hub stay part of
   the path, for `checkpoints.hub` to read.
 
   Raises:
-    ValueError: neither; `where` names it.
+    ValueError: neither, or an unknown key; `where` names it.
 
   >>> model("org/name+org/adapter", "models[0]")
   Model(path='org/name', revision=None, adapter='org/adapter', adapter_revision=None)
@@ -152,14 +155,20 @@ def model(raw: Any, where: str) -> Model:
     if not first or not last:
       raise ValueError(f"{where} is {shown(raw)}; expected MODEL+ADAPTER.")
     return Model(first, adapter=last)
-  if isinstance(raw, Mapping) and isinstance(raw.get("model", raw).get("path"), str):
-    path, revision = _path(raw.get("model", raw), f"{where}.model")
-    return Model(path or "", revision, *_path(raw.get("lora"), f"{where}.lora"))
+  if isinstance(raw, Mapping):
+    if stranger := next((key for key in raw if key not in KEYS), None):
+      raise ValueError(unknown("field", str(stranger), KEYS, where))
+    inner, adapter = raw.get("model", raw), raw.get("lora")
+    if isinstance(inner, str) and adapter is None:
+      return model(inner, f"{where}.model")
+    path, revision = _path(inner, f"{where}.model")
+    if path is not None:
+      return Model(path, revision, *_path(adapter, f"{where}.lora"))
   raise ValueError(f"{where} is {shown(raw)}; expected a folder, or a name on the Hugging Face hub.")
 
 
 def _path(raw: Any, where: str) -> tuple[str | None, str | None]:
-  if raw is None or isinstance(raw, str):
+  if raw is None or (isinstance(raw, str) and raw.strip()):
     return raw, None
   if isinstance(raw, Mapping) and set(raw) <= {"path", "revision"} and isinstance(raw.get("path"), str):
     revision = raw.get("revision")

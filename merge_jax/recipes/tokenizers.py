@@ -5,13 +5,14 @@ its tokens in every model by its text, and says what stands in where a model has
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
-from merge_jax.checkpoints import Checkpoint
+from merge_jax.checkpoints import Checkpoint, sidecars
 from merge_jax.decoding import convert
 from merge_jax.errors import shown, unknown
 from merge_jax.recipes import tokenizer_files
@@ -24,7 +25,7 @@ class TokenizerPlan(NamedTuple):
   """What follows from the choice of a tokenizer; nothing in it is as large as an embedding.
 
   Attributes:
-    label: the model whose tokenizer it is, or that it extends.
+    label: the model whose tokenizer it is, or that it extends; the source's name if that is no model.
     ids: of every token of the result, by its text.
     rows: of the result's embeddings, padding included.
     rows_of: for every model, `[rows]` int64: the row in its own embeddings, -1 where it has none.
@@ -77,6 +78,7 @@ def plan(
   pad_to_multiple_of: int | None,
   models: Sequence[tuple[str, Checkpoint]],
   base_label: str | None,
+  folder: Path | None = None,
 ) -> TokenizerPlan:
   """Chooses the tokenizer of a merge and maps every model's embeddings to it.
 
@@ -85,19 +87,20 @@ def plan(
   vocabularies in their order, then their added tokens. Padding of the models' own embeddings is dropped.
 
   Args:
-    source: "base", "union" or a model's label.
+    source: "base" (the first model where there is none), "union" or a model's label.
     tokens: exceptions by text, `{source, force}`: `source` is a label, `{kind: model_token, model, token}`
       (or `token_id`) or `{kind: zero}`, for the models that lack the token, or with `force` for all. A token
       that the tokenizer lacks is added to it.
     pad_to_multiple_of: of the number of rows; None for no padding.
     models: label and checkpoint of every model, the base included.
     base_label: of the base, or None.
+    folder: of the source, where it is none of the models and gives nothing but its tokenizer.
 
   Raises:
     ValueError: no or a damaged `tokenizer.json`, an unknown source, or a token that its source lacks.
   """
   opened = dict(models)
-  label = _chosen(source, opened, base_label)
+  label = source if folder is not None else _chosen(source, opened, base_label)
   if pad_to_multiple_of is not None and (type(pad_to_multiple_of) is not int or pad_to_multiple_of < 1):
     raise ValueError(
       f"tokenizer.pad_to_multiple_of is {shown(pad_to_multiple_of)}; expected a whole number >= 1."
@@ -105,8 +108,9 @@ def plan(
   overrides = {text: convert(raw, _Override, f"tokenizer.tokens[{text!r}]") for text, raw in tokens.items()}
   read = {key: tokenizer_files.read(one.path) for key, one in models}
   vocabularies = {key: _vocabulary(read[key], opened[key]) for key in opened}
-  tokenizer = read[label]
-  new = _missing(label, vocabularies, overrides, everything=source == "union")
+  tokenizer = read[label] if folder is None else tokenizer_files.read(folder)
+  others = [one for key, one in vocabularies.items() if key != label] if source == "union" else []
+  new = _missing(tokenizer.get_vocab(), others, overrides)
   tokenizer.add_tokens(new)
   ids = tokenizer.get_vocab()
   size = max(ids.values(), default=-1) + 1
@@ -125,10 +129,11 @@ def plan(
   padding = np.array(
     [all(one[i] < 0 for one in rows_of.values()) and i not in fill for i in range(rows)], bool
   )
-  config = dict(opened[label].config or {})
+  place = opened[label].path if folder is None else folder
+  config = dict((opened[label].config if folder is None else sidecars.read_config(folder)) or {})
   said = config | dict(text_config(config))
   changes = {"vocab_size": rows} | {key: value for key, value in said.items() if key.endswith("_token_id")}
-  files = tokenizer_files.of(opened[label].path)
+  files = tokenizer_files.of(place)
   if new:
     files = tokenizer_files.extended(files, tokenizer, [token.content for token in new])
   return TokenizerPlan(label, ids, rows, rows_of, fill, padding, files, changes)
@@ -168,10 +173,6 @@ def configured(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[st
 
 
 def _chosen(source: str, opened: Mapping[str, Checkpoint], base_label: str | None) -> str:
-  if source == "base" and base_label is None:
-    raise ValueError(
-      "The tokenizer's source is 'base', and there is no base model; name a model, or 'union'."
-    )
   label = (base_label or next(iter(opened))) if source in ("base", "union") else source
   if label not in opened:
     raise ValueError(unknown("source of the tokenizer", label, ["base", "union", *opened]))
@@ -185,16 +186,14 @@ def _vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> _Vocabulary:
 
 
 def _missing(
-  label: str, vocabularies: Mapping[str, _Vocabulary], named: Mapping[str, Any], everything: bool
+  own: Mapping[str, int], others: Sequence[_Vocabulary], named: Mapping[str, Any]
 ) -> list[AddedToken]:
-  """The tokens that the tokenizer is to get, in order, each once."""
-  others = [one for key, one in vocabularies.items() if key != label] if everything else []
+  """The tokens of others, and named ones, that a tokenizer is to get, in order, each once."""
   ordered = [sorted(one.ids, key=lambda text, one=one: one.ids[text]) for one in others]  # type: ignore[misc]
   plain = [
     text for one, texts in zip(others, ordered, strict=True) for text in texts if text not in one.added
   ]
   added = [text for one, texts in zip(others, ordered, strict=True) for text in texts if text in one.added]
-  own = vocabularies[label].ids
   known: dict[str, AddedToken] = {}
   for one in others:
     known = dict(one.added) | known

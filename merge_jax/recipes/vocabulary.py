@@ -1,5 +1,6 @@
 """The tokenizer and chat template of a result, where a recipe asks for others than the base's."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,15 +25,22 @@ class Vocabulary(NamedTuple):
     models: with the rows of their embeddings and heads in the order of the result's tokenizer.
     files: of the tokenizer, by name; None where those of the base or first model stay.
     config: what changes in `config.json`.
+    source: the folder of a tokenizer that is none of the models'.
   """
 
   models: dict[Model, Checkpoint]
   files: Mapping[str, bytes] | None = None
   config: Mapping[str, Any] | None = None
+  source: Path | None = None
 
 
-def resolve(recipe: Recipe, opened: dict[Model, Checkpoint]) -> Vocabulary:
+def resolve(recipe: Recipe, opened: dict[Model, Checkpoint], folder: Path) -> Vocabulary:
   """Chooses tokenizer and chat template; reads side files, no weights.
+
+  Args:
+    recipe: what is asked.
+    opened: its models.
+    folder: that relative paths may be relative to, as in `models.open_all`.
 
   Raises:
     ValueError: as `tokenizers.plan`, `embeddings.remap` and `chat.choose`.
@@ -42,18 +50,31 @@ def resolve(recipe: Recipe, opened: dict[Model, Checkpoint]) -> Vocabulary:
   from merge_jax.recipes import chat, embeddings, tokenizer_files, tokenizers  # slow to import
 
   labels = {str(model): checkpoint for model, checkpoint in opened.items()}
-  models, changes = opened, None
+  models, changes, source = opened, None, None
   files = dict(tokenizer_files.of(next(iter(opened.values())).path))
   if recipe.tokenizer is not None:
     base = None if recipe.base is None else str(recipe.base)
     asked = recipe.tokenizer
-    plan = tokenizers.plan(asked.source, asked.tokens, asked.pad_to_multiple_of, list(labels.items()), base)
+    name, source = _source(asked.source, labels, folder)
+    plan = tokenizers.plan(name, asked.tokens, asked.pad_to_multiple_of, list(labels.items()), base, source)
     models = {model: embeddings.remap(plan, str(model), labels) for model in opened}
     files, changes = dict(plan.files), plan.config
   if recipe.chat_template is not None:
     template = chat.choose(recipe.chat_template, [checkpoint.path for checkpoint in opened.values()])
     files = files if template is None else chat.put(template, files)
-  return Vocabulary(models, files, changes)
+  return Vocabulary(models, files, changes, source)
+
+
+def _source(name: str, labels: Mapping[str, Checkpoint], folder: Path) -> tuple[str, Path | None]:
+  """The label of the model that a tokenizer's source is, however it is spelled; or a folder of its own."""
+  if name in ("base", "union", *labels):
+    return name, None
+  there = next((path for path in (Path(name).expanduser(), folder / name) if path.is_dir()), None)
+  if there is None:
+    return name, None
+  same = (key for key, one in labels.items() if os.path.realpath(one.path) == os.path.realpath(there))
+  label = next(same, None)
+  return (name, there) if label is None else (label, None)
 
 
 def differences(recipe: Recipe, opened: Mapping[Model, Checkpoint]) -> tuple[str, ...]:

@@ -29,9 +29,9 @@ class DropByMagnitude(Mask):
   Equal magnitudes share the mean of their ranks; a row of one element has q = density.
 
   Attributes:
-    density: mean probability of keeping, one number or one for each model `[K]`; 1 keeps all.
+    density: mean probability of keeping, one number or one for each model `[K]`; 1 keeps all, 0 nothing.
     epsilon: half of the range of the probabilities (half of the authors' window size), one number or
-      one for each model; 0 < density - ε and density + ε < 1, unless the density is 1 or ε is 0.
+      one for each model; 0 < density - ε and density + ε < 1, unless the density is 0 or 1 or ε is 0.
     rescale: "inverse" divides what is kept by its own q (authors); "l1" (mergekit), "none": see `Mask`.
 
   Raises:
@@ -57,7 +57,7 @@ class DropByMagnitude(Mask):
       return
     density, epsilon = np.broadcast_arrays(np.asarray(self.density), np.asarray(self.epsilon))
     inside = (density - epsilon > 0) & (density + epsilon < 1)
-    if not np.all(inside | (density >= 1) | (epsilon == 0)):
+    if not np.all(inside | (density <= 0) | (density >= 1) | (epsilon == 0)):
       raise ValueError(
         f"density is {shown(self.density)} and epsilon {shown(self.epsilon)}; expected 0 < density - epsilon "
         "and density + epsilon < 1."
@@ -82,6 +82,7 @@ class DropByMagnitude(Mask):
     size = delta.shape[-1]
     if size == 1:
       return jnp.full(delta.shape, density)
+    epsilon = jnp.where(density > 0, epsilon, 0.0)
     ranks = chosen[1] if chosen[1] is not None else rows.ranks_in_rows(selection.magnitude(delta))
     return jnp.where(density >= 1, 1.0, density - epsilon + 2 * epsilon * ranks / (size - 1))
 

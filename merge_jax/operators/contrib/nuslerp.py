@@ -27,7 +27,8 @@ class NuSlerp(Operator):
   Attributes:
     task_vectors: `xᵢ = θᵢ - θ₀`; off, `xᵢ = θᵢ` and nothing is added.
     by: what one vector is: a tensor, or each row or column of `[out, in]` (mergekit: `flatten: false`, with
-      `row_wise: true`). A vector or scalar is one row, and stays whole.
+      `row_wise: true`). A vector or scalar is one row, and stays whole, as by columns does a
+      matrix of one row: here the two look alike.
     lerp_above: absolute cosine above which the mean is linear; None only where rounding leaves no angle.
 
   A ValueError: not exactly two models, an unknown `by`, a `lerp_above` outside [0, 1].
