@@ -568,6 +568,7 @@ MISUSED = {
   "a switch": (lambda: mj.linear(normalize="no"), "expected True or False"),
   "a range": (lambda: mj.nearswap(-1.0), "a number from 0 on"),
   "steps": (lambda: mj.karcher(max_iter=True), "a whole number from 0 on"),
+  "numbers of other models": (lambda: mj.della([0.5, 0.6], [0.1] * 3), "of the same models"),
   "an axes rule": (lambda: merge_ones(axes=((".*", 1),)), "expected pairs"),
   "axes": (lambda: merge_ones(axes=((".*", mj.Axes(out=1)),)), "expected a tuple"),
   "a rule of a route": (lambda: mj.route("a", mj.linear()), "expected pairs"),

@@ -55,7 +55,11 @@ class DropByMagnitude(Mask):
     check_number("epsilon", self.epsilon, 0.0, 0.5)
     if any(isinstance(x, jax.core.Tracer) for x in (self.density, self.epsilon)):
       return
-    density, epsilon = np.broadcast_arrays(np.asarray(self.density), np.asarray(self.epsilon))
+    density, epsilon = np.asarray(self.density), np.asarray(self.epsilon)
+    if density.ndim and epsilon.ndim and density.shape != epsilon.shape:
+      raise ValueError(
+        f"density has shape {density.shape}, epsilon {epsilon.shape}; expected numbers of the same models."
+      )
     inside = (density - epsilon > 0) & (density + epsilon < 1)
     if not np.all(inside | (density <= 0) | (density >= 1) | (epsilon == 0)):
       raise ValueError(
