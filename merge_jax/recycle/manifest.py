@@ -23,6 +23,9 @@ FREE = ("output_dir", "placement", "allow_version_change", "allow_topology_chang
 GROWING = ("budget", "seconds")
 """Settings of the search that may grow."""
 
+RENAMED = {"items": "keep_items"}
+"""Settings by the name that manifests of before have for them."""
+
 
 class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   """What a run was spread over; with another one, scores agree but for their last digits.
@@ -90,7 +93,11 @@ def read(folder: Path) -> Manifest | None:
     ValueError: it is not what a job writes.
   """
   path = folder / NAME
-  return decoding.decode(storage.read_bytes(path), Manifest, str(path)) if path.exists() else None
+  if not path.exists():
+    return None
+  manifest = decoding.decode(storage.read_bytes(path), Manifest, str(path))
+  config = {RENAMED.get(name, name): value for name, value in manifest.config.items()}
+  return msgspec.structs.replace(manifest, config=config)
 
 
 def continued(old: Manifest | None, new: Manifest) -> Manifest:
