@@ -977,6 +977,22 @@ def test_manifests_of_before_are_accepted(world, finished, tmp_path):
     run(world, copy, keep_items="no")
 
 
+def test_relative_paths_are_those_of_the_start(world, tmp_path, monkeypatch):
+  monkeypatch.chdir(world[0])
+  pool, tasks = ([path.relative_to(world[0]) for path in paths] for paths in world[1:])
+  relative, options = (world[0], pool, tasks), {"search": {"budget": 5}}
+  result = run(relative, tmp_path / "x", **options)
+  monkeypatch.chdir(tmp_path)
+  started = f"started .*{re.escape(str(world[0]))}"
+  with pytest.raises(recycle.Refused, match=f"m0: there is no such folder.*{started}"):
+    recycle.select(tmp_path / "x", candidate=1, say=quiet)
+  with pytest.raises(recycle.Refused, match=f"(?s){started}.*config.checkpoints"):
+    run(world, tmp_path / "x", **options)
+  monkeypatch.chdir(world[0])
+  assert run(relative, tmp_path / "x", **options) == result
+  assert recycle.select(tmp_path / "x", candidate=1, say=quiet)["candidate"] == 1
+
+
 def test_reports_are_of_finished_runs(world, finished, tmp_path):
   copy = tmp_path / "copy"
   shutil.copytree(finished[0], copy)

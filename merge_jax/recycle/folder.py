@@ -98,12 +98,13 @@ class RunFolder:
           f"{self.path / name} of the run is missing; restore it, or begin anew with --overwrite."
         )
     changed = [] if old is None else manifests.changes(old, new, versions=versions, topology=topology)
-    if changed and self._begun:
+    if old is not None and changed and self._begun:
+      where = f" (in {old.elsewhere})" if old.elsewhere else ""
+      lines = "\n  ".join([f"{self.path} holds a run that was started otherwise{where}:", *changed])
       raise Refused(
-        f"{self.path} holds a run that was started otherwise:\n  " + "\n  ".join(changed) + "\nStart it the "
-        "same way to resume, use --overwrite to begin anew, or choose another --output_dir. A change of "
-        "versions or kinds of devices alone is allowed by --config.allow_version_change, of the mesh or the "
-        "number of processes by --allow_topology_change."
+        f"{lines}\nStart it the same way to resume, use --overwrite to begin anew, or choose another "
+        "--output_dir. A change of versions or kinds of devices alone is allowed by "
+        "--config.allow_version_change, of the mesh or the number of processes by --allow_topology_change."
       )
 
   @property

@@ -52,6 +52,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     devices: kinds of the mesh's devices, each once.
     inputs: a digest of every checkpoint and task file, by path.
     topologies: that of the start, and those of later commands where they had another one.
+    folder: the working directory of the start, which relative paths refer to.
   """
 
   config: dict[str, Any]
@@ -59,6 +60,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   devices: list[str]
   inputs: dict[str, str]
   topologies: list[Topology] = []
+  folder: str = ""
+
+  @property
+  def elsewhere(self) -> str:
+    """Where the run was started, if that was in another working directory; else ""."""
+    return self.folder if self.folder != Path.cwd().as_posix() else ""
 
 
 def make(
@@ -78,7 +85,7 @@ def make(
   own = {"merge_jax": merge_jax.__version__, "python": platform.python_version()}
   kinds = sorted({device.device_kind for device in mesh.devices.flat})
   topology = Topology(jax.process_count(), dict(mesh.shape))
-  return Manifest(config, own | versions, kinds, digests | dict(tasks), [topology])
+  return Manifest(config, own | versions, kinds, digests | dict(tasks), [topology], Path.cwd().as_posix())
 
 
 def text(manifest: Manifest) -> str:
@@ -106,7 +113,11 @@ def continued(old: Manifest | None, new: Manifest) -> Manifest:
     return new
   added = [one for one in new.topologies if not old.topologies or one != old.topologies[-1]]
   return msgspec.structs.replace(
-    new, versions=old.versions, devices=old.devices, topologies=[*old.topologies, *added]
+    new,
+    versions=old.versions,
+    devices=old.devices,
+    topologies=[*old.topologies, *added],
+    folder=old.folder,
   )
 
 

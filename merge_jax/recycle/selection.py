@@ -10,7 +10,7 @@ import numpy as np
 
 from merge_jax import preflight, storage
 from merge_jax.decoding import nameable
-from merge_jax.errors import unknown
+from merge_jax.errors import sentence, unknown
 from merge_jax.evals import uncertainty
 from merge_jax.evals.tasks import shares
 from merge_jax.recycle import choice, folder, merged
@@ -96,7 +96,14 @@ def _problem(path: Path) -> Problem:
   disk = {"output_dir": str(path), "placement": {"pool_memory": "disk"}}
   search = dict(config.get("search", {})) | {"batch": 1, "in_turn": False}
   settings = from_mapping(config | disk | {"search": search})
-  problem = build(settings)
+  try:
+    problem = build(settings)
+  except FileNotFoundError as error:
+    if not old.elsewhere:
+      raise
+    raise Refused(
+      f"{sentence(error)} The run was started in {old.elsewhere}; start the command there."
+    ) from None
   changed = [path for path, digest in old.inputs.items() if problem.manifest.inputs.get(path) != digest]
   if changed:
     raise Refused(f"{path}: {changed[0]} changed since the run, so that what it found may hold no more.")
