@@ -120,7 +120,7 @@ def test_wishes_that_are_none_are_refused(run, arguments, words):
 @pytest.mark.parametrize(
   ("name", "words"),
   [
-    ("journal.jsonl", "is the input"), ("result.json", "is the input"), ("merged/x.json", "lies in the"),
+    ("journal.jsonl", "keeps its journal"), ("result.json", "keeps its result"), ("merged/x", "its merged"),
     ("../pool/m0/config.json", "lies in the input"), ("../tasks/copy.jsonl", "is the input"),
     ("../none/x.json", "there is no folder"), ("..", "is a folder"),
   ],

@@ -72,7 +72,10 @@ def mixture(
   old = folder.completed(run)
   target = storage.path(output) if output else None
   if target is not None:
-    storage.refuse_inside(target, [*(run / name for name in folder.NAMES), *map(storage.path, old.inputs)])
+    for name in folder.NAMES:
+      if target.resolve().is_relative_to((run / name).resolve()):
+        raise ValueError(f"--output: {target} is where the run keeps its {name}; choose another place.")
+    storage.refuse_inside(target, map(storage.path, old.inputs))
     storage.refuse_unwritable(target)
   result = json.loads(storage.read_bytes(run / folder.RESULT))
   labels, search = result["checkpoints"], from_mapping(old.config | {"output_dir": str(run)}).search

@@ -28,7 +28,14 @@ def gain(value: float | None, error: float | None) -> str:
 
 
 def headline(result: Mapping[str, Any]) -> str:
-  """What is selected, its score, and its gains over the best single checkpoint and the uniform soup."""
+  """What is selected, its score, and its gains over the best single checkpoint and the uniform soup.
+
+  >>> row = {"method": "linear", "weights": [0.0, 1.0], "numbers": {}, "test": {"average": 0.5}}
+  >>> same = [{"row": "best_single", "gain": 0.0, "stderr": 0.0}]
+  >>> result = {"rows": [row | {"name": name} for name in ("best_single", "selected")], "differences": same}
+  >>> headline(result | {"checkpoints": ["code", "math"], "tasks": [{}]})
+  'The single checkpoint math scores 0.500 on test examples.'
+  """
   rows = {row["name"]: row for row in result["rows"]}
   differences = {line["row"]: line for line in result["differences"]}
   tasks, selected = len(result["tasks"]), rows["selected"]
