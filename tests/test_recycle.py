@@ -982,6 +982,7 @@ def test_relative_paths_are_those_of_the_start(world, tmp_path, monkeypatch):
   pool, tasks = ([path.relative_to(world[0]) for path in paths] for paths in world[1:])
   relative, options = (world[0], pool, tasks), {"search": {"budget": 5}}
   result = run(relative, tmp_path / "x", **options)
+  assert json.loads((tmp_path / "x" / "merged" / "merge_jax.json").read_text())["manifest"]["folder"] == ""
   monkeypatch.chdir(tmp_path)
   started = f"started .*{re.escape(str(world[0]))}"
   with pytest.raises(recycle.Refused, match=f"m0: there is no such folder.*{started}"):
