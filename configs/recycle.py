@@ -22,7 +22,7 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c.tasks = ()  # path, path:metric, lm_eval:NAME or lm_eval:NAME:metric
   c.heldout_tasks = ()
   c.output_dir = ""
-  c.items = "auto"  # yes, no: what every example scored in every evaluation, in items.jsonl
+  c.keep_items = "auto"  # yes, no: what every example scored in every evaluation, in items.jsonl
   c.allow_version_change = False
   c.allow_topology_change = False
 

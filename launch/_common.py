@@ -35,10 +35,15 @@ def run(main: Callable[[], int | None]) -> None:
 
   def guarded(argv: list[str]) -> None:
     if len(argv) > 1:
-      raise app.UsageError(f"Unexpected words: {' '.join(argv[1:])}. Lists are separated by commas.")
+      words = " ".join(argv[1:])
+      print(f"error: Unexpected words: {words}. Lists are separated by commas.", file=sys.stderr)
+      sys.exit(1)
     gc.freeze()
     logging.set_verbosity(logging.WARNING)  # JAX tells at INFO which back ends it did not find
     try:
+      for number in (signal.SIGINT, signal.SIGTERM):  # from here on what is open is tidied up
+        if signal.getsignal(number) is not signal.SIG_IGN:
+          signal.signal(number, signal.default_int_handler)
       _start()
       with host.reporting():
         status = main()

@@ -44,7 +44,7 @@ def main() -> None:
   """Scores one checkpoint after the other, by the code and the defaults of `launch.recycle`."""
   if not _CHECKPOINTS.value or not _TASKS.value:
     raise ValueError("Give --checkpoints=a,b and --tasks=a.jsonl,b.jsonl:loss.")
-  output = storage.path(_OUTPUT.value)
+  output = storage.destination(_OUTPUT.value, "--output")
   pool = [checkpoints.open(path) for path in _CHECKPOINTS.value]
   theirs = [spec for spec in _TASKS.value if harness.is_named(spec)]
   own = [spec for spec in _TASKS.value if spec not in theirs]

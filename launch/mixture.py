@@ -19,10 +19,9 @@ _OUTPUT = flags.DEFINE_string("output", "", "JSON file to write.")
 
 def main() -> None:
   """Predicts and prints."""
-  target = storage.path(_OUTPUT.value) if _OUTPUT.value else None
-  found = recycle.mixture(storage.path(_RUN.value), task_weights=_WEIGHTS.value, ratios=_RATIOS.value)
-  if target is not None:
-    storage.write_json(target, found)
+  recycle.mixture(
+    storage.path(_RUN.value), task_weights=_WEIGHTS.value, ratios=_RATIOS.value, output=_OUTPUT.value
+  )
 
 
 if __name__ == "__main__":

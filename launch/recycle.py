@@ -4,9 +4,10 @@ python -m launch.recycle --checkpoints=a,b,c,d --tasks=code.jsonl,math.jsonl --o
 """
 
 from absl import flags
+from ml_collections import config_flags
 
 from merge_jax import recycle
-from merge_jax.recycle import settings
+from merge_jax.recycle import mixing, settings
 
 from . import _common
 
@@ -46,9 +47,9 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove an earlier run in the
 def main() -> None:
   """Parses flags, runs the job, prints where the result lies."""
   values = _common.config_values(_CONFIG)
-  given = {"checkpoints": tuple(_CHECKPOINTS.value), "base": _BASE.value, "tasks": tuple(_TASKS.value),
+  flagged = {"checkpoints": tuple(_CHECKPOINTS.value), "base": _BASE.value, "tasks": tuple(_TASKS.value),
            "heldout_tasks": tuple(_HELDOUT.value), "output_dir": _OUTPUT.value}  # fmt: skip
-  values |= {name: value for name, value in given.items() if value}
+  values |= {name: value for name, value in flagged.items() if value}
   if _SCORER.value:
     values["scorer"] = dict(values.get("scorer", {})) | {"command": _SCORER.value}
   if _BUDGET.value:
@@ -56,15 +57,15 @@ def main() -> None:
   if _OBJECTIVE.value:
     values["search"] = dict(values.get("search", {})) | {"objective": _OBJECTIVE.value}
   if _MIXTURE.value:
-    spread = {"method": "linear", "space": "simplex", "proposer": "random"}
-    values["search"] = dict(values.get("search", {})) | spread
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    values["search"] = mixing.spread(dict(values.get("search", {})), given)
   placement = {"mesh": flags.FLAGS.mesh, "pool_memory": _MEMORY.value, "verify_load": _VERIFY.value}
   chosen = {name: value for name, value in placement.items() if value}
   values["placement"] = dict(values.get("placement", {})) | chosen
   values |= {"allow_topology_change": True} if _TOPOLOGY.value else {}
   job = settings.from_mapping(values)
   if _DRY.value:
-    print(recycle.describe(recycle.build(job)))
+    print(recycle.plan(job, overwrite=_OVERWRITE.value))
     return
   _common.recycle_and_show(job, _OVERWRITE.value, _PROFILE.value)
 

@@ -3,11 +3,12 @@
 python -m launch.report --run=runs/x
 """
 
-import json
+from typing import Any
 
 from absl import flags
 
-from merge_jax import recycle, reports, storage
+from merge_jax import decoding, recycle, reports, storage
+from merge_jax.recycle.folder import DERIVED
 
 from . import _common
 
@@ -18,17 +19,18 @@ def main() -> None:
   """Reads what the job found, writes the page."""
   folder = storage.path(_RUN.value)
   file = folder / "result.json"
-  result = json.loads(file.read_text()) if file.is_file() else None
-  if result is not None and reports.is_study(result):
+  result = decoding.decode(storage.read_bytes(file), dict[str, Any], str(file)) if file.is_file() else {}
+  if reports.is_study(result):
     with storage.locked(folder):
       reports.write_study(folder, result)
     print(f"{reports.study_console(result)}\n\nreport: {folder}/report.html")
     return
   run = recycle.RunFolder(folder)
-  if not run.known or result is None:
+  if not run.known or not result:
     raise ValueError(
       f"{folder}: has no result.json of a recycle run or study; expected the output folder of a finished one."
     )
+  recycle.completed(folder, DERIVED)
   with storage.locked(folder):
     recycle.write_report(run, result)
   print(f"{reports.console(result)}\n\n{reports.headline(result)}", *reports.trust(result), sep="\n")

@@ -36,7 +36,7 @@ def main() -> None:
   """Measures one checkpoint and writes one file."""
   if not _TASKS.value:
     raise ValueError("There is no task; give --tasks=a.jsonl,b.jsonl.")
-  output = Path(_OUTPUT.value)
+  output = Path(storage.destination(_OUTPUT.value, "--output"))
   checkpoint = checkpoints.open(_CHECKPOINT.value)
   where = str(checkpoint.path / "config.json")
   if checkpoint.config is None:

@@ -66,7 +66,7 @@ class Start(NamedTuple):
 
 def main() -> None:
   """Loads, trains, writes a Hugging Face folder."""
-  target, config = Path(_OUTPUT.value).expanduser(), _common.config_values(_CONFIG)
+  target, config = Path(storage.destination(_OUTPUT.value, "--output_dir")), _common.config_values(_CONFIG)
   inputs = [*map(task_files.path_of, _TASKS.value), *([Path(_INIT.value)] if _INIT.value else [])]
   storage.refuse_inside(target, inputs, "--output_dir")
   given = {name: config.pop(name) for name in Saving.__struct_fields__ if name in config}

@@ -131,6 +131,15 @@ def _floats(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
       yield from _floats(item, f"{path}[{i}]")
 
 
+def nameable(name: str) -> bool:
+  """Whether `shares` can name a task: it splits at commas and `=`, and drops blanks around names.
+
+  >>> nameable("code"), nameable("a,b"), nameable("a=b"), nameable(" a")
+  (True, False, False, False)
+  """
+  return not ("," in name or "=" in name or name != name.strip())
+
+
 def shares(text: str, where: str = "task numbers") -> dict[str, float]:
   """Numbers by task name from `task=number,…`, of which one is positive; none from an empty text.
 

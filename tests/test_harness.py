@@ -182,7 +182,7 @@ def test_a_search_on_documents_and_files(world, tmp_path):
   paths, include = world
   (own, _) = pools.make_tasks(tmp_path / "own")
   given = {
-    "checkpoints": tuple(map(str, paths)), "output_dir": str(tmp_path / "run"), "items": "yes",
+    "checkpoints": tuple(map(str, paths)), "output_dir": str(tmp_path / "run"), "keep_items": "yes",
     "tasks": ("lm_eval:choose:acc_norm", str(own), "lm_eval:write"), "harness": {"include": str(include)},
     "search": {"budget": 8}, "evals": {"max_shapes": 1},
   }  # fmt: skip

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ml_collections import ConfigDict
 
 import merge_jax
 from merge_jax import checkpoints
@@ -59,7 +60,7 @@ def test_recycle_then_report_then_again(world, tmp_path):
   code, out, errors = launch("recycle", *flags_of(world, output))
   assert code == 0, errors
   assert "12/12 evaluations" in out and f"report: {output}/report.html" in out
-  assert re.search(r"The merge of 3 checkpoints scores .* against the best single checkpoint", out)
+  assert re.search(r"The (merge of 3 checkpoints|single checkpoint m\d) scores .* against", out)
   page = (output / "report.html").read_bytes()
   (output / "report.html").unlink()
   code, _, errors = launch("report", f"--run={output}")
@@ -105,7 +106,8 @@ def test_a_signal_finishes_the_record_and_has_its_own_status(world, tmp_path, se
     ("recycle", ["--config.search.bugdet=3"], 'Did you mean "budget"'),
     ("recycle", ["--config.search.budget=many"], "many"),
     ("recycle", ["--config=nowhere.py"], "nowhere.py"),
-    ("recycle", ["a", "b"], "Unexpected words: a b"),
+    ("evaluate", ["--checkpoints", "a", "b", "--tasks=t", "--output=x"], "Unexpected words: b. Lists are"),
+    ("evaluate", ["--checkpoints=a", "--tasks=t", "--output="], "--output is empty"),
     ("recycle", ["--tasks=a.jsonl", "--output_dir=x"], "There is no checkpoint"),
     further("recycle", ["--checkpoints=a,,b", "--tasks=a.jsonl", "--output_dir=x"], "entry 2 of 3 is empty"),
     (
@@ -129,6 +131,7 @@ def test_bad_input_is_one_sentence(name, arguments, message):
   code, _, errors = launch(name, *arguments)
   assert code == 1 and message in errors
   assert "Traceback" not in errors or (name == "recycle" and "--config." in arguments[0])
+  assert errors.count("\n") == 1 or name in ("recycle", "chek")
 
 
 @pytest.mark.parametrize(
@@ -272,6 +275,29 @@ def test_imports_stay_light(module):
   code = f"import sys, {module}; print([m for m in {heavy} if m in sys.modules])"
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
   assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_no_key_of_a_config_is_a_method(path):
+  """An override of such a key would go to the method of `ConfigDict`."""
+
+  def keys(config):
+    return {*config.keys()}.union(*(keys(one) for one in config.values() if isinstance(one, ConfigDict)))
+
+  if make := runpy.run_path(str(path)).get("get_config"):
+    assert not keys(make()) & {*dir(ConfigDict())}
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_in_the_first_seconds_is_one_line(sent):
+  code = f"""if True:
+    import os, sys, time
+    sys.argv[0] = "-m"
+    import launch
+    os.kill(os.getpid(), {int(sent)})
+    time.sleep(60)"""
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (75, "error: interrupted; the same command continues.\n")
 
 
 def test_configs_and_settings_have_the_same_fields():

@@ -1,11 +1,13 @@
 """Mixtures of data from merges of experts: predictions, the best ratios for wishes, and what is refused."""
 
+import json
+
 import msgspec
 import numpy as np
 import pytest
 
 from merge_jax import recycle, search
-from merge_jax.recycle import Refused
+from merge_jax.recycle import Refused, mixing
 from merge_jax.search import mixture
 from tests import pools
 from tests.further import further
@@ -115,6 +117,43 @@ def test_wishes_that_are_none_are_refused(run, arguments, words):
     recycle.mixture(run, **arguments, say=quiet)
 
 
+@pytest.mark.parametrize(
+  ("name", "words"),
+  [
+    ("journal.jsonl", "keeps its journal"), ("result.json", "keeps its result"), ("merged/x", "its merged"),
+    ("../pool/m0/config.json", "lies in the input"), ("../tasks/copy.jsonl", "is the input"),
+    ("../none/x.json", "there is no folder"), ("..", "is a folder"),
+  ],
+)  # fmt: skip
+def test_an_output_spares_what_is_there(run, name, words):
+  before, said = (run / "result.json").read_bytes(), []
+  with pytest.raises((ValueError, OSError), match=words):
+    recycle.mixture(run, output=str(run / name), say=said.append)
+  assert said == [] and (run / "result.json").read_bytes() == before
+
+
+def test_an_output_is_written(run, tmp_path):
+  found = recycle.mixture(run, output=str(tmp_path / "x.json"), say=quiet)
+  assert json.loads((tmp_path / "x.json").read_text()) == found
+
+
+@pytest.mark.parametrize(
+  ("search", "given", "refused"),
+  [
+    ({}, (), None), ({"method": "linear", "budget": 9}, ("search.method", "search.budget"), None),
+    ({"method": "task_arithmetic", "proposer": "auto"}, (), None),
+    ({"proposer": "auto"}, ("search.proposer",), "search.proposer is 'auto'"),
+    ({"proposer": "cma_es"}, (), "search.proposer is 'cma_es'"), ({"method": "ties"}, (), "'ties'"),
+  ],
+)  # fmt: skip
+def test_mixtures_are_searched_in_one_way(search, given, refused):
+  if refused is None:
+    assert mixing.spread(search, given) == search | mixing.SPREAD
+  else:
+    with pytest.raises(ValueError, match=f"{refused}, but --mixture searches with"):
+      mixing.spread(search, given)
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
-  with pytest.raises(Refused, match="no finished recycle run"):
+  with pytest.raises(Refused, match="holds no recycle run"):
     recycle.mixture(tmp_path, say=quiet)

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import merge_jax as mj
-from merge_jax import checkpoints, models, recycle, storage
-from merge_jax.recycle import merged, settings
+from merge_jax import checkpoints, models, recycle, search, storage
+from merge_jax.recycle import merged, selection, settings
+from merge_jax.recycle.folder import DERIVED
 from merge_jax.search import Candidate, Point
 from tests import pools
 from tests.further import further
@@ -343,7 +344,7 @@ def test_a_process_that_was_told_of_another_job_does_no_part_of_this_one(world, 
     ({"search": {"budget": 13, "fitness_source": "auto"}}, r"config.search.budget: 14 -> 13"),
     ({"search": {"budget": 14, "fitness_source": "auto", "seed": 1}}, r"config.search.seed: 0 -> 1"),
     ({"base": ""}, r"config.base"),
-    ({"items": "no"}, r"config.items: auto -> no"),
+    ({"keep_items": "no"}, r"config.keep_items: auto -> no"),
   ],
 )
 def test_another_config_is_refused(world, finished, options, message):
@@ -395,6 +396,8 @@ def test_foreign_folders_are_refused(world, tmp_path):
   (tmp_path / "thesis.tex").write_text("years of work")
   with pytest.raises(recycle.Refused, match=r"holds 'thesis.tex'"):
     run(world, tmp_path)
+  with pytest.raises(recycle.Refused, match=r"holds 'thesis.tex'"):
+    recycle.plan(job(world, tmp_path))
   assert (tmp_path / "thesis.tex").read_text() == "years of work"
   with pytest.raises(recycle.Refused, match="is a file"):
     run(world, tmp_path / "thesis.tex")
@@ -452,7 +455,7 @@ def test_outputs_may_lie_beside_the_inputs(world, tmp_path):
     ({"evals": {"max_shapes": 0}}, "max_shapes is 0"),
     ({"evals": {"batch_tokens": -5}}, "batch_tokens is -5"),
     *(({"search": {"caution": value}}, f"caution is {value}") for value in (-1.0, float("nan"), 1e9)),
-    ({"items": "maybe"}, "unknown items 'maybe'"),
+    ({"keep_items": "maybe"}, "unknown keep_items 'maybe'"),
     *(({"splits": {"limits": value}}, "limits") for value in (["a", 1, 1], [1.5, 1, 1], [1, 1], [-1, 0, 0])),
     ({"scorer": {"nan": "maybe"}}, "scorer.nan 'maybe'"),
     ({"scorer": {"timeout": -1.0}}, "timeout is -1"),
@@ -530,6 +533,46 @@ def test_scores_that_are_missing_on_test_are_null_not_an_error(world, tmp_path):
   assert "–" in (tmp_path / "x" / "report.html").read_text()
 
 
+def test_where_nothing_was_evaluated_another_command_runs(world, tmp_path):
+  """A scorer that fails at once, with a slip in its name or in itself, costs no folder."""
+  output, flaw = tmp_path / "x", tmp_path / "flaw.py"
+  flaw.write_text("raise SystemExit('no')")
+  places, options = "{model_dir} {scores_json} {split}", {"tasks": ["a"], "search": {"budget": 5}}
+  slip = {"scorer": {"command": f"no_such_program {places}"}} | options
+  for refused in (run, lambda world, output, **given: recycle.plan(job(world, output, **given))):
+    with pytest.raises(FileNotFoundError, match="there is no program 'no_such_program'"):
+      refused(world, output, **slip)
+    assert not output.exists()
+  with pytest.raises(RuntimeError, match="no"):
+    run(world, output, scorer={"command": f"{sys.executable} {flaw} {places}", "retries": 0}, **options)
+  assert not (output / ".merge_jax_candidates").exists()
+  good = f"{sys.executable} {script(tmp_path, 'json.dump({chr(97): 1}, open(out, chr(119)))')} {places}"
+  result = run(world, output, scorer={"command": good}, **options)
+  assert result["cost"]["evaluations"] == 5
+  manifest = json.loads((output / "manifest.json").read_text())
+  assert manifest["config"]["scorer"]["command"] == good
+  with pytest.raises(recycle.Refused, match=r"scorer.retries: 1 -> 3"):
+    run(world, output, scorer={"command": good, "retries": 3}, **options)
+
+
+@pytest.mark.parametrize(
+  ("nan", "where", "message", "evaluations"),
+  [
+    ("fail", "split == 'search'", "Task 'b': all 3 single checkpoints have scores on the search", 3),
+    ("worst", "1", "No finalist .*Task 'b': null", 5),
+    ("fail", "split != 'search'", "No finalist .*Task 'b': null", 5),
+  ],
+)
+def test_scores_that_are_null_for_all_are_said(world, tmp_path, nan, where, message, evaluations):
+  body = f"json.dump({{'a': 1.0, 'b': None if {where} else 1.0}}, open(out, 'w'))"
+  command = f"{sys.executable} {script(tmp_path, body)} {{model_dir}} {{scores_json}} {{split}}"
+  options = {"tasks": ["a", "b"], "scorer": {"command": command, "nan": nan}, "search": {"budget": 5}}
+  with pytest.raises(ValueError, match=f"{message}.*--overwrite"):
+    run(world, tmp_path / "x", **options)
+  searched = [r for r in journal_of(tmp_path / "x") if r["split"] == "search"]
+  assert len([r for r in searched if r["kind"] != "search_mean"]) == evaluations
+
+
 def test_a_failing_scorer_keeps_the_journal(world, tmp_path):
   script = tmp_path / "score.py"
   script.write_text(
@@ -552,7 +595,9 @@ def test_plan_says_what_would_be_done(world, tmp_path):
   words = ("3 checkpoints", "copy", "choose", "FLOPs", "14 candidates", "cma_es", "merged", "on validation")
   for word in words:
     assert word in text
-  assert not (tmp_path / "x").exists()
+  assert not (tmp_path / "x").exists() and "items.jsonl" in text
+  scorer = {"command": f"{sys.executable} {{model_dir}} {{scores_json}}"}
+  assert "items.jsonl" not in recycle.plan(job(world, tmp_path / "x", tasks=["a"], scorer=scorer))
 
 
 def test_one_checkpoint_is_scaled(world, tmp_path):
@@ -613,6 +658,7 @@ def test_a_budget_may_grow(world, finished, tmp_path):
 
 def test_a_batch_of_candidates_gives_the_same_result(world, finished, tmp_path):
   batched = run(world, tmp_path / "x", search={"budget": 14, "fitness_source": "auto", "batch": 4})
+  assert recycle.select(tmp_path / "x", candidate=1, say=quiet)["weights"] == (0.0, 1.0, 0.0)
   single = {row["name"]: row for row in finished[1]["rows"]}
   for row in batched["rows"]:
     np.testing.assert_allclose(row["weights"], single[row["name"]]["weights"], atol=1e-4)
@@ -892,7 +938,7 @@ def test_another_point_is_selected_without_an_evaluation(world, finished, tmp_pa
   ("options", "message"),
   [
     ({}, "Give --candidate"), ({"candidate": 1, "task_weights": "copy=1"}, "--candidate names a point"),
-    ({"candidate": 999}, "--candidate is 999; expected the number of an evaluation, 0 to"),
+    ({"candidate": 999}, "--candidate is 999; there is no evaluation of this number, the last is 14"),
     ({"task_weights": "chose=2"}, "unknown task in the fitness weights 'chose'; did you mean 'choose'"),
     ({"task_weights": "choose"}, "--task_weights: got 'choose'; expected task=number"),
     ({"at_least": ["cope=1"]}, "--at_least: unknown task 'cope'; did you mean 'copy'"),
@@ -908,6 +954,56 @@ def test_wishes_that_cannot_be(finished, options, message):
   with pytest.raises(ValueError, match=message):
     recycle.select(output, say=quiet, **options)
   assert contents(output) == before
+
+
+def test_a_task_that_a_flag_cannot_name_is_selected_by_number():
+  odd = search.Fitness(("a,b", "c"), (1.0, 1.0))
+  assert selection._weighted(odd, "c=2").weights == (("c", 2.0),)
+  for weights in ("a,b=2", "b=2"):
+    with pytest.raises(ValueError, match=r"'a,b' cannot be named there.*--candidate=N"):
+      selection._weighted(odd, weights)
+
+
+def test_manifests_of_before_are_accepted(world, finished, tmp_path):
+  """A setting has another name now."""
+  copy = tmp_path / "copy"
+  shutil.copytree(finished[0], copy)
+  manifest = json.loads((copy / "manifest.json").read_text())
+  manifest["config"]["items"] = manifest["config"].pop("keep_items")
+  (copy / "manifest.json").write_text(json.dumps(manifest))
+  assert run(world, copy) == finished[1]
+  assert recycle.select(copy, candidate=1, say=quiet)["candidate"] == 1
+  with pytest.raises(recycle.Refused, match="keep_items: auto -> no"):
+    run(world, copy, keep_items="no")
+
+
+def test_relative_paths_are_those_of_the_start(world, tmp_path, monkeypatch):
+  monkeypatch.chdir(world[0])
+  pool, tasks = ([path.relative_to(world[0]) for path in paths] for paths in world[1:])
+  relative, options = (world[0], pool, tasks), {"search": {"budget": 5}}
+  result = run(relative, tmp_path / "x", **options)
+  assert json.loads((tmp_path / "x" / "merged" / "merge_jax.json").read_text())["manifest"]["folder"] == ""
+  monkeypatch.chdir(tmp_path)
+  started = f"started .*{re.escape(str(world[0]))}"
+  with pytest.raises(recycle.Refused, match=f"m0: there is no such folder.*{started}"):
+    recycle.select(tmp_path / "x", candidate=1, say=quiet)
+  with pytest.raises(recycle.Refused, match=f"(?s){started}.*config.checkpoints"):
+    run(world, tmp_path / "x", **options)
+  monkeypatch.chdir(world[0])
+  assert run(relative, tmp_path / "x", **options) == result
+  assert recycle.select(tmp_path / "x", candidate=1, say=quiet)["candidate"] == 1
+
+
+def test_reports_are_of_finished_runs(world, finished, tmp_path):
+  copy = tmp_path / "copy"
+  shutil.copytree(finished[0], copy)
+  for name in ("report.html", "figures/weights.png"):
+    (copy / name).unlink()
+  assert recycle.completed(copy, DERIVED).config == recycle.completed(finished[0]).config
+  for text in ("{}", '{"rows": []}', (copy / "result.json").read_text() + " "):
+    (copy / "result.json").write_text(text)
+    with pytest.raises(recycle.Refused, match="not finished, or files of it are gone or changed"):
+      recycle.completed(copy, DERIVED)
 
 
 def test_select_refuses_what_is_not_finished_or_changed(world, finished, tmp_path):

@@ -89,6 +89,9 @@ def test_splits_are_disjoint_whatever_the_task_or_order():
   assert set(limited.tasks["search"][0].examples) <= set(made.tasks["search"][0].examples)
   with pytest.raises(ValueError, match="none of its 1"):
     evals.split([evals.Task("c", "exact_match", examples[:1])])
+  one = tuple(example._replace(group="book") for example in examples)
+  with pytest.raises(ValueError, match="its 400 examples share one prompt, id or group"):
+    evals.split([evals.Task("c", "exact_match", one)])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import shlex
+import shutil
 import signal
 import string
 import subprocess
@@ -88,6 +89,15 @@ class Command(NamedTuple):
     if not self.tasks:
       raise ValueError("--scorer_command needs the names of its scores: --tasks=name,name.")
     check_names(self.tasks, "--tasks")
+
+  def refuse_missing(self) -> None:
+    """Raises FileNotFoundError if there is no program of the command's first word."""
+    program = shlex.split(self.template)[0]
+    if not set(program) & set("{}") and shutil.which(program) is None:
+      raise FileNotFoundError(
+        f"--scorer_command: there is no program {shown(program)}; expected one on the PATH, or the path of "
+        "an executable file."
+      )
 
   def words(self, model_dir: str, scores_json: str, split: str) -> list[str]:
     """The command line."""

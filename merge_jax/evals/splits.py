@@ -123,6 +123,11 @@ def split(
         parts[name].append((at, example._replace(group=units[prompt])))
     for name, share, limit in zip(SPLITS, fractions, limits, strict=True):
       if share > 0 and not parts[name]:
+        if len(seen) > 1 and len({units[prompt] for _, prompt in _prompts([task])}) == 1:
+          raise ValueError(
+            f"Task {task.name!r}: its {len(seen)} examples share one prompt, id or group, which one split "
+            "gets whole, so that the others would have none; give them prompts, ids or groups of their own."
+          )
         raise ValueError(
           f"Task {task.name!r}: none of its {len(seen)} different examples fell into the {name} "
           f"split ({share:.0%} expected); give more examples or other fractions."

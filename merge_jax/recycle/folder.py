@@ -5,7 +5,7 @@ A marker names the run and lists its files before they are written. A folder wit
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,10 @@ MARKER, SCRATCH, ANSWERS = ".merge_jax.json", ".merge_jax_candidates", ".merge_j
 JOURNAL, RESULT, REPORT, FIGURES, MERGED = "journal.jsonl", "result.json", "report.html", "figures", "merged"
 ITEMS, PROFILE = "items.jsonl", "profile"
 OUTPUTS = (manifests.NAME, JOURNAL, ITEMS, RESULT, REPORT, FIGURES, MERGED)
+NAMES = (*OUTPUTS, PROFILE, MARKER, SCRATCH, ANSWERS)
+"""Whatever a run may write."""
+DERIVED = (REPORT, FIGURES, MERGED, PROFILE)
+"""What result and journal do without."""
 
 
 class Refused(ValueError):
@@ -85,32 +89,39 @@ class RunFolder:
     if not self.known:
       return
     old = manifests.read(self.path)
-    has_journal = storage.has_lines(self.path / JOURNAL)
     for name, missing in (
-      (manifests.NAME, old is None and has_journal),
-      (JOURNAL, self._concluded and not has_journal),
+      (manifests.NAME, old is None and self._has(JOURNAL)),
+      (JOURNAL, self._concluded and not self._has(JOURNAL)),
     ):
       if missing:
         raise Refused(
           f"{self.path / name} of the run is missing; restore it, or begin anew with --overwrite."
         )
     changed = [] if old is None else manifests.changes(old, new, versions=versions, topology=topology)
-    if changed:
+    if old is not None and changed and self._begun:
+      where = f" (in {old.elsewhere})" if old.elsewhere else ""
+      lines = "\n  ".join([f"{self.path} holds a run that was started otherwise{where}:", *changed])
       raise Refused(
-        f"{self.path} holds a run that was started otherwise:\n  " + "\n  ".join(changed) + "\nStart it the "
-        "same way to resume, use --overwrite to begin anew, or choose another --output_dir. A change of "
-        "versions or kinds of devices alone is allowed by --config.allow_version_change, of the mesh or the "
-        "number of processes by --allow_topology_change."
+        f"{lines}\nStart it the same way to resume, use --overwrite to begin anew, or choose another "
+        "--output_dir. A change of versions or kinds of devices alone is allowed by "
+        "--config.allow_version_change, of the mesh or the number of processes by --allow_topology_change."
       )
+
+  @property
+  def _begun(self) -> bool:
+    """Whether there is something that other settings would not have made."""
+    return self._concluded or bool(storage.read_lines(self.path / JOURNAL))
 
   @property
   def _concluded(self) -> bool:
     return self._marker is not None and MERGED in {Path(name).parts[0] for name in self._marker.wrote}
 
-  def finished(self, new: Manifest) -> bool:
-    """Whether the run is complete, with this budget, and all it wrote is there."""
+  def finished(self, new: Manifest, but: Collection[str] = ()) -> bool:
+    """Whether the run is complete, with this budget, and all it wrote is there but for these outputs."""
     marker = self._marker
-    if marker is None or not marker.result or not all(map(self._has, marker.wrote)):
+    if marker is None or not marker.result:
+      return False
+    if not all(self._has(name) for name in marker.wrote if Path(name).parts[0] not in but):
       return False
     if (old := manifests.read(self.path)) is None:
       return False
@@ -128,9 +139,11 @@ class RunFolder:
 
   def claim(self, manifest: Manifest) -> None:
     """Marks the folder as a run's and writes its manifest, or that of a larger budget; needs the lock."""
-    text = manifests.text(manifests.continued(manifests.read(self.path), manifest))
-    marker = self._marker or Marker(_digest(text.encode())[:16])
-    self._mark(msgspec.structs.replace(marker, result=""))
+    begun = self._begun
+    text = manifests.text(manifests.continued(manifests.read(self.path) if begun else None, manifest))
+    marker = self._marker or Marker("")
+    run = marker.run if begun else _digest(text.encode())[:16]
+    self._mark(msgspec.structs.replace(marker, run=run, result=""))
     self.add([JOURNAL])
     self.write(manifests.NAME, text)
 
@@ -182,6 +195,29 @@ class RunFolder:
   def _mark(self, marker: Marker) -> None:
     storage.write_json(self.path / MARKER, msgspec.to_builtins(marker))
     self._marker = marker
+
+
+def completed(path: Path, but: Collection[str] = ()) -> Manifest:
+  """The manifest of a finished run.
+
+  Args:
+    path: its folder.
+    but: outputs that may be gone.
+
+  Raises:
+    Refused: there is no run, or it is not finished.
+    storage.Locked: another process works there.
+  """
+  run = RunFolder(path)
+  if not run.known:
+    raise Refused(f"{path} holds no recycle run; expected the output folder of launch.recycle.")
+  storage.refuse_locked(path)
+  manifest = manifests.read(path)
+  if manifest is None or not run.finished(manifest, but):
+    raise Refused(
+      f"{path}: the run is not finished, or files of it are gone or changed; run launch.recycle there first."
+    )
+  return manifest
 
 
 def _digest(content: bytes) -> str:

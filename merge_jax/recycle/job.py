@@ -13,13 +13,14 @@ import msgspec
 from merge_jax import errors, host, preflight, storage
 from merge_jax.recycle import folder as folders
 from merge_jax.recycle import manifest as manifests
-from merge_jax.recycle import methods
+from merge_jax.recycle import methods, suites
 from merge_jax.recycle import result as results
 from merge_jax.recycle.folder import RunFolder
 from merge_jax.recycle.manifest import Manifest
 from merge_jax.recycle.problem import Problem, build
 from merge_jax.recycle.settings import Settings
 from merge_jax.recycle.work import Work
+from merge_jax.search import baselines
 from merge_jax.search.final import FINALISTS
 from merge_jax.search.items import Items
 from merge_jax.search.journal import Journal, Record
@@ -105,6 +106,7 @@ def _lead(
   if not overwrite and run.finished(problem.manifest):
     say(f"finished before: {path / folders.RESULT}")
     return json.loads((path / folders.RESULT).read_text())
+  suites.refuse_missing(problem.settings)
   findings = [*problem.findings, *work.read()]
   say(preflight.table(findings))
   preflight.require(findings)
@@ -114,7 +116,11 @@ def _lead(
       run.clear()
     storage.remove_tree(path / folders.SCRATCH)
     run.claim(problem.manifest)
-    return _run(run, problem, work, say, progress, stop, profile)
+    try:
+      return _run(run, problem, work, say, progress, stop, profile)
+    finally:
+      if not isinstance(path, storage.Remote):
+        storage.remove_tree(path / folders.SCRATCH)
 
 
 def _claimable(path: Path, problem: Problem, overwrite: bool) -> RunFolder:
@@ -152,6 +158,10 @@ def _run(
 
   def after(record: Record) -> None:
     progress(record)
+    if record.kind == "single" and record.split == SPLIT and problem.settings.scorer.nan == "fail":
+      singles = [one for one in journal.of(SPLIT) if one.kind == "single"]
+      if len(singles) == len(problem.pool):
+        baselines.refuse_unscored(singles, problem.fitness.tasks)
     if stop() and len(journal.records) > known:
       raise Stopped(f"Stopped after {len(journal.records)} evaluations; the same command continues.")
 
@@ -182,7 +192,6 @@ def _run(
     work.write(chosen, partial)
   write_report(run, result)
   run.conclude(json.dumps(result, indent=2, allow_nan=False) + "\n")
-  storage.remove_tree(run.path / folders.SCRATCH)
   storage.remove_tree(run.path / folders.ANSWERS)
   return result
 
@@ -239,6 +248,14 @@ def known_points_cost(count: int, budget: int, trajectory: int = 0) -> str:
   return f"{what} take up to {points} of {budget} evaluations"
 
 
+def plan(settings: Settings, *, overwrite: bool = False) -> str:
+  """What `recycle` would do, see `describe`; what it would refuse before it reads tensors is refused here."""
+  problem = build(settings)
+  _claimable(settings.folder, problem, overwrite)
+  suites.refuse_missing(settings)
+  return describe(problem)
+
+
 def describe(problem: Problem) -> str:
   """What a job would do, with sizes and an estimate, from headers and task files alone."""
   pool, suite, s = problem.pool, problem.suite, problem.settings.search
@@ -249,6 +266,7 @@ def describe(problem: Problem) -> str:
     *suite.describe(),
   ]  # fmt: skip
   most = FINALISTS + bool(s.steps)
+  written = [name for name in folders.OUTPUTS if problem.items or name != folders.ITEMS]
   rows = most + tasks  # the most that a result has, specialists of each task among them
   finals = {"validation": most, "test": rows, **({"heldout": most} if "heldout" in suite.splits else {})}
   count = ", ".join(f"{number} on {split}" for split, number in finals.items())
@@ -267,7 +285,7 @@ def describe(problem: Problem) -> str:
     ("method", f"{s.method} by {problem.proposer} in space {s.space!r}, "
                f"fitness {s.fitness} of {s.fitness_source}; "
                + known_points_cost(len(pool), s.budget, len(methods.trajectory(s.steps, len(pool))))),
-    ("writes", f"{problem.settings.output_dir}: {', '.join(folders.OUTPUTS)} "
+    ("writes", f"{problem.settings.output_dir}: {', '.join(written)} "
                f"(merged: {preflight.gib(first.nbytes)})"),
     *(("note", note) for note in suite.notes),
   ]  # fmt: skip

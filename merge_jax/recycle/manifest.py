@@ -23,6 +23,9 @@ FREE = ("output_dir", "placement", "allow_version_change", "allow_topology_chang
 GROWING = ("budget", "seconds")
 """Settings of the search that may grow."""
 
+RENAMED = {"items": "keep_items"}
+"""Settings by the name that manifests of before have for them."""
+
 
 class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   """What a run was spread over; with another one, scores agree but for their last digits.
@@ -49,6 +52,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     devices: kinds of the mesh's devices, each once.
     inputs: a digest of every checkpoint and task file, by path.
     topologies: that of the start, and those of later commands where they had another one.
+    folder: the working directory of the start, which relative paths refer to.
   """
 
   config: dict[str, Any]
@@ -56,6 +60,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   devices: list[str]
   inputs: dict[str, str]
   topologies: list[Topology] = []
+  folder: str = ""
+
+  @property
+  def elsewhere(self) -> str:
+    """Where the run was started, if that was in another working directory; else ""."""
+    return self.folder if self.folder != Path.cwd().as_posix() else ""
 
 
 def make(
@@ -75,7 +85,7 @@ def make(
   own = {"merge_jax": merge_jax.__version__, "python": platform.python_version()}
   kinds = sorted({device.device_kind for device in mesh.devices.flat})
   topology = Topology(jax.process_count(), dict(mesh.shape))
-  return Manifest(config, own | versions, kinds, digests | dict(tasks), [topology])
+  return Manifest(config, own | versions, kinds, digests | dict(tasks), [topology], Path.cwd().as_posix())
 
 
 def text(manifest: Manifest) -> str:
@@ -90,7 +100,11 @@ def read(folder: Path) -> Manifest | None:
     ValueError: it is not what a job writes.
   """
   path = folder / NAME
-  return decoding.decode(storage.read_bytes(path), Manifest, str(path)) if path.exists() else None
+  if not path.exists():
+    return None
+  manifest = decoding.decode(storage.read_bytes(path), Manifest, str(path))
+  config = {RENAMED.get(name, name): value for name, value in manifest.config.items()}
+  return msgspec.structs.replace(manifest, config=config)
 
 
 def continued(old: Manifest | None, new: Manifest) -> Manifest:
@@ -99,7 +113,11 @@ def continued(old: Manifest | None, new: Manifest) -> Manifest:
     return new
   added = [one for one in new.topologies if not old.topologies or one != old.topologies[-1]]
   return msgspec.structs.replace(
-    new, versions=old.versions, devices=old.devices, topologies=[*old.topologies, *added]
+    new,
+    versions=old.versions,
+    devices=old.devices,
+    topologies=[*old.topologies, *added],
+    folder=old.folder,
   )
 
 

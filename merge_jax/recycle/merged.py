@@ -110,6 +110,7 @@ def _describe(problem: Problem, candidate: Candidate, folder: Path) -> None:
     "weights": _weights(problem, candidate),
     "numbers": candidate.point.numbers,
     "base": (problem.settings.base or "mean of the pool") if needs_base else None,
-    "manifest": msgspec.to_builtins(problem.manifest),
+    # What is published says nothing of the machine that is not in the settings.
+    "manifest": msgspec.to_builtins(msgspec.structs.replace(problem.manifest, folder="")),
   }
   (folder / "merge_jax.json").write_text(json.dumps(provenance, indent=2) + "\n")

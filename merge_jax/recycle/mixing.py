@@ -1,7 +1,7 @@
 """Ratios to train with, from a finished run whose checkpoints are experts of data domains."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,43 @@ from merge_jax import storage
 from merge_jax.errors import unknown
 from merge_jax.evals.tasks import shares
 from merge_jax.recycle import folder
-from merge_jax.recycle import manifest as manifests
-from merge_jax.recycle.folder import Refused, RunFolder
-from merge_jax.recycle.settings import from_mapping
+from merge_jax.recycle.settings import Search, from_mapping
 from merge_jax.search import mixture as mixtures
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.journal import parse
 from merge_jax.search.loop import SPLIT
 
+SPREAD = {"method": "linear", "space": "simplex", "proposer": "random"}
+"""How merges are searched that mixtures are predicted from."""
+
+
+def spread(search: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+  """Settings of the search for such merges.
+
+  Args:
+    search: the other settings.
+    given: names of overrides, as `search.method`.
+
+  Raises:
+    ValueError: something else was chosen, in the settings or by an override.
+  """
+  for name, value in SPREAD.items():
+    default = getattr(Search(), name)
+    chosen = search.get(name, default)
+    if chosen != value and (chosen != default or f"search.{name}" in given):
+      raise ValueError(
+        f"config: search.{name} is {chosen!r}, but --mixture searches with {value!r}; leave one of them out."
+      )
+  return {**search, **SPREAD}
+
 
 def mixture(
-  run: Path, *, task_weights: str = "", ratios: Sequence[str] = (), say: Callable[[str], None] = print
+  run: Path,
+  *,
+  task_weights: str = "",
+  ratios: Sequence[str] = (),
+  output: str = "",
+  say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
   """Predicts what models trained on mixtures of the experts' data would score, and the best mixture.
 
@@ -29,6 +55,7 @@ def mixture(
     run: output folder of a finished run, best made by `launch.recycle --mixture`.
     task_weights: of the fitness, `task=weight,…`; tasks left out have 1.
     ratios: mixtures to predict, too: `checkpoint=share,…`; shares are divided by their sum, others are 0.
+    output: JSON file to write; "": none.
     say: called with each line.
 
   Returns:
@@ -37,14 +64,19 @@ def mixture(
 
   Raises:
     Refused: no finished run.
-    ValueError: wishes that are none, too few merges to learn from.
+    ValueError: wishes that are none, too few merges to learn from, an output among the run's files.
+    OSError: an output that cannot be written.
   """
   from merge_jax.reports import text
 
-  found = RunFolder(run)
-  old = manifests.read(run) if found.known else None
-  if old is None or not found.finished(old):
-    raise Refused(f"{run} holds no finished recycle run; run launch.recycle --mixture there first.")
+  old = folder.completed(run)
+  target = storage.path(output) if output else None
+  if target is not None:
+    for name in folder.NAMES:
+      if target.resolve().is_relative_to((run / name).resolve()):
+        raise ValueError(f"--output: {target} is where the run keeps its {name}; choose another place.")
+    storage.refuse_inside(target, map(storage.path, old.inputs))
+    storage.refuse_unwritable(target)
   result = json.loads(storage.read_bytes(run / folder.RESULT))
   labels, search = result["checkpoints"], from_mapping(old.config | {"output_dir": str(run)}).search
   tasks = {task["name"]: task for task in result["tasks"]}
@@ -70,7 +102,10 @@ def mixture(
     table.append([name, *(f"{ratio:.0%}" for ratio in point), *told])
   for line in text.aligned(table).splitlines():
     say(line)
-  return {"mixtures": made, "evaluations": len(learned.fits[0].points)}
+  predicted = {"mixtures": made, "evaluations": len(learned.fits[0].points)}
+  if target is not None:
+    storage.write_json(target, predicted)
+  return predicted
 
 
 def _ratios(given: str, labels: Sequence[str]) -> np.ndarray:

@@ -78,8 +78,9 @@ class Problem:
   @property
   def items(self) -> bool:
     """Whether what every example scored is kept."""
+    kept = self.settings.keep_items
     most = max((sum(self.suite.sizes(split).values()) for split in self.suite.splits), default=0)
-    return most > 0 and (self.settings.items == "yes" or (self.settings.items == "auto" and most <= ITEMS))
+    return most > 0 and (kept == "yes" or (kept == "auto" and most <= ITEMS))
 
   @property
   def checkpoints(self) -> tuple[Checkpoint, ...]:
@@ -168,8 +169,8 @@ def build(settings: Settings) -> Problem:
   fitness = Fitness(suite.names, suite.signs, s.fitness, s.fitness_source, weights)
   if s.fitness_source == "loss" and not suite.losses:
     raise ValueError("config: search.fitness_source is 'loss', but a scorer command gives scores alone.")
-  if settings.items == "yes" and not suite.losses:
-    raise ValueError("config: items is 'yes', but a scorer command gives scores alone.")
+  if settings.keep_items == "yes" and not suite.losses:
+    raise ValueError("config: keep_items is 'yes', but a scorer command gives scores alone.")
   options = Options(
     s.method, made, fitness, len(pool), s.seed, s.sigma or None, s.population or None, s.start,
     methods.trajectory(s.steps, len(pool)),
@@ -182,7 +183,7 @@ def build(settings: Settings) -> Problem:
   checkpoints = [*pool, *([base] if base else [])]
   return Problem(
     settings, tuple(pool), base, tuple(preflight.labels(pool)), suite, fitness, name,
-    options, Budget(s.budget, s.seconds or None), layout,
+    options, Budget(s.budget, s.seconds or None, len(pool)), layout,
     placed[0], findings, manifests.make(settings, checkpoints, suite.digests(), mesh),
   )  # fmt: skip
 
@@ -211,7 +212,7 @@ def _check_outputs(settings: Settings) -> None:
   """Outputs never lie on or in an input; inputs may lie in the output folder, but not under its names."""
   folder, inputs = settings.folder, list(_inputs(settings))
   storage.refuse_inside(folder, inputs, "--output_dir")
-  for name in (*folders.OUTPUTS, folders.PROFILE, folders.MARKER, folders.SCRATCH, folders.ANSWERS):
+  for name in folders.NAMES:
     storage.refuse_inside(folder / name, inputs, "--output_dir")
     for path in inputs:
       if path.resolve().is_relative_to((folder / name).resolve()):

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from merge_jax import preflight, storage
-from merge_jax.errors import unknown
+from merge_jax.decoding import nameable
+from merge_jax.errors import sentence, unknown
 from merge_jax.evals import uncertainty
 from merge_jax.evals.tasks import shares
 from merge_jax.recycle import choice, folder, merged
-from merge_jax.recycle import manifest as manifests
-from merge_jax.recycle.folder import Refused, RunFolder
+from merge_jax.recycle.folder import Refused
 from merge_jax.recycle.pool import Watch
 from merge_jax.recycle.problem import Problem, build
 from merge_jax.recycle.settings import Settings, from_mapping
@@ -89,23 +89,24 @@ def select(
 
 def _problem(path: Path) -> Problem:
   """The problem of a finished run, from its manifest; Refused if it is not finished or its inputs changed."""
-  run = RunFolder(path)
-  if not run.known:
-    raise Refused(f"{path} holds no recycle run; expected the output folder of launch.recycle.")
-  storage.refuse_locked(path)
-  old = manifests.read(path)
-  if old is None or not run.finished(old):
-    raise Refused(
-      f"{path}: the run is not finished, or files of it are gone; run launch.recycle there first."
-    )
+  old = folder.completed(path)
   names = Settings.__struct_fields__  # settings that are no more decided nothing of the merge
   config = {name: value for name, value in old.config.items() if name in names}
-  # From the disk: a tensor at a time is all that is read.
-  settings = from_mapping(config | {"output_dir": str(path), "placement": {"pool_memory": "disk"}})
-  problem = build(settings)
+  # From the disk: a tensor at a time is all that is read, and a batch of candidates would be of devices.
+  disk = {"output_dir": str(path), "placement": {"pool_memory": "disk"}}
+  search = dict(config.get("search", {})) | {"batch": 1, "in_turn": False}
+  settings = from_mapping(config | disk | {"search": search})
+  try:
+    problem = build(settings)
+  except FileNotFoundError as error:
+    if not old.elsewhere:
+      raise
+    raise Refused(
+      f"{sentence(error)} The run was started in {old.elsewhere}; start the command there."
+    ) from None
   changed = [path for path, digest in old.inputs.items() if problem.manifest.inputs.get(path) != digest]
   if changed:
-    raise Refused(f"{path}: {changed[0]} changed since the run, so that the merge would be another one.")
+    raise Refused(f"{path}: {changed[0]} changed since the run, so that what it found may hold no more.")
   return problem
 
 
@@ -114,16 +115,30 @@ def _numbered(records: Sequence[Record], number: int) -> Record:
     if record.index == number:
       return record
   raise ValueError(
-    f"--candidate is {number}; expected the number of an evaluation, 0 to {records[-1].index}."
+    f"--candidate is {number}; there is no evaluation of this number, the last is {records[-1].index}."
   )
 
 
 def _wished(fitness: Fitness, records: Sequence[Record], weights: str, at_least: Sequence[str]) -> Record:
   """The fittest record, by other weights and among those with the scores that are asked for."""
   if weights:
-    new = tuple(sorted(shares(weights, "--task_weights").items()))
-    fitness = dataclasses.replace(fitness, weights=new)
+    fitness = _weighted(fitness, weights)
   return wishes.wished(fitness, records, _floors(at_least, fitness.tasks))
+
+
+def _weighted(fitness: Fitness, weights: str) -> Fitness:
+  """The fitness with other weights."""
+  try:
+    new = tuple(sorted(shares(weights, "--task_weights").items()))
+    return dataclasses.replace(fitness, weights=new)
+  except ValueError as error:
+    if all(map(nameable, fitness.tasks)):
+      raise
+    held = next(task for task in fitness.tasks if not nameable(task))
+    raise ValueError(
+      f"{error} The task {held!r} cannot be named there, as its name holds what the list is split at; give "
+      "--candidate=N, as report.html does."
+    ) from None
 
 
 def _floors(texts: Sequence[str], tasks: Sequence[str]) -> dict[str, float]:

@@ -85,7 +85,8 @@ class Search(Part, frozen=True):
       `problem.OTHER`.
     space: of the weights, a name in `SPACES`.
     budget: evaluations in all, the known points included.
-    seconds: stop after this much evaluation time; 0 for no limit.
+    seconds: stop after this much evaluation time, though not before all single checkpoints are scored; 0 for
+      no limit.
     batch: candidates of one program call; 1: as many as the mesh's axis `candidate` has.
     in_turn: all merges of a batch in one pass over the pool, scored one after the other; else side by side.
     seed: of the proposer.
@@ -153,8 +154,8 @@ class Settings(Part, frozen=True):
     output_dir: where everything is written.
     base: folder of the common ancestor, or "": the mean of the pool, where the method needs one.
     heldout_tasks: scored for the finalists, never part of the fitness.
-    items: whether `items.jsonl` keeps what every example scored in every evaluation: "yes", "no", or "auto",
-      where no split has more than `ITEMS` examples.
+    keep_items: whether `items.jsonl` keeps what every example scored in every evaluation: "yes", "no", or
+      "auto", where no split has more than `ITEMS` examples.
     placement: of tensors on devices.
     allow_version_change: resume although versions of libraries or kinds of devices changed.
     allow_topology_change: resume although the number of devices or processes, or the mesh, changed.
@@ -170,7 +171,7 @@ class Settings(Part, frozen=True):
   harness: Harness = Harness()
   scorer: Scorer = Scorer()
   search: Search = Search()
-  items: Literal["auto", "yes", "no"] = "auto"
+  keep_items: Literal["auto", "yes", "no"] = "auto"
   placement: Placement = Placement()
   allow_version_change: bool = False
   allow_topology_change: bool = False

@@ -41,6 +41,18 @@ def files(settings: Settings) -> list[Path]:
   return [task_files.path_of(spec) for spec in specs if not harness.is_named(spec)]
 
 
+def refuse_missing(settings: Settings) -> None:
+  """Raises FileNotFoundError if the program of a scorer command is not there; no candidate need be merged."""
+  if settings.scorer.command:
+    command(settings).refuse_missing()
+
+
+def command(settings: Settings) -> Command:
+  """The scorer command of a job."""
+  s = settings.scorer
+  return Command(s.command, settings.tasks, s.timeout, s.retries, s.nan)
+
+
 def _external(settings: Settings, first: Checkpoint) -> Suite:
   if host.count() > 1:
     raise ValueError(
@@ -52,9 +64,7 @@ def _external(settings: Settings, first: Checkpoint) -> Suite:
   def write(folder: Path, params: Any) -> None:
     checkpoints.write(folder, params, like=first)
 
-  s = settings.scorer
-  command = Command(s.command, settings.tasks, s.timeout, s.retries, s.nan)
-  return CommandSuite(command, write, storage.scratch(settings.folder / SCRATCH))
+  return CommandSuite(command(settings), write, storage.scratch(settings.folder / SCRATCH))
 
 
 def _builtin(settings: Settings, pool: Sequence[Checkpoint], mesh: Mesh) -> Suite:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from merge_jax.decoding import shares
+from merge_jax.decoding import nameable, shares
 from merge_jax.reports.text import label, number
 from merge_jax.search.baselines import KINDS
 from merge_jax.search.fitness import Fitness
@@ -70,8 +70,7 @@ def data(
     ],
     "selected": next((i for i, found in enumerate(rows) if "selected" in found), None),
     "worst": fitness.aggregate == "worst",
-    # What `task=weight,…` is split at; and blanks around a name are no part of it there.
-    "named": not any("," in name or "=" in name or name != name.strip() for name in names),
+    "named": all(map(nameable, names)),
     "equal": EQUAL,
     "axes": min(pairs, key=lambda pair: _or_one(together[pair[0]][pair[1]]), default=(0, 0)),
   }  # fmt: skip

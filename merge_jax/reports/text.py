@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+SURE = 1.96
+"""Errors beyond which a difference is more than chance gives, as in `evals.uncertainty`."""
+
 
 def number(value: float | None, format: str = ".3f") -> str:
   """A score for people.
@@ -25,23 +28,44 @@ def gain(value: float | None, error: float | None) -> str:
 
 
 def headline(result: Mapping[str, Any]) -> str:
-  """The gain over the best single checkpoint, its error, and what the selected merge is."""
+  """What is selected, its score, and its gains over the best single checkpoint and the uniform soup.
+
+  >>> row = {"method": "linear", "weights": [0.0, 1.0], "numbers": {}, "test": {"average": 0.5}}
+  >>> same = [{"row": "best_single", "gain": 0.0, "stderr": 0.0}]
+  >>> result = {"rows": [row | {"name": name} for name in ("best_single", "selected")], "differences": same}
+  >>> headline(result | {"checkpoints": ["code", "math"], "tasks": [{}]})
+  'The single checkpoint math scores 0.500 on test examples.'
+  """
   rows = {row["name"]: row for row in result["rows"]}
   differences = {line["row"]: line for line in result["differences"]}
-  count, tasks = len(result["checkpoints"]), len(result["tasks"])
-  selected = rows["selected"]["test"]["average"]
-  text = f"The merge of {count} checkpoints scores {number(selected)} on test examples, mean of {tasks} tasks"
-  if tasks == 1:
-    text = f"The merge of {count} checkpoints scores {number(selected)} on test examples"
-  single = differences.get("best_single")
-  if single is None or single["gain"] is None:
-    return text + "."
-  best = number(rows["best_single"]["test"]["average"])
-  more = f"{text}: {gain(single['gain'], single['stderr'])} against the best single checkpoint ({best})"
-  soup = differences.get("uniform")
-  if soup is not None and soup["gain"] is not None:
-    more += f", {gain(soup['gain'], soup['stderr'])} against the uniform soup"
-  return more + "."
+  tasks, selected = len(result["tasks"]), rows["selected"]
+  text = f"{_called(selected, result['checkpoints'])} scores {number(selected['test']['average'])}"
+  text += " on test examples" + (f", mean of {tasks} tasks" if tasks > 1 else "")
+  gains = []
+  for name, spoken in (("best_single", "the best single checkpoint"), ("uniform", "the uniform soup")):
+    line = differences.get(name)
+    if line is None or line["gain"] is None or _same(rows[name], selected):
+      continue
+    found = f"{gain(line['gain'], line['stderr'])} against {spoken}"
+    gains.append(f"{found} ({number(rows[name]['test']['average'])})" if name == "best_single" else found)
+  return text + (f": {', '.join(gains)}" if gains else "") + "."
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+  return all(one[key] == other[key] for key in ("method", "weights", "numbers"))
+
+
+def _called(row: Mapping[str, Any], checkpoints: Sequence[str]) -> str:
+  """What a row is.
+
+  >>> _called({"method": "linear", "weights": [0.0, 1.0]}, ["code", "math"])
+  'The single checkpoint math'
+  >>> _called({"method": "linear", "weights": [0.5, 0.5]}, ["code", "math"])
+  'The merge of 2 checkpoints'
+  """
+  if row["method"] == "linear" and [weight for weight in row["weights"] if weight] == [1.0]:
+    return f"The single checkpoint {checkpoints[row['weights'].index(1.0)]}"
+  return f"The merge of {len(checkpoints)} checkpoint{'s' if len(checkpoints) > 1 else ''}"
 
 
 def verdict(result: Mapping[str, Any]) -> str | None:
@@ -50,6 +74,8 @@ def verdict(result: Mapping[str, Any]) -> str | None:
   >>> found = {"over": "greedy", "gain": 0.02, "stderr": 0.005, "shown": True}
   >>> verdict({"selected_from": "search_best", "gained": found})
   'The search found more: +0.020 ± 0.005 over greedy, the best of the points that need none.'
+  >>> verdict({"selected_from": "search_best", "gained": found | {"gain": -0.02, "shown": False}})
+  'The search lost on the test examples: -0.020 ± 0.005 against greedy, the best of the points that need ...'
   """
   found = result.get("gained")
   if found is None or found["gain"] is None:
@@ -62,6 +88,8 @@ def verdict(result: Mapping[str, Any]) -> str | None:
     return f"The search gains {told} over {known}; its error is not known."
   if found["shown"]:
     return f"The search found more: {told} over {known}."
+  if found["gain"] < -SURE * found["stderr"]:
+    return f"The search lost on the test examples: {told} against {known}."
   return f"No gain is shown: {told} over {known}: within what chance gives."
 
 

@@ -62,6 +62,30 @@ def known_points(
   return records
 
 
+def refuse_unscored(singles: Sequence[Record], tasks: Sequence[str]) -> None:
+  """Raises ValueError if there is a task on which no single checkpoint has a finite score."""
+  if lost := unscored(singles, tasks):
+    raise ValueError(
+      f"{told(lost)}: all {len(singles)} single checkpoints have scores on the search examples that are null "
+      "or not finite, so that no merge can be compared with them; mend the scorer and begin anew with "
+      "--overwrite, and with --config.scorer.nan=worst if the search shall go on nevertheless."
+    )
+
+
+def unscored(records: Sequence[Record], tasks: Sequence[str]) -> list[str]:
+  """The tasks on which no record has a finite score."""
+  return [task for task in tasks if all(record.scores[task] is None for record in records)]
+
+
+def told(tasks: Sequence[str]) -> str:
+  """Tasks in a sentence.
+
+  >>> told(["code"]), told(["code", "math"])
+  ("Task 'code'", "Tasks 'code', 'math'")
+  """
+  return f"Task{'s' if len(tasks) > 1 else ''} {', '.join(map(repr, tasks))}"
+
+
 def merge_best(records: Sequence[Record], fitness: Fitness, count: int) -> Point | None:
   """Mean of the best checkpoint of each task (arXiv 2412.04144), each counted once.
 

@@ -127,7 +127,11 @@ def select(
   heights = dict(zip(names, fitness.aggregated(values, fitness.singles(records)), strict=True))
   highest = best(np.array(list(heights.values())))
   if highest is None:
-    raise ValueError("No finalist has finite scores on the validation examples.")
+    lost = baselines.told(baselines.unscored(scored, fitness.tasks) or fitness.tasks)
+    raise ValueError(
+      f"No finalist has finite scores on the validation examples ({lost}: null or not finite); mend the "
+      "scorer or the task, and begin anew with --overwrite."
+    )
   incumbent = _incumbent({n: r for n, r in validation.items() if np.isfinite(heights[n])}, fitness, records)
   if incumbent is None:
     return Choice(names[highest], None, None, None, None, _highest(names[highest]))

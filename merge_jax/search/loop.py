@@ -66,15 +66,22 @@ Progress = Callable[[Record], None]
 
 
 class Budget(NamedTuple):
-  """When to stop: evaluations in all, known points included, or seconds of evaluation."""
+  """When to stop.
+
+  Attributes:
+    evaluations: in all, known points included.
+    seconds: of evaluation, or None for no limit.
+    least: evaluations that are made however long they take.
+  """
 
   evaluations: int
   seconds: float | None = None
+  least: int = 0
 
   def left(self, records: Sequence[Record]) -> int:
     """How many more may be evaluated."""
     used = 0.0 if self.seconds is None else sum(record.seconds for record in records)
-    over = self.seconds is not None and used >= self.seconds
+    over = self.seconds is not None and len(records) >= self.least and used >= self.seconds
     return 0 if over else max(self.evaluations - len(records), 0)
 
 

@@ -188,7 +188,7 @@ def destination(text: str | Path, what: str) -> Path:
     ValueError: nothing can be there: it is empty or too long, a link to itself, or below a file.
   """
   if not str(text).strip():
-    raise ValueError(f"{what} is empty; name the folder to make.")
+    raise ValueError(f"{what} is empty; name what to write.")
   try:
     path = remote.path(text)
     if isinstance(path, Remote):
