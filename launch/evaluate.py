@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags
 
-from merge_jax import checkpoints, decoding, evals, host, sharding, storage
+from merge_jax import checkpoints, decoding, evals, host, preflight, sharding, storage
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.evals import harness
 from merge_jax.evals import tasks as task_files
@@ -46,6 +46,7 @@ def main() -> None:
     raise ValueError("Give --checkpoints=a,b and --tasks=a.jsonl,b.jsonl:loss.")
   output = storage.destination(_OUTPUT.value, "--output")
   pool = [checkpoints.open(path) for path in _CHECKPOINTS.value]
+  preflight.require(list(preflight.ties([(str(one.path), one) for one in pool])))
   theirs = [spec for spec in _TASKS.value if harness.is_named(spec)]
   own = [spec for spec in _TASKS.value if spec not in theirs]
   files = [task_files.path_of(spec) for spec in own]

@@ -19,7 +19,7 @@ from absl import flags
 from jax import Array
 from jax.sharding import Mesh
 
-from merge_jax import checkpoints, decoding, evals, models, sharding, storage
+from merge_jax import checkpoints, decoding, evals, models, preflight, sharding, storage
 from merge_jax.evals import tasks as task_files
 from merge_jax.training import (
   Recipe,
@@ -135,6 +135,7 @@ def trained_on(folder: Path, mesh: Mesh) -> Start:
     raise ValueError(f"--init: {folder} has no config.json; it is needed to build the model.")
   where = str(folder / "config.json")
   models.check(first.config, first.specs, where)
+  preflight.require(list(preflight.ties([(str(folder), first)])))
   model = models.build(first.config, where)
   # A step of Adam is smaller than bfloat16 can hold.
   placed = checkpoints.place(first, sharding.shardings(first.specs, mesh))

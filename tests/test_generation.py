@@ -57,6 +57,21 @@ def test_texts_are_what_a_forward_pass_finds_most_likely(name):
   check(made, told(lambda *x: jax.jit(model.apply)(params, *x), PROMPTS, made))
 
 
+def test_padding_stretches_no_dynamic_rotations():
+  """A batch of long prompts and long limits has more columns than any row, and than the model's length."""
+  length = PROMPTS.shape[1] + 2
+  dynamic = {"rope_type": "dynamic", "factor": 8.0}
+  model, params = built("llama3", max_position_embeddings=length, rope_parameters=dynamic)
+  plain, _ = built("llama3", max_position_embeddings=length, rope_parameters={"rope_type": "default"})
+  limits = np.minimum(LIMITS, length - STARTS)
+  made = [
+    jax.jit(one.generate, static_argnums=6)(params, PROMPTS, STARTS, STATES, limits, MOVES, MOST)
+    for one in (model, plain)
+  ]
+  assert length < PROMPTS.shape[1] + MOST and (made[0] >= 0).any()
+  np.testing.assert_array_equal(*made)
+
+
 def test_an_end_of_several_tokens_ends_a_text():
   model, params = built("llama3")
   generate = jax.jit(model.generate, static_argnums=6)
@@ -182,7 +197,7 @@ def test_prompts_have_shots_or_are_messages(tmp_path):
   (tmp_path / "chat_template.jinja").write_text(
     "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{{ eos_token if m.role == 'assistant' }}\n"
     "{% endfor %}{% if messages|length > 9 %}{{ raise_exception('too long') }}{% endif %}"
-    "{% if add_generation_prompt %}a:{% endif %}"
+    "{% if add_generation_prompt %}a:{% endif %}{% if tools is not none %}t{% endif %}"
   )
   tokens = evals.Tokens.from_folder(tmp_path)
   written = f"s:s\nu:1+1=\na:2{puzzles.END}\nu:2+2=\na:"

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import safetensors.flax
 import yaml
 from ml_collections import ConfigDict
 
@@ -199,6 +200,18 @@ def test_evaluate_checks_its_output_first(world, tmp_path):
     code, out, errors = launch("evaluate", *given, f"--output={output}")
     assert code == 1 and message in errors and out == ""
   assert (paths[0] / "config.json").read_bytes() == before and not (paths[0] / "scores.json").exists()
+
+
+def test_a_head_that_a_config_ties_away_is_refused(world, tmp_path):
+  _, paths, tasks = world
+  pool, tensors = tmp_path / "m", dict(checkpoints.open(paths[0]).load())
+  shutil.copytree(paths[0], pool, ignore=shutil.ignore_patterns("*.safetensors*"))
+  head = {"lm_head.weight": 2 * tensors["model.embed_tokens.weight"]}
+  safetensors.flax.save_file(tensors | head, pool / "model.safetensors")
+  for name, given in (("evaluate", f"--checkpoints={pool}"), ("train", f"--init={pool}")):
+    output = f"--output{'_dir' * (name == 'train')}={tmp_path / name}"
+    code, _, errors = launch(name, given, f"--tasks={tasks[0]}:loss", output)
+    assert code == 1 and "config ties lm_head.weight to model.embed_tokens.weight" in errors
 
 
 def test_evaluate_scores_each_as_recycle_does(world, tmp_path):

@@ -111,6 +111,9 @@ def is_one_sentence(error):
     (GEMMA3 | {"rope_parameters": {"rope_type": "default"}}, "unknown layer type 'rope_type'"),
     (GEMMA3 | {"rope_parameters": {"sliding_attention": 3}}, "sliding_attention is 3; expected an object"),
     (GEMMA3 | {"rope_parameters": {"full_attention": {"factor": 8.0}}}, "'factor'"),
+    ({"is_causal": False}, "is_causal is False; only True"),
+    ({"model_type": "mistral", "layer_types": ["full_attention"]}, "layer_types has 1 entries"),
+    ({"model_type": "qwen3_moe", "num_experts": 8, "num_local_experts": 9}, "they are one number"),
   ],
 )  # fmt: skip
 def test_what_is_damaged_or_not_supported_is_one_sentence(change, message):
@@ -140,6 +143,19 @@ def test_published_configs_are_read(name, rope_type, head_dim, window):
   assert parsed.rope == rope.KINDS[rope_type](**msgspec.structs.asdict(parsed.rope))
   assert (parsed.head_dim, set(parsed.windows) - {None}) == (head_dim, {window} - {None})
   assert parsed.rope.rope_theta == published.CONFIGS[name].get("rope_theta", 1_000_000.0)
+
+
+def test_what_transformers_writes_otherwise():
+  shape = cases.SHAPE | {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "model_type": "qwen3_moe"}
+  one, other = (models.parse(shape | {name: 4}) for name in ("num_experts", "num_local_experts"))
+  assert one == other and set(one.experts) == {4}
+  kinds = ["full_attention", "sliding_attention"] * (cases.SHAPE["num_hidden_layers"] // 2)
+  mistral = models.parse(cases.SHAPE | {"model_type": "mistral", "sliding_window": 3, "layer_types": kinds})
+  assert mistral.windows == tuple(None if kind == "full_attention" else 3 for kind in kinds)
+  scaling = {"rope_type": "dynamic", "factor": 8.0}
+  assert models.parse(cases.SHAPE | {"model_type": "llama", "rope_scaling": scaling}) == models.parse(
+    cases.SHAPE | {"model_type": "llama", "rope_scaling": scaling | {"original_max_position_embeddings": 4}}
+  )
 
 
 @pytest.mark.parametrize("content", [None, [], "llama", 3])

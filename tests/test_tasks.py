@@ -198,3 +198,14 @@ def test_shares_that_are_none(text, message):
     tasks.shares(text)
   assert tasks.shares("") == {}
   assert tasks.shares("a=0, b = 2") == {"a": 0.0, "b": 2.0}
+
+
+def test_equal_choices_are_one(tmp_path):
+  path = tmp_path / "t.jsonl"
+  line = {"prompt": "a", "choices": ["b", "c", "c"], "answer": 2}
+  path.write_text(json.dumps(line) + "\n")
+  (example,) = evals.load(str(path)).examples
+  assert (example.targets, example.answer) == (("b", "c"), 1)
+  path.write_text(json.dumps(line | {"choices": ["c", "c", "c"]}) + "\n")
+  with pytest.raises(ValueError, match="all choices are 'c'; expected at least two that differ"):
+    evals.load(str(path))

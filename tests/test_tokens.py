@@ -35,7 +35,7 @@ def dropping():
   [
     (TOKENS, "", "a", r"example 2 \(''\): a prompt without tokens"),
     (dropping(), "x", "qq", r"example 2 \('x'\): a target 'qq' without tokens"),
-    (TOKENS, "a" * 70, "a", r"example 2 \('aa.*\.\.\.\) has 72 tokens; the model takes 64"),
+    (TOKENS, "a" * 70, "a", r"example 2 \('aa.*\.\.\.\) has 72 tokens with its target; the model takes 64"),
     (TOKENS, "x~", "a", r"example 2 \('x~'\): The tokenizer gives id 96; the model's vocabulary has 96"),
     (TOKENS, "\ud800", "a", r"text '\\ud800' has a lone surrogate"),
     (TOKENS, "x", "\ud800", r"text '\\ud800' has a lone surrogate"),

@@ -87,7 +87,7 @@ def encode(
           raise ValueError(f"{where}: a {what} without tokens cannot be scored.")
         row = prompt + target + end
         if max_length is not None and len(row) > max_length:
-          raise ValueError(f"{where} has {len(row)} tokens; the model takes {max_length}.")
+          raise ValueError(f"{where} has {len(row)} tokens with its target; the model takes {max_length}.")
         if max(row) >= ids:
           raise ValueError(f"{where}: {tokens.source} gives id {max(row)}; the model's vocabulary has {ids}.")
         rows.ids.append(np.asarray(row, np.int32))

@@ -87,7 +87,8 @@ class Chat:
     """
     plain = [{"role": role, "content": content} for role, content in messages]
     try:
-      return self._template.render(messages=plain, add_generation_prompt=True, **self._names)
+      rest = {"tools": None, "documents": None} | self._names
+      return self._template.render(messages=plain, add_generation_prompt=True, **rest)
     except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
       raise ValueError(f"{self.source} cannot write {shown(messages)}: {shown(str(error), 200)}") from None
 

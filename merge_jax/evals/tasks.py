@@ -229,4 +229,7 @@ def _example(line: bytes, where: str) -> Example:
     answer = choices.index(answer)
   if not isinstance(answer, int) or not 0 <= answer < len(choices):
     raise ValueError(f"{where}: answer is {shown(answer)}; expected one of the {len(choices)} choices.")
-  return Example(record.prompt, choices, answer, own, group)
+  different = tuple(dict.fromkeys(choices))  # rounding would choose between equal ones
+  if len(different) < 2:
+    raise ValueError(f"{where}: all choices are {shown(choices[0])}; expected at least two that differ.")
+  return Example(record.prompt, different, different.index(choices[answer]), own, group)

@@ -35,6 +35,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
   "use_mrope": (False,),
   "add_cross_attention": (False,),
   "tie_encoder_decoder": (False,),
+  "is_causal": (True,),
 }
 
 

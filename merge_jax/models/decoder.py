@@ -254,12 +254,15 @@ class Decoder(nnx.Module):
 
 
 def places_of(
-  config: DecoderConfig, length: int, places: Array | None, tree: Tree | None
+  config: DecoderConfig, length: int, places: Array | None, tree: Tree | None, longest: int | None = None
 ) -> Callable[[Any], Place]:
-  """The place of a layer by its index, which may be traced, of tokens at these positions or at all."""
+  """The place of a layer by its index, which may be traced, of tokens at these positions or at all.
+
+  `longest` is of the sequences, where some of the `length` columns are padding in all of them.
+  """
 
   def tables(one: rope.Rope) -> tuple[Array, Array]:
-    cos, sin = rope.tables(one, config.head_dim, length)
+    cos, sin = rope.tables(one, config.head_dim, length, longest)
     return (cos[None], sin[None]) if places is None else (cos[places], sin[places])
 
   windows, usual = config.windows, tables(config.rope)

@@ -66,21 +66,32 @@ class Qwen3Moe(Fields, frozen=True, kw_only=True):
   max_position_embeddings: Size = 32_768
   attention_bias: bool = False
   moe_intermediate_size: Size = 768
-  num_experts: Count = 128
+  num_experts: Count | None = None
+  num_local_experts: Count | None = None  # what transformers 5 calls it in files
   num_experts_per_tok: Size = 8
   norm_topk_prob: bool = False
   decoder_sparse_step: Size = 1
   mlp_only_layers: Layers | None = None
 
+  @property
+  def count(self) -> int:
+    given = (self.num_experts, self.num_local_experts)
+    return next((number for number in given if number is not None), 128)
+
   def windows(self, where: str) -> tuple[int | None, ...]:
-    _check(self.num_experts_per_tok, self.num_experts, "num_experts", where)
+    if None not in (self.num_experts, self.num_local_experts) and self.num_experts != self.num_local_experts:
+      raise ValueError(
+        f"{where}: num_experts is {self.num_experts}, num_local_experts {self.num_local_experts}; they are "
+        "one number, keep one of them."
+      )
+    _check(self.num_experts_per_tok, self.count, "num_experts", where)
     return super().windows(where)
 
   def parts(self) -> dict[str, Any]:
     dense, step = self.mlp_only_layers or [], self.decoder_sparse_step
     sparse = [i not in dense and (i + 1) % step == 0 for i in range(self.num_hidden_layers)]
     return dict(
-      experts=tuple(self.num_experts if on else 0 for on in sparse),
+      experts=tuple(self.count if on else 0 for on in sparse),
       experts_per_token=self.num_experts_per_tok,
       expert_size=self.moe_intermediate_size,
       normalized=self.norm_topk_prob,

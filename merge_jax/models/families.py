@@ -38,14 +38,16 @@ class Llama(Fields, frozen=True, kw_only=True):
 
 
 class Mistral(Fields, frozen=True, kw_only=True):
-  """Every layer has the window."""
+  """Every layer has the window, but where a file has `layer_types`."""
 
   num_key_value_heads: Size | None = 8
   max_position_embeddings: Size = 131_072
   sliding_window: Size | None = 4096
+  layer_types: list[str] | None = None
 
   def windows(self, where: str) -> tuple[int | None, ...]:
-    return (self.sliding_window,) * self.num_hidden_layers
+    usual = "full_attention" if self.sliding_window is None else "sliding_attention"
+    return windows_of(self.layer_types, [usual] * self.num_hidden_layers, self.sliding_window, where)
 
 
 class Qwen2(Fields, frozen=True, kw_only=True):

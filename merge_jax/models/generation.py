@@ -105,7 +105,8 @@ def remember(
     tree: of the cache's columns, which the tokens then see; None: they are a prompt, and see each other.
   """
   at = None if tree is None else jnp.broadcast_to(jnp.asarray(column, jnp.int32), tokens.shape)
-  place = places_of(decoder.config, cache[0].shape[2], places, tree)
+  # The longest prompt and the longest answer need not be of one row, and no row exceeds the model's length.
+  place = places_of(decoder.config, cache[0].shape[2], places, tree, decoder.config.max_positions)
 
   def step(x: Array, cache: Cache, i: Any, asked: Array | None = None) -> Any:
     def recall(k: Array, v: Array, of: Array | None) -> tuple[Array, Array, Array | None]:

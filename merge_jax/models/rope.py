@@ -161,14 +161,16 @@ def parse(options: Mapping[str, Any], theta: float, max_positions: int, where: s
   partial = given.pop("partial_rotary_factor", 1.0)
   if partial != 1.0:
     raise ValueError(f"{where}: partial_rotary_factor is {shown(partial)}; only 1.0 is supported.")
-  if issubclass(kind, Scaled):
+  if issubclass(kind, Dynamic):  # transformers knows no other length of these
+    given["original_max_position_embeddings"] = max_positions
+  elif issubclass(kind, Scaled):
     given.setdefault("original_max_position_embeddings", max_positions)
   return convert(given, kind, where)
 
 
-def tables(rope: Rope, dim: int, length: int) -> tuple[Array, Array]:
-  """Cosines and sines `[length, dim // 2]`, float32."""
-  inverse, factor = rope.frequencies(dim, length)
+def tables(rope: Rope, dim: int, length: int, longest: int | None = None) -> tuple[Array, Array]:
+  """Cosines and sines `[length, dim // 2]`, float32; sequences are at most `longest`, the rest is padding."""
+  inverse, factor = rope.frequencies(dim, length if longest is None else min(length, longest))
   angles = jnp.arange(length, dtype=jnp.float32)[:, None] * jnp.asarray(inverse, jnp.float32)[None]
   return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 

@@ -11,6 +11,7 @@ from merge_jax.preflight.findings import require as require
 from merge_jax.preflight.findings import table as table
 from merge_jax.preflight.memory import Needs as Needs
 from merge_jax.preflight.values import finite as finite
+from merge_jax.preflight.values import ties as ties
 from merge_jax.storage import gib as gib
 
 require_disk = storage.require_space
