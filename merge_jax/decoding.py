@@ -110,11 +110,13 @@ def _names(kind: Any, parts: list[str], raw: Any) -> list[str]:
   for part in parts:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
       kind = typing.get_type_hints(kind).get(part)
+  structs = [one for one in typing.get_args(kind) if hasattr(one, "__struct_config__")]
   value = _value(raw, parts)
-  for one in typing.get_args(kind):  # of several, the one that a tag tells
-    tag = getattr(one, "__struct_config__", None)
-    if tag is not None and isinstance(value, dict) and value.get(tag.tag_field) == tag.tag:
-      return [tag.tag_field, *one.__struct_encode_fields__]
+  for one in structs:  # of several, the one that a tag tells
+    config = one.__struct_config__
+    if config.tag is not None and isinstance(value, dict) and value.get(config.tag_field) == config.tag:
+      return [config.tag_field, *one.__struct_encode_fields__]
+  kind = structs[0] if len(structs) == 1 else kind
   if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
     return list(kind.__struct_encode_fields__)
   return list(typing.get_args(kind)) if typing.get_origin(kind) is typing.Literal else []

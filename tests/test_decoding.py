@@ -25,6 +25,7 @@ class Outer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   search: Inner = Inner()
   scores: dict[str, float | None] = {}
   source: str | Zero = ""
+  other: Inner | None = None
 
 
 @pytest.mark.parametrize(
@@ -35,12 +36,13 @@ class Outer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ({"name": 1}, r"^f: name is 1; expected a string\.$"),
     (
       {"name": "x", "serch": {}},
-      r"^f: unknown field 'serch'; did you mean 'search'\? Known: name, scores, search, source",
+      r"^f: unknown field 'serch'; did you mean 'search'\? Known: name, other, scores, search, source",
     ),
     (
       {"name": "x", "search": {"bugdet": 1}},
       r"^f: unknown field in search 'bugdet'; did you mean 'budget'\?",
     ),
+    ({"name": "x", "other": {"bugdet": 1}}, r"^f: unknown field in other 'bugdet'; did you mean 'budget'\?"),
     ({"name": "x", "search": {"budget": 0}}, r"^f: search.budget is 0; expected a whole number >= 1\.$"),
     ({"name": "x", "search": {"budget": True}}, r"^f: search.budget is True; expected a whole number"),
     ({"name": "x", "search": {"budget": 2.5}}, r"^f: search.budget is 2.5; expected a whole number"),
