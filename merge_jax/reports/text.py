@@ -76,13 +76,15 @@ def verdict(result: Mapping[str, Any]) -> str | None:
   'The search found more: +0.020 ± 0.005 over greedy, the best of the points that need none.'
   >>> verdict({"selected_from": "search_best", "gained": found | {"gain": -0.02, "shown": False}})
   'The search lost on the test examples: -0.020 ± 0.005 against greedy, the best of the points that need ...'
+  >>> verdict({"selected_from": "greedy", "gained": found})
+  'The search found nothing that validation shows to be better than greedy, the best of the points that ...'
   """
   found = result.get("gained")
   if found is None or found["gain"] is None:
     return None
   known = f"{label(found['over'])}, the best of the points that need none"
   if result["selected_from"] == found["over"]:
-    return f"The search found nothing better than {known}."
+    return f"The search found nothing that validation shows to be better than {known}."
   told = gain(found["gain"], found["stderr"])
   if found["shown"] is None:
     return f"The search gains {told} over {known}; its error is not known."
