@@ -14,6 +14,7 @@ from merge_jax.operators import Leaf
 from merge_jax.recycle import choice, metric, settings
 from merge_jax.search import pareto, proposers
 from merge_jax.search.options import Evidence, Options
+from merge_jax.search.outputs import Outputs
 from merge_jax.search.space import space
 from merge_jax.search.surrogate import directions, leave_one_out, process, region, surrogate
 from merge_jax.search.surrogate.model import learn
@@ -432,3 +433,15 @@ def test_slopes_of_the_likelihood_are_derivatives():
   for i, step in enumerate(1e-6 * np.eye(7)):
     ends = [process._cost(theta + sign * step, points, gram)[0] for sign in (1, -1)]
     np.testing.assert_allclose((ends[0] - ends[1]) / 2e-6, slope[i], rtol=1e-4, atol=1e-6)
+
+
+def test_damaged_outputs_are_missing_ones(tmp_path):
+  candidate = search.Candidate("x", "linear", search.Point((1.0,)))
+  Outputs(tmp_path).put(0, candidate, {"losses": np.arange(3.0)})
+  (file,) = tmp_path.iterdir()
+  whole = file.read_bytes()
+  assert Outputs(tmp_path).has(0, candidate)
+  central = whole.index(b"PK\x01\x02")
+  for at, value in ((central + 8, 1), (central + 10, 8), (central + 10, 99), (central, 0)):
+    file.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
+    assert not Outputs(tmp_path).has(0, candidate)
