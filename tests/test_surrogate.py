@@ -9,6 +9,7 @@ import pytest
 
 from merge_jax import evals, models, recycle, search
 from merge_jax.evals import smoothing
+from merge_jax.evals.answers import Answers
 from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.operators import Leaf
 from merge_jax.recycle import choice, metric, settings
@@ -445,3 +446,10 @@ def test_damaged_outputs_are_missing_ones(tmp_path):
   for at, value in ((central + 8, 1), (central + 10, 8), (central + 10, 99), (central, 0)):
     file.write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
     assert not Outputs(tmp_path).has(0, candidate)
+
+
+def test_nothing_is_learned_from_choices_that_an_example_does_not_have():
+  table, ones = np.array([[0, 1, -1], [2, 3, 4]]), np.ones(2)
+  part = smoothing.Part("choices", table, np.array([1, 0]), np.ones((2, 3)), ones, np.zeros(2, int))
+  answers = Answers((part,), np.zeros(0, int), np.arange(2))
+  assert answers.table([{"losses": np.arange(5.0)}]).weights.tolist() == [1, 1, 0, 1, 1, 1]

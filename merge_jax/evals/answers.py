@@ -107,9 +107,11 @@ class Answers:
       if losses or part.kind == LOSS:
         rows = part.table[np.arange(len(part.right)), part.right]
         values = np.stack([one["losses"][rows] for one in outputs])
+        weights.append(np.ones(len(rows)))
         pieces.append(Piece(LOSS, part))
       elif part.kind == CHOICES:
         values = np.stack([one["losses"][np.maximum(part.table, 0)] / part.divisors for one in outputs])
+        weights.append((part.table >= 0).reshape(-1).astype(np.float64))
         pieces.append(Piece(CHOICES, part))
       else:
         some = [(one["gaps"][start : start + size], one["rivals"][start : start + size]) for one in outputs]
@@ -120,8 +122,6 @@ class Answers:
         pieces.append(Piece(EXACT, part, starts, example[position[starts]]))
       start += size
       flat = values.reshape(len(outputs), -1).astype(np.float32)
-      if len(weights) < len(pieces):
-        weights.append(np.ones(flat.shape[1]))
       columns.append(flat)
       tasks.append(np.full(flat.shape[1], number))
     values = np.concatenate(columns, axis=1)
