@@ -5,7 +5,7 @@ from decimal import Decimal, InvalidOperation
 
 from merge_jax.evals.options import Options
 
-NUMBER = re.compile(r"(?<!\d)-?\d+(?:,\d{3})*(?:\.\d+)?")
+NUMBER = re.compile(r"(?<!\d)-?(?:\d+(?:,\d{3})*(?:\.\d+)?|(?<![\w.])\.\d+)")
 
 
 def agrees(text: str, target: str, options: Options) -> bool:
@@ -56,7 +56,7 @@ def normalized(text: str, numbers: bool = False) -> str:
   text = " ".join(text.casefold().split()).removesuffix(".").rstrip()
   if numbers and re.fullmatch(rf"[$€£]?{NUMBER.pattern}%?", text):
     try:
-      text = f"{Decimal(text.strip('$€£%').replace(',', '')):f}"
+      text = f"{Decimal(text.strip('$€£%').replace(',', '')) or Decimal():f}"
     except InvalidOperation:
       return text
     return text.rstrip("0").rstrip(".") if "." in text else text
