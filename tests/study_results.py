@@ -215,8 +215,10 @@ def _recycle(rng, groups):
        **_interval(rng, 0.56 + budget / 5000 + rng.normal(0, 0.01), 0.02)}
       for name in names for factor, levels in factors.items() for level in levels for budget in (50, 150)
     ],
-    "cost": {"search_flops": 1.05e16, "training_flops": 1.057e17, "share": 0.0994,
-             "settings": [{"setting": name, "share": 0.1} for name in names]},
+    "cost": {"parameters": 620_000, "rows": [
+      {"setting": name, "evaluations": 150, "counted": "tokens", "evaluation": 70_000_000_000,
+       "training": 1.057e14, "share": 0.0994} for name in names
+    ]},
   }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from merge_jax import checkpoints, evals, models
 from merge_jax.evals import tasks as task_files
 from merge_jax.recycle import settings as recycle_settings
 from merge_jax.recycle import suites
+from merge_jax.reports import study_page
 from merge_jax.search import Candidate, Point
 from merge_jax.study import recycling
 from merge_jax.study.recycling import search as recycle_search
@@ -260,6 +261,7 @@ def test_section_of_the_report(found):
   np.testing.assert_allclose(rows[4, "pool"]["share"], 4 * read / (3 * sum(trained)))
   np.testing.assert_allclose(rows[7, "tokens"]["share"], 7 * read / (3 * np.median(trained)))
   np.testing.assert_allclose(rows[4, "sequences"]["share"], 4 * samples / (3 * 40))
+  assert "Cost of the searches" in study_page.render({"recycle": section}, {}, [])
 
 
 def test_what_is_missing_is_left_out(found):

@@ -134,7 +134,7 @@ def _records(result: Result) -> list[tuple[str, list[list[str]]]]:
   ]
   for one in rows(result, "recycle", "settings"):
     named.append((f"Gains of the search for {said(one, 'name')} over what needs none", rows(one, "gains")))
-  named.append(("Cost of the searches", rows(result, "recycle", "cost", "settings")))
+  named.append(("Cost of the searches, in FLOPs", rows(result, "recycle", "cost", "rows")))
   tables = []
   for name, some in named:
     fields = distinct(field for row in some for field in row)
