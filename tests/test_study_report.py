@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from merge_jax import reports
-from merge_jax.reports import panels, study_data, study_page, study_text
+from merge_jax.reports import panels, study_data, study_page, study_searches, study_text
 from tests import study_results
 from tests.further import further
 
@@ -81,6 +81,13 @@ def test_a_study_of_one_thing():
   text = words(report.page)
   assert "Figures that this study has no data for: base kinds, multitask, learning, along" in text
   assert "could not be drawn" not in text
+
+
+def test_axes_of_fronts_say_where_less_is_better():
+  tasks = [{"name": "copy", "sign": 1}, {"name": "prose", "sign": -1}]
+  setting = {"name": "both", "tasks": ["copy", "prose"], "front": [[0.5, 1.2], [0.6, 1.4]]}
+  (axis,) = study_searches.fronts({"tasks": tasks, "recycle": {"settings": [setting]}}).axes
+  assert (axis.get_xlabel(), axis.get_ylabel()) == ("copy (search examples)", "prose (lower is better)")
 
 
 @pytest.mark.thorough

@@ -105,6 +105,6 @@ def ablations(result: Result) -> Figure | None:
       axis.locator_params(axis="x", nbins=4)
       axis.set_title("" if i else plain(str(name or "–")))
       axis.set_ylabel("" if j else plain(label(str(factor or "–"))), fontsize=8)
-    figure.supxlabel("best fitness found", fontsize=9)
+    figure.supxlabel("average on test examples of the fittest merge", fontsize=9)
     panels.legend(figure)
   return figure

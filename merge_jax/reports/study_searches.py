@@ -98,6 +98,7 @@ def fronts(result: Result) -> Figure | None:
   drawn = drawn[:MOST_FRONTS]
   if not drawn:
     return None
+  lower = {row.get("name") for row in rows(result, "tasks") if number(row.get("sign")) < 0}
   with plt.rc_context(SHARP):
     figure, axes = panels.tiles(len(drawn), (3.1, 2.7))
     for axis, (name, tasks, front, named, (i, j)) in zip(axes, drawn, strict=True):
@@ -109,8 +110,9 @@ def fronts(result: Result) -> Figure | None:
         if np.isfinite(x) and np.isfinite(y):
           axis.plot(x, y, marker=marker, color=color, ls="", mec="white", mew=0.5,
                     ms=12 if marker == "*" else 7, label=label(row))  # fmt: skip
-      axis.set_xlabel(f"{plain(tasks[i])} (search examples)")
-      axis.set_ylabel(plain(tasks[j]))
+      x_name, y_name = (plain(tasks[k]) + (" (lower is better)" if tasks[k] in lower else "") for k in (i, j))
+      axis.set_xlabel(f"{x_name} (search examples)")
+      axis.set_ylabel(y_name)
       axis.set_title(f"{plain(name)}, n {len(front)} on the front")
       axis.locator_params(nbins=5)
     panels.legend(figure)
