@@ -245,7 +245,10 @@ def test_a_study_of_given_models_scores_every_cell(done):
     "base": 1, "expert": 3, "multitask": 1, "merge": 2 * (3 + 3 + 4)
   }  # fmt: skip
   assert {row["held"] for row in rows if row["task"] == "other"} == {"out"}
-  assert len(result["hyperparameters"]) == 3 + 2 * 3 + 2 * 4
+  trials = result["hyperparameters"]
+  assert len(trials) == 3 + 2 * 3 + 2 * 4
+  better = sum(trial["chosen"] and trial["trial"] > 0 for trial in trials)
+  assert result["cost"]["evaluations"] == 2 * 5 + len(trials) + 10 + better
   assert {claim["id"] for claim in result["claims"]} >= {f"W{i}" for i in range(1, 9)}
   assert (folder / "report.html").is_file() and json.loads((folder / "result.json").read_text())
   assert not result["failed"]

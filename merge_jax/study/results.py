@@ -114,7 +114,11 @@ def describe(plan: Plan, outcome: Outcome, found: Sequence[Row]) -> dict[str, An
       "seconds": round(sum(result.get("seconds", 0.0) for result in outcome.results.values()), 1),
       "trainings": sum(cell.kind == "train" for cell in plan.cells),
       "merges": sum(cell.kind == "merge" for cell in plan.cells),
-      "evaluations": sum(len(result.get("trials", ())) + 2 for result in outcome.results.values()),
+      "evaluations": sum(
+        len(result.get("trials", (None,))) + len({0, result.get("chosen", 0)})  # on validation, on test
+        for cell in plan.cells
+        if cell.kind in ("score", "merge") and (result := outcome.results.get(cell.key))
+      ),
     },
   }  # fmt: skip
 
