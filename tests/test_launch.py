@@ -61,7 +61,7 @@ def test_recycle_then_report_then_again(world, tmp_path):
   code, out, errors = launch("recycle", *flags_of(world, output))
   assert code == 0, errors
   assert "12/12 evaluations" in out and f"report: {output}/report.html" in out
-  assert re.search(r"The (merge of 3 checkpoints|single checkpoint m\d) scores .* against", out)
+  assert re.search(r"The (merge of (2 of )?3 checkpoints|single checkpoint m\d) scores .* against", out)
   page = (output / "report.html").read_bytes()
   (output / "report.html").unlink()
   code, _, errors = launch("report", f"--run={output}")

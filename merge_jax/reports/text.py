@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 SURE = 1.96
 """Errors beyond which a difference is more than chance gives, as in `evals.uncertainty`."""
 
@@ -62,10 +64,19 @@ def _called(row: Mapping[str, Any], checkpoints: Sequence[str]) -> str:
   'The single checkpoint math'
   >>> _called({"method": "linear", "weights": [0.5, 0.5]}, ["code", "math"])
   'The merge of 2 checkpoints'
+  >>> _called({"method": "linear", "weights": [0.5, 0.0, 0.5]}, ["code", "math", "law"])
+  'The merge of 2 of 3 checkpoints'
+  >>> _called({"method": "ties", "weights": [0.0, 0.0]}, ["code", "math"])
+  'The base'
   """
-  if row["method"] == "linear" and [weight for weight in row["weights"] if weight] == [1.0]:
-    return f"The single checkpoint {checkpoints[row['weights'].index(1.0)]}"
-  return f"The merge of {len(checkpoints)} checkpoint{'s' if len(checkpoints) > 1 else ''}"
+  weights = np.atleast_2d(row["weights"])
+  (used,) = np.nonzero(weights.any(axis=0))
+  if not used.size:
+    return "The base"
+  if row["method"] == "linear" and used.size == 1 and (weights[:, used] == 1).all():
+    return f"The single checkpoint {checkpoints[used[0]]}"
+  of = f"{used.size} of " if used.size < len(checkpoints) else ""
+  return f"The merge of {of}{len(checkpoints)} checkpoint{'s' if len(checkpoints) > 1 else ''}"
 
 
 def verdict(result: Mapping[str, Any]) -> str | None:
