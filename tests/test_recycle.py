@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import merge_jax as mj
-from merge_jax import checkpoints, models, recycle, search, storage
+from merge_jax import checkpoints, models, preflight, recycle, search, storage
 from merge_jax.recycle import merged, selection, settings
 from merge_jax.recycle.folder import DERIVED
 from merge_jax.search import Candidate, Point
@@ -893,7 +893,7 @@ def test_lost_items_cost_the_correction_alone(world, finished, tmp_path):
   assert "cannot be corrected" in (copy / "report.html").read_text()
 
 
-def test_another_point_is_selected_without_an_evaluation(world, finished, tmp_path):
+def test_another_point_is_selected_without_an_evaluation(world, finished, tmp_path, monkeypatch):
   output, result = finished
   copy, said = tmp_path / "copy", []
   shutil.copytree(output, copy)
@@ -927,6 +927,10 @@ def test_another_point_is_selected_without_an_evaluation(world, finished, tmp_pa
     checkpoints.open(tmp_path / "one").load()["model.norm.weight"],
     checkpoints.open(world[1][1]).load()["model.norm.weight"],
   )
+  asked = []
+  monkeypatch.setattr(preflight, "require_disk", lambda place, nbytes: asked.append(place))
+  recycle.select(copy, candidate=1, output=str(tmp_path / "elsewhere"), say=quiet)
+  assert asked == [tmp_path / "elsewhere"]
   (copy / "items.jsonl").unlink()
   without = recycle.select(copy, candidate=1, output=str(tmp_path / "two"), say=said.append)
   assert without["average"]["stderr"] is None and any("Without errors" in line for line in said)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from merge_jax import preflight, storage
+from merge_jax import storage
 from merge_jax.decoding import nameable
 from merge_jax.errors import sentence, unknown
 from merge_jax.evals import uncertainty
@@ -59,17 +59,17 @@ def select(
     raise ValueError("--candidate names a point; leave out --task_weights and --at_least, or leave it out.")
   if candidate is None and not task_weights and not at_least:
     raise ValueError("Give --candidate=57, --task_weights=code=2 or --at_least=math=.6.")
-  problem = _problem(run)
+  where = storage.destination(output or run, "--output_dir")
+  problem = _problem(run, where)
   lines = enumerate(storage.read_lines(run / folder.JOURNAL), 1)
   records = wishes.selectable([parse(line, f"{run / folder.JOURNAL}:{number}") for number, line in lines])
   if candidate is not None:
     chosen = _numbered(records, candidate)
   else:
     chosen = _wished(problem.fitness, records, task_weights, at_least)
-  where = storage.destination(output or run / f"selected-{chosen.index}", "--output_dir")
+  where = where if output else run / f"selected-{chosen.index}"
   storage.refuse_inside(where, problem.inputs, "--output_dir")
   storage.refuse_filled(where)
-  preflight.require_disk(run, problem.pool[0].nbytes)
   (row,) = (r for r in json.loads(storage.read_bytes(run / folder.RESULT))["rows"] if r["name"] == "selected")
   before = find(records, Candidate("", row["method"], Point.of(np.array(row["weights"]), row["numbers"])))
   made = {
@@ -87,13 +87,17 @@ def select(
   return made
 
 
-def _problem(path: Path) -> Problem:
-  """The problem of a finished run, from its manifest; Refused if it is not finished or its inputs changed."""
+def _problem(path: Path, output: Path) -> Problem:
+  """The problem of a finished run, from its manifest, whose merge can be written to that place.
+
+  Raises:
+    Refused: it is not finished or its inputs changed.
+  """
   old = folder.completed(path)
   names = Settings.__struct_fields__  # settings that are no more decided nothing of the merge
   config = {name: value for name, value in old.config.items() if name in names}
   # From the disk: a tensor at a time is all that is read, and a batch of candidates would be of devices.
-  disk = {"output_dir": str(path), "placement": {"pool_memory": "disk"}}
+  disk = {"output_dir": str(output), "placement": {"pool_memory": "disk"}}
   search = dict(config.get("search", {})) | {"batch": 1, "in_turn": False}
   settings = from_mapping(config | disk | {"search": search})
   try:
