@@ -13,8 +13,8 @@ import msgspec
 from merge_jax import errors, host, preflight, storage
 from merge_jax.recycle import folder as folders
 from merge_jax.recycle import manifest as manifests
-from merge_jax.recycle import methods, suites
 from merge_jax.recycle import result as results
+from merge_jax.recycle import suites
 from merge_jax.recycle.folder import RunFolder
 from merge_jax.recycle.manifest import Manifest
 from merge_jax.recycle.problem import Problem, build
@@ -153,7 +153,7 @@ def _run(
   known = len(journal.records)
   if known:
     say(f"resuming after {known} evaluations")
-  say(known_points_cost(len(problem.pool), problem.settings.search.budget))
+  say(_known_points(problem))
   work.place()
 
   def after(record: Record) -> None:
@@ -236,16 +236,12 @@ def write_report(run: RunFolder, result: dict[str, Any]) -> None:
   run.write(folders.REPORT, report.page)
 
 
-def known_points_cost(count: int, budget: int, trajectory: int = 0) -> str:
-  """How much of the budget the known points take at most, `trajectory` merges along a run among them.
-
-  >>> known_points_cost(16, 50)
-  'known points (16 single checkpoints and soups) take up to 33 of 50 evaluations'
-  """
-  points = count + 2 + max(count - 1, 0) + trajectory
-  along = f", {trajectory} along the run" if trajectory else ""
-  what = f"known points ({count} single checkpoints and soups{along})"
-  return f"{what} take up to {points} of {budget} evaluations"
+def _known_points(problem: Problem) -> str:
+  """How much of the budget the known points take at most."""
+  count, along = len(problem.pool), len(problem.options.trajectory)
+  points, budget = 2 * count + 1 + along, problem.settings.search.budget
+  what = f"{count} single checkpoints and soups" + (f", {along} along the run" if along else "")
+  return f"known points ({what}) take up to {points} of {budget} evaluations"
 
 
 def plan(settings: Settings, *, overwrite: bool = False) -> str:
@@ -283,8 +279,7 @@ def describe(problem: Problem) -> str:
     ]  # fmt: skip
   lines += [
     ("method", f"{s.method} by {problem.proposer} in space {s.space!r}, "
-               f"fitness {s.fitness} of {s.fitness_source}; "
-               + known_points_cost(len(pool), s.budget, len(methods.trajectory(s.steps, len(pool))))),
+               f"fitness {s.fitness} of {s.fitness_source}; {_known_points(problem)}"),
     ("writes", f"{problem.settings.output_dir}: {', '.join(written)} "
                f"(merged: {preflight.gib(first.nbytes)})"),
     *(("note", note) for note in suite.notes),
