@@ -73,7 +73,7 @@ def slope(draws: Draws, cells: Cells) -> np.ndarray:
   rows = [row for own in cells.values() for row in own]
   weights = np.concatenate([draws.weights(own) for own in cells.values()], axis=1)
   models = [draws.models[row] for row in rows]
-  for method, seed in {(model.method, model.seed) for model in models}:
+  for method, seed in dict.fromkeys((model.method, model.seed) for model in models):
     for i, category in enumerate(draws.categories):
       own = [
         j for j, m in enumerate(models) if (m.method, m.seed) == (method, seed) and category in m.members
