@@ -137,3 +137,6 @@ def test_suites_have_one_face(suite):
     assert one.tokens(one.splits[0]) >= 0 and isinstance(one.sizes(one.splits[0]), dict)
   assert suite.signs == (1.0, 1.0) and mine.signs == (-1.0, 1.0)
   assert suite.losses and not mine.losses
+  short = FunctionSuite({"norm": 1.0, "mean": 1.0}, lambda params, split: {"norm": 1.0})
+  with pytest.raises(ValueError, match="function gave no 'mean' on search, but norm; expected a score"):
+    short.objective(pool).evaluate(CANDIDATES[:1], "search")

@@ -55,7 +55,16 @@ class FunctionSuite(Suite):
     competitors: int = 0,
   ) -> FunctionObjective:
     """One call of the function a candidate, whatever the batch."""
-    return FunctionObjective(merges, self._score)
+    return FunctionObjective(merges, self._scores)
+
+  def _scores(self, params: PyTree, split: str) -> Mapping[str, float]:
+    scores = self._score(params, split)
+    if missing := [name for name in self.names if name not in scores]:
+      raise ValueError(
+        f"The suite's function gave no {missing[0]!r} on {split}, but {', '.join(scores) or 'nothing'}; "
+        "expected a score of each task, NaN where there is none."
+      )
+    return scores
 
 
 class CommandSuite(FunctionSuite):
