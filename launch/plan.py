@@ -5,7 +5,6 @@ python -m launch.plan --config_json=model/config.json --tasks=code.jsonl --token
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -47,18 +46,22 @@ def main() -> None:
   jax.config.update("jax_num_cpu_devices", _DEVICES.value)
   from merge_jax import storage
   from merge_jax.estimate import devices, plan
+  from merge_jax.evals import tasks
 
-  if _OUTPUT.value:
-    storage.refuse_unwritable(Path(_OUTPUT.value))
+  output = storage.destination(_OUTPUT.value, "--output") if _OUTPUT.value else None
+  if output is not None:
+    config = [storage.path(_CONFIG.value)] if _CONFIG.value else []
+    storage.refuse_inside(output, [*config, *map(tasks.path_of, _TASKS.value)])
+    storage.refuse_unwritable(output)
   if not math.isfinite(_DISK.value):
     raise ValueError(f"--disk_gb_per_second is {_DISK.value}; expected a finite number.")
   name, job = described()
   search = plan.Search(name, _BUDGET.value, devices.device(_DEVICE.value), 1e9 * _DISK.value, _COMPILE.value)
   result = plan.plan(job, search)
   print(plan.text(result))
-  if _OUTPUT.value:
-    storage.write_json(Path(_OUTPUT.value), result)
-    print(f"plan: {_OUTPUT.value}")
+  if output is not None:
+    storage.write_json(output, result)
+    print(f"plan: {output}")
 
 
 def described() -> Any:

@@ -109,6 +109,7 @@ def test_a_signal_finishes_the_record_and_has_its_own_status(world, tmp_path, se
     ("recycle", ["--config=nowhere.py"], "nowhere.py"),
     ("evaluate", ["--checkpoints", "a", "b", "--tasks=t", "--output=x"], "Unexpected words: b. Lists are"),
     ("evaluate", ["--checkpoints=a", "--tasks=t", "--output="], "--output is empty"),
+    ("plan", ["--config_json=x/config.json", "--output=x/config.json"], "config.json is the input"),
     ("recycle", ["--tasks=a.jsonl", "--output_dir=x"], "There is no checkpoint"),
     further("recycle", ["--checkpoints=a,,b", "--tasks=a.jsonl", "--output_dir=x"], "entry 2 of 3 is empty"),
     (
