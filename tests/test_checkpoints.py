@@ -462,6 +462,19 @@ def test_preflight_warns_without_a_common_ancestor(pool):
   assert found.level == "warning" and "NO COMMON ANCESTOR" in found.detail
 
 
+def test_preflight_names_a_model_that_is_the_base(pool, tmp_path):
+  base = checkpoints.open(tmp_path / "base")
+  for change, count in ((lambda tensors: None, 1), (lambda t: t["model.norm.weight"].__setitem__(3, 2.0), 0)):
+
+    def copy(tensors, change=change):
+      tensors |= {name: np.array(base.read(name)) for name in base.specs}
+      change(tensors)
+
+    rewrite(pool[1], copy)
+    said = [f.detail for f in errors(pool, str(base.path))]
+    assert said == ["m1 equals the base: its task vector is zero"] * count
+
+
 def test_preflight_compares_vocabularies(pool):
   path = pool[2] / "tokenizer.json"
   path.write_text(path.read_text().replace('"a"', '"ä"'))

@@ -58,9 +58,13 @@ def ancestor(models: Models, base: Checkpoint | None) -> Iterator[Finding]:
     what += f"; of task vectors {alike.min():.3f} to {alike.max():.3f}"
   yield Finding("warning" if far else "ok", "ancestor", what)
   if base is not None:
-    for (label, _), vector in zip(models[:-1], vectors[:-1], strict=True):
-      if np.array_equal(vector, vectors[-1]):
+    for (label, checkpoint), vector in zip(models[:-1], vectors[:-1], strict=True):
+      if np.array_equal(vector, vectors[-1]) and _same(checkpoint, base):
         yield Finding("warning", "ancestor", f"{label} equals the base: its task vector is zero")
+
+
+def _same(one: Checkpoint, other: Checkpoint) -> bool:
+  return all(np.array_equal(one.read(name), other.read(name)) for name in one.specs)
 
 
 def _sample(checkpoint: Checkpoint, names: Sequence[str]) -> np.ndarray:
