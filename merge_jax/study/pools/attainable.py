@@ -78,8 +78,8 @@ def ascent(own: Ground, space: str, options: Attainable) -> Plain:
   for each group (attention, feed-forward, the rest) or for each layer.
 
   Returns:
-    `weights` by `patterns`; `step` it is from; `smooth`: score before each step; `validation`, and as of
-    `judged`.
+    `weights` by `patterns`; `step` it is from; `smooth`: score before each step; `validation`; of test
+    examples `test` by task, `average`, and `gain` over the greedy soup with its `stderr`.
   """
   count = len(own.experts)
   prepared = mj.prepare(mj.task_arithmetic(), own.experts, base=own.base)
@@ -137,7 +137,7 @@ def numbers(own: Ground, name: str, ranges: Mapping[str, tuple[float, float]], o
 
   Returns:
     `numbers` of the best on validation among the best on the search's examples; `fitness` of all that were
-    evaluated; `validation`, and as of `judged`.
+    evaluated; `validation`, and on test examples what `ascent` gives.
   """
   generator, names = np.random.default_rng(0), list(ranges)
   low, high = (np.array([ranges[name][i] for name in names]) for i in (0, 1))

@@ -88,7 +88,7 @@ class Attainable(Part, frozen=True):
 
   Attributes:
     spaces: of the weights: "simplex", "free", "group" (attention, feed-forward, all else), "layer".
-    steps, rate: of Adam, from the best of greedy and uniform.
+    steps, rate: of Adam, from the greedy soup.
     temperature: of the logits.
     checks: times that the weights are scored on validation examples, evenly spaced.
     numbers: ranges of operators' numbers, by operator.

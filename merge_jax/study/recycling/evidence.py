@@ -28,7 +28,7 @@ def evidence(results: Iterable[Plain]) -> Plain:
         baselines included), `top`, the weights of the five fittest, and of the points proposed, in order,
         `fitness` and `scores` by task, columns on the search's examples;
     `sweep`: see `Setting.sweep`.
-    `cost`: see `recycle_cost.cost`.
+    `cost`: see `cost.cost`.
   """
   found = settings(results)
   if not found:

@@ -1,8 +1,8 @@
 """What all searches of a study found, by setting: the one place that reads their results.
 
-Results are plain: those of `recycle_search.singles` and `recycle_search.run`, the latter with `setting`,
-`tasks`, `count`, `arm`, `seed` and `budgets`. A search that is missing leaves its rows out. Averages are
-means over the tasks of a setting, a score that is better low with a minus; "held out" are all other tasks.
+Results are plain: those of `search.singles` and `search.run`, the latter with `setting`, `tasks`, `count`,
+`arm`, `seed` and `budgets`. A search that is missing leaves its rows out. Averages are means over the tasks
+of a setting, a score that is better low with a minus; "held out" are all other tasks.
 """
 
 import dataclasses
