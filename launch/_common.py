@@ -23,6 +23,8 @@ if TYPE_CHECKING:
   from merge_jax.recycle import Settings
   from merge_jax.search import Record
 
+flags.disclaim_key_flags()  # what is defined here is a job's own, and in its --help
+
 STOPPED = errors.Stopped.status  # exit status after SIGTERM or Ctrl-C: the same command continues
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -109,8 +111,9 @@ def _parse(argv: list[str]) -> list[str]:
 
 def define_config(name: str) -> Any:
   """The flag `--config`, by default `configs/NAME.py`; its keys are flags, too (`--config.seed=1`)."""
+  said = "File of settings, each of them a flag, too: --config.KEY=VALUE."
   with _one_sentence():  # overrides of the default are parsed where the flag is defined
-    return config_flags.DEFINE_config_file("config", str(CONFIGS / f"{name}.py"), "Settings; or a file.")
+    return config_flags.DEFINE_config_file("config", str(CONFIGS / f"{name}.py"), said)
 
 
 def config_values(holder: Any) -> dict[str, Any]:

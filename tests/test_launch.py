@@ -255,6 +255,11 @@ def test_the_readme_examples_run():
   assert [name for name in own_methods.OWN if hasattr(merge_jax, name) and f"`{name}`" not in text] == []
 
 
+def test_help_names_the_flags_that_jobs_share():
+  _, out, _ = launch("train", "--help")
+  assert all(f"--{flag}: " in out for flag in ("config", "mesh", "[no]distributed", "init"))
+
+
 def test_jobs_are_listed():
   done = subprocess.run(
     [sys.executable, "-m", "merge_jax", "--help"], cwd=ROOT, capture_output=True, text=True
