@@ -120,10 +120,8 @@ def make_data(folder: Path, config: Config) -> tuple[list[Path], list[Path]]:
   task_paths, train_paths = [], []
   for i, name in enumerate(config.tasks):
     seed = config.seed * RUN + i * TASK
-    train_path, task_path = (
-      folder / "tasks" / "train" / f"{name}.jsonl",
-      folder / "tasks" / f"{name}.jsonl",
-    )
+    train_path = folder / "tasks" / "train" / f"{name}.jsonl"
+    task_path = folder / "tasks" / f"{name}.jsonl"
     if not task_path.is_file() or not train_path.is_file():
       train = puzzles.generate(name, config.train_examples, seed)
       seen = {record["prompt"] for record in train}

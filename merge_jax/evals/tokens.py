@@ -146,9 +146,8 @@ class Tokens:
       return self._read[size]
     count = min(self.tokenizer.get_vocab_size(with_added_tokens=True), size)
     with in_library(f"{self.source} failed"):
-      first = self.tokenizer.encode("a", add_special_tokens=False).ids[
-        -1:
-      ]  # some decoders drop a first space
+      # Behind another token, since some decoders drop a first space.
+      first = self.tokenizer.encode("a", add_special_tokens=False).ids[-1:]
       before = len(self.tokenizer.decode(first))
       texts = self.tokenizer.decode_batch([[*first, i] for i in range(count)], skip_special_tokens=True)
     self._read[size] = [text[before:] for text in texts] + [""] * (size - count)

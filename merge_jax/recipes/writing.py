@@ -86,10 +86,9 @@ def _verify(folder: Path, specs: Mapping[str, jax.ShapeDtypeStruct], digests: Ma
   except ValueError as error:
     fault = str(error)
   if fault := next(filter(None, host.gather(fault)), None):
-    for name in (
-      storage.names(folder) if host.is_lead() else ()
-    ):  # a resumed merge must not take them for good
-      (folder / name).unlink(missing_ok=True)
+    if host.is_lead():
+      for name in storage.names(folder):  # a resumed merge must not take them for good
+        (folder / name).unlink(missing_ok=True)
     raise ValueError(fault)
 
 

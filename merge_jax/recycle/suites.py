@@ -176,8 +176,7 @@ def harness_model(first: Checkpoint, model: Model, options: Evals, layout: Layou
     )
   face = Face(
     model.apply, model.generate, evals.Tokens.from_folder(first.path), model.config.vocab_size,
-    model.config.max_positions,
-    model.branches, options.max_shapes, options.batch_tokens, jnp.dtype(options.dtype),
+    most, model.branches, options.max_shapes, options.batch_tokens, jnp.dtype(options.dtype),
   )  # fmt: skip
   return Judge(face, layout)
 

@@ -34,9 +34,7 @@ def draw(rows: Sequence[Row], path: Path, title: str = "") -> None:
       own = [row for row in rows if row["kind"] == kind]
       for name, shift in zip(names, apart, strict=True):
         line = sorted((row for row in own if row["contestant"] == name), key=lambda row: row["evaluations"])
-        x = (
-          np.arange(len(budgets) - len(line), len(budgets)) + shift
-        )  # large pools begin with a larger budget
+        x = np.arange(len(budgets) - len(line), len(budgets)) + shift  # large pools begin with a larger one
         axis.errorbar(
           x, [row["gain"] for row in line], [row["stderr"] for row in line], color=look[name].color,
           marker=look[name].marker, ls=look[name].line, ms=4, lw=1.2, elinewidth=0.9, label=plain(name),

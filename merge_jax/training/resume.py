@@ -175,12 +175,11 @@ def _restore(path: Path, like: State, about: _Record) -> State:
       )
   stored = checkpoints.open(path)
 
-  def read(
-    name: str, leaf: Array
-  ) -> Array:  # a copy: what a computation is given must not lie in a mapped file
-    return jax.make_array_from_callback(
-      leaf.shape, leaf.sharding, lambda index: np.array(stored.read(name, index))
-    )
+  def read(name: str, leaf: Array) -> Array:
+    def copy(index: Any) -> np.ndarray:  # what a computation is given must not lie in a mapped file
+      return np.array(stored.read(name, index))
+
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, copy)
 
   tree = jax.tree.structure((like.params, like.optimizer))
   params, optimizer = jax.tree.unflatten(tree, [read(*item) for item in _named(like).items()])

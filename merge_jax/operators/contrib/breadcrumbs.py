@@ -89,10 +89,8 @@ class TrimOutliers(Mask):
       return list(zip(ordered[::2], ordered[1::2], strict=True))
     found = []
     for delta, one in zip(leaf.experts, self.each(len(leaf.experts)), strict=True):
-      bits, ranks = (
-        selection.magnitude(delta),
-        one.ranks(counting.limbs(delta.shape[-1]), one.density, one.gamma),
-      )
+      bits = selection.magnitude(delta)
+      ranks = one.ranks(counting.limbs(delta.shape[-1]), one.density, one.gamma)
       found.append(tuple(rows.kth_of_rows(bits, k) for k in ranks))
     return found
 

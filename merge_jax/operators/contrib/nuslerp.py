@@ -72,10 +72,10 @@ class NuSlerp(Operator):
 
   def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
     def angles(*pair: Array) -> PyTree:
-      found = (
-        leafwise.prepared(Slerp(), Leaf(pair)) if self.by != "tensor" else Slerp().prepare(leaf, surveyed)
+      whole = self.by == "tensor"
+      near, opposite, cancels = (
+        Slerp().prepare(leaf, surveyed) if whole else leafwise.prepared(Slerp(), Leaf(pair))
       )
-      near, opposite, cancels = found
       if self.lerp_above is None:
         return near, opposite, cancels
       threshold = jnp.asarray(self.lerp_above, near.dtype)
