@@ -8,8 +8,9 @@ import pytest
 
 import merge_jax as mj
 from merge_jax import streaming
-from merge_jax.operators import hashing, leafwise, naming, rows
-from merge_jax.operators.core import Leaf
+from merge_jax.operators import counting, hashing, leafwise, naming, rows, selection
+from merge_jax.operators.core import Leaf, Ranked, Total
+from merge_jax.operators.pytrees import pytree
 from merge_jax.streaming import blocks, order
 from tests.cases import CASES, every
 from tests.cases.common import make_tree
@@ -128,6 +129,33 @@ def test_every_rule_streams_what_it_merges_in_memory(name, monkeypatch):
   named = {str(i): tree for i, tree in enumerate(experts)}
   expected = mj.merge(case.operator, named, weights, **kwargs)
   chex.assert_trees_all_close(dict(result), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytree
+class Halved(mj.Operator):
+  """Keeps half of the model; its ranks say what they are told of the survey before."""
+
+  def survey(self):
+    def ranks(size, count, surveyed):
+      assert surveyed == (None,)
+      return [counting.fraction(size, 0.5)]
+
+    keys = Ranked(lambda leaf, _: (selection.magnitude(leaf.experts[0]),), ranks)
+    return Total(lambda leaf, _: jnp.sum(leaf.experts[0])), keys
+
+  def combine(self, leaf, prepared, weights):
+    return jnp.where(selection.reaches(selection.magnitude(leaf.experts[0]), prepared), leaf.experts[0], 0.0)
+
+  def prepare(self, leaf, surveyed):
+    return surveyed[1][0]
+
+
+def test_ranks_of_whole_models_are_told_the_same_in_streams_and_in_memory():
+  tree = make_tree(0)
+  jobs = jobs_of(Halved(), [Memory(tree, "0")], None)
+  result = Result(jobs)
+  streaming.stream(jobs, result)
+  chex.assert_trees_all_equal(dict(result), mj.merge(Halved(), [tree]))
 
 
 def test_most_rules_go_by_blocks():

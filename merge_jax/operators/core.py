@@ -69,8 +69,9 @@ class Ranked(NamedTuple):
   Attributes:
     keys: a tensor, or a block of one, and the results of the surveys before this one, to arrays of uint32
       below 2^31, for example one of magnitudes for each model.
-    ranks: the number of elements, the number of models and the results of the surveys before to `each` k for
-      every array of keys, in order; numbers of elements are limbs `[3]`: one program serves all sizes.
+    ranks: the number of elements, the number of models and the results of the surveys before (None for each
+      where the elements are those of all tensors) to `each` k for every array of keys, in order; numbers of
+      elements are limbs `[3]`: one program serves all sizes.
     whole: the elements are those of all tensors, or else of one tensor at a time.
     exact: equal keys are told apart by their position, the first in row-major order first; for one
       tensor alone.

@@ -100,7 +100,8 @@ def _keys(operator: Operator, leaf: Leaf, surveyed: Surveyed) -> tuple[Array, ..
 @functools.partial(jax.jit, static_argnames="count")
 def ranks(operator: Operator, size: Array, count: int, surveyed: Surveyed) -> Sequence[Array]:
   """The ranks that the operator's next survey, a `Ranked`, asks for."""
-  return _next(operator, surveyed).ranks(size, count, surveyed)
+  survey = _next(operator, surveyed)
+  return survey.ranks(size, count, (None,) * len(surveyed) if survey.whole else surveyed)
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "every"))
