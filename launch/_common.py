@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import os
 import signal
 import sys
@@ -62,6 +63,8 @@ def run(main: Callable[[], int | None]) -> None:
       host.leave(status)
     sys.exit(status or 0)
 
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="replace")  # a terminal without ± shall not cost a run
   app.run(guarded, flags_parser=_parse)
 
 

@@ -319,6 +319,16 @@ def test_a_signal_in_the_first_seconds_is_one_line(sent):
   assert (done.returncode, done.stderr) == (75, "error: interrupted; the same command continues.\n")
 
 
+def test_a_terminal_without_our_characters_costs_no_run():
+  code = """if True:
+    from launch import _common
+    from merge_jax import reports
+    _common.run(lambda: print(chr(177), "No claim" in reports.make_study({}).page))"""
+  ascii = ENVIRONMENT | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ascii, capture_output=True, text=True)
+  assert (done.returncode, done.stdout) == (0, "? True\n"), done.stderr
+
+
 def test_configs_and_settings_have_the_same_fields():
   from merge_jax.recycle import methods, settings
 

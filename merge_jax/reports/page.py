@@ -80,7 +80,7 @@ def template(path: Path) -> Any:
   environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
   part = {"style": "page.css", "explore_style": "explore.css", "explore_script": "explore.js"}
   for name, file in part.items():
-    environment.globals[name] = markupsafe.Markup((TEMPLATE.parent / file).read_text())
+    environment.globals[name] = markupsafe.Markup((TEMPLATE.parent / file).read_text("utf-8"))
   return environment.get_template(path.name)
 
 

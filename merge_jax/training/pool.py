@@ -47,7 +47,7 @@ def _write_sidecars(folder: Path, config: Mapping[str, Any], tokenizer: str) -> 
   write_object(
     folder / "generation_config.json", {"eos_token_id": eos, "pad_token_id": config.get("pad_token_id")}
   )
-  (folder / "tokenizer.json").write_text(tokenizer)
+  (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
   names = {token["id"]: token["content"] for token in json.loads(tokenizer)["added_tokens"]}
   special = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": names.get(eos),
              "pad_token": names.get(config.get("pad_token_id"))}  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from merge_jax import decoding
+from merge_jax import decoding, storage
 from merge_jax.evals import tasks as task_files
 
 
@@ -52,5 +52,5 @@ def from_files(options: Mapping[str, Any]) -> Data:
   given = decoding.convert(dict(options), Files, "config: data.options")
   parts = (given.train, given.pretrain, given.instruct)
   train, pretrain, instruct = ({n: task_files.path_of(one) for n, one in part.items()} for part in parts)
-  tokenizer = Path(given.tokenizer).expanduser().read_text() if given.tokenizer else ""
+  tokenizer = storage.path(given.tokenizer).read_text("utf-8") if given.tokenizer else ""
   return Data(tokenizer, train, {}, pretrain, instruct)
