@@ -15,12 +15,15 @@ KINDS = {
 }
 """Patterns of tensor names by kind of module; the first that matches counts."""
 _BELOW = r"(?:\..*)?"
-GRANULARITIES = ("model", "group", "layer")
-"""One row of weights for the model, for each kind of module, or for each layer and what is in none."""
 
 
 def patterns(granularity: str, names: Iterable[str]) -> tuple[str, ...]:
   """Patterns of `Weights` that divide tensors; those that no tensor needs are left out.
+
+  Args:
+    granularity: "model" for one pattern, "group" for one a kind of module, "layer" for one a layer and one
+      for what is in none.
+    names: of the tensors.
 
   >>> names = ["embed.w", "layers.0.attn.w", "layers.0.mlp.w", "layers.1.mlp.w"]
   >>> len(patterns("group", names)), len(patterns("layer", names))

@@ -80,6 +80,11 @@ def prepare(
     ValueError: models that differ in names, shapes or kind of dtype; complex tensors, and float64
       ones without `jax_enable_x64`; a base, key, statistics or number of models that the operator
       needs and does not get (or gets and does not use).
+
+  >>> import merge_jax as mj
+  >>> prepared = mj.prepare(mj.task_arithmetic(), [{"w": jnp.array([1.0, 2.0])}], base={"w": jnp.ones(2)})
+  >>> [mj.combine(prepared, [weight])["w"].tolist() for weight in (1.0, 0.5)]
+  [[1.0, 2.0], [1.0, 1.5]]
   """
   ids, leaves, treedef = planning.match(experts, base, statistics)
   planned = plan(operator, {name: leaf.experts[0] for name, leaf in leaves.items()}, axes)
@@ -188,6 +193,11 @@ def combine(prepared: Prepared, weights: WeightsLike = None, *, dtype: Any = Non
   Raises:
     ValueError: weights that do not fit the models, are not finite, or sum to 0 where the operator
       divides by their sum; a dtype that is not floating.
+
+  >>> import merge_jax as mj
+  >>> prepared = mj.prepare(mj.linear(), [{"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([3.0, 6.0])}])
+  >>> jax.grad(lambda weights: mj.combine(prepared, weights)["w"].sum())(jnp.array([0.5, 0.5])).tolist()
+  [-3.0, 3.0]
   """
   if dtype is not None:
     planning.require_floating(dtype)
