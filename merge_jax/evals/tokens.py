@@ -17,6 +17,12 @@ from merge_jax.evals.chat import Chat
 
 T = TypeVar("T")
 
+FILES = (
+  "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+  "special_tokens_map.json", *chat.NAMES,
+)  # fmt: skip
+"""The files beside a checkpoint that decide how texts are asked, read and ended."""
+
 _Id = Annotated[int, Meta(ge=0, lt=2**31)]
 
 
