@@ -132,6 +132,13 @@ def test_the_automaton_finds_strings_wherever_they_begin(stops):
     ("the answer is 18", "18", {"answer": "after", "pattern": "####"}, False),
     ("007", "7", {}, False),
     ("007", "7", {"answer": "last_number"}, True),
+    ("It is .5", "0.5", {"answer": "last_number"}, True),
+    ("It is .5", "5", {"answer": "last_number"}, False),
+    ("x=-.50", "-0.5", {"answer": "last_number"}, True),
+    ("see no.5", "5", {"answer": "last_number"}, True),
+    ("-0.0", "0", {"answer": "last_number"}, True),
+    ("[1000,200]", "200", {"answer": "last_number"}, True),
+    ("[1,234567]", "234567", {"answer": "last_number"}, True),
   ],
 )  # fmt: skip
 def test_answers_are_read_and_compared(text, target, options, agrees):
