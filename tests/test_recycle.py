@@ -254,6 +254,12 @@ def test_heldout_tasks_are_scored_and_never_chosen_on(world, finished, tmp_path)
   shutil.copyfile(world[2][0], shared)
   with pytest.raises(ValueError, match="held-out tasks must share none"):
     run(world, tmp_path / "y", heldout_tasks=[str(shared)])
+  named, forms = tmp_path / "named.jsonl", tmp_path / "forms.jsonl"
+  for path, form in ((named, "item"), (forms, "the same item")):
+    lines = [json.dumps({"prompt": f"{form} {i}=", "target": "ab", "id": i}) for i in range(30)]
+    path.write_text("\n".join(lines))
+  with pytest.raises(ValueError, match="ids of examples of the held-out tasks stand in the search"):
+    recycle.plan(job(world, tmp_path / "z", tasks=[str(named)], heldout_tasks=[str(forms)]))
 
 
 def killer(world, output, at, seconds=None):
