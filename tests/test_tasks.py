@@ -7,6 +7,7 @@ import random
 import pytest
 
 from merge_jax import evals
+from merge_jax.decoding import by_task
 from merge_jax.evals import splits, tasks
 from tests import pools
 
@@ -198,6 +199,7 @@ def test_shares_that_are_none(text, message):
     tasks.shares(text)
   assert tasks.shares("") == {}
   assert tasks.shares("a=0, b = 2") == {"a": 0.0, "b": 2.0}
+  assert by_task("hex=0") == {"hex": 0.0}  # of weights: tasks that are left out have 1
 
 
 def test_equal_choices_are_one(tmp_path):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from merge_jax import host, preflight, sharding, storage
 from merge_jax.checkpoints import Checkpoint
+from merge_jax.decoding import by_task
 from merge_jax.evals import objective as objectives
-from merge_jax.evals import tasks as task_files
 from merge_jax.evals.suite import Suite
 from merge_jax.operators import grouping
 from merge_jax.preflight import Finding
@@ -165,7 +165,7 @@ def build(settings: Settings) -> Problem:
   preflight.require(findings)
   suite = suites.build(settings, [*pool, *([base] if base else [])], mesh)
   layout = placing.layout(pool[0].specs, mesh, settings.placement, suite.stacks, suite.axes)
-  weights = tuple(sorted(task_files.shares(s.task_weights, "config: search.task_weights").items()))
+  weights = tuple(sorted(by_task(s.task_weights, "config: search.task_weights").items()))
   fitness = Fitness(suite.names, suite.signs, s.fitness, s.fitness_source, weights)
   if s.fitness_source == "loss" and not suite.losses:
     raise ValueError("config: search.fitness_source is 'loss', but a scorer command gives scores alone.")

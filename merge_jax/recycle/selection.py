@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from merge_jax import preflight, storage
-from merge_jax.decoding import nameable
+from merge_jax.decoding import by_task, nameable
 from merge_jax.errors import sentence, unknown
 from merge_jax.evals import uncertainty
-from merge_jax.evals.tasks import shares
 from merge_jax.recycle import choice, folder, merged
 from merge_jax.recycle.folder import Refused
 from merge_jax.recycle.pool import Watch
@@ -129,7 +128,7 @@ def _wished(fitness: Fitness, records: Sequence[Record], weights: str, at_least:
 def _weighted(fitness: Fitness, weights: str) -> Fitness:
   """The fitness with other weights."""
   try:
-    new = tuple(sorted(shares(weights, "--task_weights").items()))
+    new = tuple(sorted(by_task(weights, "--task_weights").items()))
     return dataclasses.replace(fitness, weights=new)
   except ValueError as error:
     if all(map(nameable, fitness.tasks)):
