@@ -968,6 +968,7 @@ def test_a_task_that_a_flag_cannot_name_is_selected_by_number():
   for weights in ("a,b=2", "b=2"):
     with pytest.raises(ValueError, match=r"'a,b' cannot be named there.*--candidate=N"):
       selection._weighted(odd, weights)
+  assert selection._floors(["a=b = .5"], ("a=b", "a")) == {"a=b": 0.5}
 
 
 def test_manifests_of_before_are_accepted(world, finished, tmp_path):

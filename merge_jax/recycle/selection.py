@@ -144,7 +144,8 @@ def _floors(texts: Sequence[str], tasks: Sequence[str]) -> dict[str, float]:
   """Scores by task from `task=score`."""
   result: dict[str, float] = {}
   for text in texts:
-    name, _, value = (part.strip() for part in text.partition("="))
+    parts = text.rpartition("=") if "=" in text else (text, "", "")  # a task's name may hold one
+    name, _, value = (part.strip() for part in parts)
     if name not in tasks:
       raise ValueError(unknown("task", name, tasks, "--at_least"))
     try:
