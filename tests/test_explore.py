@@ -121,6 +121,7 @@ def test_without_scripts_a_page_is_whole():
   text = render(journal())
   assert '<section id="explore" hidden' in text and "default-src 'none'" in text
   assert "<td>search best</td>" in text and "<th>m2</th>" in text  # rows and weights
+  assert "enter the average with a minus. The\nselected merge" in text
   assert not re.search(r'(?:src|href)="(?!data:)', text) and "http://" not in text.replace(
     "http://www.w3.org", ""
   )
