@@ -17,7 +17,7 @@ from merge_jax.search.fitness import Fitness
 from merge_jax.search.journal import parse
 from merge_jax.search.loop import SPLIT
 
-SPREAD = {"method": "linear", "space": "simplex", "proposer": "random"}
+SPREAD = {"method": "linear", "space": "simplex", "proposer": "random", "granularity": "model"}
 """How merges are searched that mixtures are predicted from."""
 
 
