@@ -118,6 +118,14 @@ def test_the_automaton_finds_strings_wherever_they_begin(stops):
         break
 
 
+def test_a_space_that_no_text_begins_with_stops_none():
+  """A decoder drops the first space: the token " a" opens a text with "a", and a silent one opens nothing."""
+  texts, openings = [" a", " ", "b", ""], ["a", "", "b", ""]
+  moves, (start,) = automaton(texts, [(" ",)], [], openings)
+  assert moves[start].tolist() == [0, 0, 0, start] and moves[0].tolist() == [-1, -1, 0, 0]
+  assert len(automaton(texts, [(" ",)], [], texts)[0]) == 1
+
+
 @pytest.mark.parametrize(
   ("text", "target", "options", "agrees"),
   [
