@@ -124,6 +124,11 @@ def test_a_signal_finishes_the_record_and_has_its_own_status(world, tmp_path, se
       ["--checkpoints=ftp://x/y,ftp://x/z", "--tasks=a.jsonl", "--output_dir=x"],
       "unknown scheme 'ftp'",
     ),
+    (
+      "train",
+      ["--init=a", "--tasks=t", "--output_dir=x", "--config.model.hidden_size=64"],
+      "config.model.hidden_size is of a new model",
+    ),
     further("check", ["--checkpoints=/nonexistent"], "no such folder"),
     ("chek", [], "did you mean 'check'"),
   ],
