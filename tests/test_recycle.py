@@ -603,7 +603,16 @@ def test_plan_says_what_would_be_done(world, tmp_path):
     assert word in text
   assert not (tmp_path / "x").exists() and "items.jsonl" in text
   scorer = {"command": f"{sys.executable} {{model_dir}} {{scores_json}}"}
-  assert "items.jsonl" not in recycle.plan(job(world, tmp_path / "x", tasks=["a"], scorer=scorer))
+  told = recycle.plan(job(world, tmp_path / "x", tasks=["a"], scorer=scorer))
+  assert "items.jsonl" not in told and "config.evals does nothing" in told and "sigma" not in told
+
+
+def test_settings_that_do_nothing_are_said(world, tmp_path):
+  search = {"proposer": "surrogate", "sigma": 0.3, "population": 8, "competitors": 8, "in_turn": True}
+  told = recycle.build(job(world, tmp_path / "x", search=search, scorer={"timeout": 9.0})).notes
+  named = [note.partition(" does nothing")[0] for note in told]
+  assert named == [*(f"config.search.{name}" for name in ("sigma", "population", "in_turn")), "config.scorer"]
+  assert recycle.build(job(world, tmp_path / "x")).notes == ()
 
 
 def test_one_checkpoint_is_scaled(world, tmp_path):

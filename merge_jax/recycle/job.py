@@ -98,7 +98,7 @@ def _lead(
   stop: Callable[[], bool],
   profile: bool,
 ) -> dict[str, Any]:
-  for note in problem.suite.notes:
+  for note in problem.notes:
     say(f"note: {note}")
   path = problem.settings.folder
   storage.refuse_locked(path)
@@ -287,7 +287,7 @@ def describe(problem: Problem) -> str:
                + known_points_cost(len(pool), s.budget, len(methods.trajectory(s.steps, len(pool))))),
     ("writes", f"{problem.settings.output_dir}: {', '.join(written)} "
                f"(merged: {preflight.gib(first.nbytes)})"),
-    *(("note", note) for note in suite.notes),
+    *(("note", note) for note in problem.notes),
   ]  # fmt: skip
   shown = [f"{word:<10} {text}" for word, text in lines]
   return "\n".join([preflight.table(problem.findings), "", *shown])

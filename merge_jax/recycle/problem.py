@@ -13,7 +13,7 @@ from merge_jax.operators import grouping
 from merge_jax.preflight import Finding
 from merge_jax.recycle import folder as folders
 from merge_jax.recycle import manifest as manifests
-from merge_jax.recycle import methods, placing, suites
+from merge_jax.recycle import methods, placing, suites, unused
 from merge_jax.recycle.manifest import Manifest
 from merge_jax.recycle.settings import AUTO, ITEMS, Settings
 from merge_jax.search.fitness import Fitness
@@ -59,6 +59,11 @@ class Problem:
   memory: str
   findings: tuple[Finding, ...]
   manifest: Manifest
+
+  @property
+  def notes(self) -> tuple[str, ...]:
+    """What the user should know."""
+    return (*self.suite.notes, *unused.notes(self.settings, self.proposer, self.options.batch))
 
   @property
   def foresees(self) -> bool:
