@@ -169,6 +169,8 @@ LINE = json.dumps({"prompt": "a", "target": "b"})
     ({"metric": "generate_match", "answer": "regex", "pattern": "("}, "t.jsonl:1: pattern is no regular exp"),
     ({"stop": ["\n"]}, 't.jsonl:1: stop is for generated text; add "metric": "generate_match"'),
     ({"system": "be brief"}, "t.jsonl:1: system is a message of a chat"),
+    ({"separator": "\n"}, "t.jsonl:1: separator follows shots, and there are none"),
+    ({"separator": "\n", "shots": [{"prompt": "p", "target": "t"}], "chat": True}, "and a chat has turns"),
     ({"shots": [{"prompt": "a ", "target": "b"}]}, "t.jsonl:2: the prompt is one of the shots"),
     ({"metric": "choice_accuracy"}, "metric 'choice_accuracy' needs choices; the lines have targets"),
   ],

@@ -22,6 +22,7 @@ from tests import pools
     ('{"prompt": "a", "target": ""}', r":2: target is ''; expected a string of length >= 1"),
     ('{"prompt": "a", "target": ["b"]}', r":2: target is \['b'\]; expected a string"),
     ('{"prompt": "a", "target": "b", "choices": ["b", "c"]}', r":2: expected either 'target'"),
+    ('{"prompt": "a", "target": "b", "answer": 0}', r":2: expected either 'target'"),
     ('{"prompt": 1, "target": "b"}', r":2: prompt is 1; expected a string"),
     ('{"promt": "a", "target": "b"}', r":2: unknown field 'promt'; did you mean 'prompt'"),
     (
