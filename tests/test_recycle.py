@@ -607,6 +607,14 @@ def test_plan_says_what_would_be_done(world, tmp_path):
   assert "items.jsonl" not in told and "config.evals does nothing" in told and "sigma" not in told
 
 
+def test_a_rule_that_needs_its_pool_on_the_devices_is_refused_before_anything(world, tmp_path):
+  options = {"search": {"method": "ties"}, "placement": {"mesh": "fsdp:1", "pool_memory": "disk"}}
+  for refuses in (recycle.plan, recycle.recycle):
+    with pytest.raises(ValueError, match=r"'ties' needs statistics of whole models.* not on disk"):
+      refuses(job(world, tmp_path / "x", **options))
+  assert not (tmp_path / "x").exists()
+
+
 def test_settings_that_do_nothing_are_said(world, tmp_path):
   search = {"proposer": "surrogate", "sigma": 0.3, "population": 8, "competitors": 8, "in_turn": True}
   told = recycle.build(job(world, tmp_path / "x", search=search, scorer={"timeout": 9.0})).notes

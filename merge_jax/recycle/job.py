@@ -106,7 +106,7 @@ def _lead(
   if not overwrite and run.finished(problem.manifest):
     say(f"finished before: {path / folders.RESULT}")
     return json.loads((path / folders.RESULT).read_text())
-  suites.refuse_missing(problem.settings)
+  _refuse_unable(problem)
   findings = [*problem.findings, *work.read()]
   say(preflight.table(findings))
   preflight.require(findings)
@@ -252,8 +252,14 @@ def plan(settings: Settings, *, overwrite: bool = False) -> str:
   """What `recycle` would do, see `describe`; what it would refuse before it reads tensors is refused here."""
   problem = build(settings)
   _claimable(settings.folder, problem, overwrite)
-  suites.refuse_missing(settings)
+  _refuse_unable(problem)
   return describe(problem)
+
+
+def _refuse_unable(problem: Problem) -> None:
+  """Raises ValueError or OSError for what a search cannot do, though `select` can with its files."""
+  suites.refuse_missing(problem.settings)
+  methods.refuse_memory(problem.method, problem.memory)
 
 
 def describe(problem: Problem) -> str:
