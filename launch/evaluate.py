@@ -14,6 +14,7 @@ from merge_jax.checkpoints import Checkpoint
 from merge_jax.evals import harness
 from merge_jax.evals import tasks as task_files
 from merge_jax.evals.objective import JittedObjective
+from merge_jax.evals.tokens import FILES
 from merge_jax.recycle import placing, suites
 from merge_jax.recycle.settings import Evals, Harness, Placement
 from merge_jax.search.point import Candidate, Point
@@ -137,8 +138,7 @@ def _itself(params: Any, weights: Any, numbers: Any) -> Any:
 
 def _kind(checkpoint: Checkpoint) -> tuple[Any, ...]:
   """What two checkpoints must share to be scored by one program."""
-  names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-  files = [checkpoint.path / name for name in names]
+  files = [checkpoint.path / name for name in FILES]
   contents = [storage.read_bytes(file) if file.exists() else None for file in files]
   return (*contents, tuple((name, spec.shape, str(spec.dtype)) for name, spec in checkpoint.specs.items()))
 

@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags
 from jax import Array
 from jax.sharding import Mesh
+from ml_collections import config_flags
 
 from merge_jax import checkpoints, decoding, evals, models, preflight, sharding, storage
 from merge_jax.evals import tasks as task_files
@@ -66,6 +67,9 @@ class Start(NamedTuple):
 
 def main() -> None:
   """Loads, trains, writes a Hugging Face folder."""
+  overrides = config_flags.get_override_values(flags.FLAGS["config"])
+  if _INIT.value and (own := [key for key in overrides if key.startswith("model.")]):
+    raise ValueError(f"config.{own[0]} is of a new model, and --init brings its own; leave one of them out.")
   target, config = Path(storage.destination(_OUTPUT.value, "--output_dir")), _common.config_values(_CONFIG)
   inputs = [*map(task_files.path_of, _TASKS.value), *([Path(_INIT.value)] if _INIT.value else [])]
   storage.refuse_inside(target, inputs, "--output_dir")

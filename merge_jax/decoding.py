@@ -146,10 +146,21 @@ def shares(text: str, where: str = "task numbers") -> dict[str, float]:
   """Numbers by task name from `task=number,…`, of which one is positive; none from an empty text.
 
   Raises:
-    ValueError: a name that is missing or stands twice, a number that is negative or not finite, or
-      all of them 0.
+    ValueError: as `by_task`, or all of them 0.
+  """
+  result = by_task(text, where)
+  if result and not any(result.values()):
+    raise ValueError(f"{where}: got {shown(text)}; at least one number must be above 0.")
+  return result
 
-  >>> shares("code=2,math=0.5")
+
+def by_task(text: str, where: str = "task numbers") -> dict[str, float]:
+  """Numbers by task name from `task=number,…`; all may be 0, as where tasks that are left out have 1.
+
+  Raises:
+    ValueError: a name that is missing or stands twice, or a number that is negative or not finite.
+
+  >>> by_task("code=2,math=0.5")
   {'code': 2.0, 'math': 0.5}
   """
   result: dict[str, float] = {}
@@ -166,6 +177,4 @@ def shares(text: str, where: str = "task numbers") -> dict[str, float]:
     if name in result:
       raise ValueError(f"{where}: got {shown(text)}; task {name!r} stands twice, give it one number.")
     result[name] = number
-  if result and not any(result.values()):
-    raise ValueError(f"{where}: got {shown(text)}; at least one number must be above 0.")
   return result

@@ -118,6 +118,14 @@ def test_the_automaton_finds_strings_wherever_they_begin(stops):
         break
 
 
+def test_a_space_that_no_text_begins_with_stops_none():
+  """A decoder drops the first space: the token " a" opens a text with "a", and a silent one opens nothing."""
+  texts, openings = [" a", " ", "b", ""], ["a", "", "b", ""]
+  moves, (start,) = automaton(texts, [(" ",)], [], openings)
+  assert moves[start].tolist() == [0, 0, 0, start] and moves[0].tolist() == [-1, -1, 0, 0]
+  assert len(automaton(texts, [(" ",)], [], texts)[0]) == 1
+
+
 @pytest.mark.parametrize(
   ("text", "target", "options", "agrees"),
   [
@@ -136,6 +144,13 @@ def test_the_automaton_finds_strings_wherever_they_begin(stops):
     ("the answer is 18", "18", {"answer": "after", "pattern": "####"}, False),
     ("007", "7", {}, False),
     ("007", "7", {"answer": "last_number"}, True),
+    ("It is .5", "0.5", {"answer": "last_number"}, True),
+    ("It is .5", "5", {"answer": "last_number"}, False),
+    ("x=-.50", "-0.5", {"answer": "last_number"}, True),
+    ("see no.5", "5", {"answer": "last_number"}, True),
+    ("-0.0", "0", {"answer": "last_number"}, True),
+    ("[1000,200]", "200", {"answer": "last_number"}, True),
+    ("[1,234567]", "234567", {"answer": "last_number"}, True),
   ],
 )  # fmt: skip
 def test_answers_are_read_and_compared(text, target, options, agrees):
@@ -158,6 +173,8 @@ LINE = json.dumps({"prompt": "a", "target": "b"})
     ({"metric": "generate_match", "answer": "regex", "pattern": "("}, "t.jsonl:1: pattern is no regular exp"),
     ({"stop": ["\n"]}, 't.jsonl:1: stop is for generated text; add "metric": "generate_match"'),
     ({"system": "be brief"}, "t.jsonl:1: system is a message of a chat"),
+    ({"separator": "\n"}, "t.jsonl:1: separator follows shots, and there are none"),
+    ({"separator": "\n", "shots": [{"prompt": "p", "target": "t"}], "chat": True}, "and a chat has turns"),
     ({"shots": [{"prompt": "a ", "target": "b"}]}, "t.jsonl:2: the prompt is one of the shots"),
     ({"metric": "choice_accuracy"}, "metric 'choice_accuracy' needs choices; the lines have targets"),
   ],

@@ -125,6 +125,11 @@ def test_a_signal_finishes_the_record_and_has_its_own_status(world, tmp_path, se
       ["--checkpoints=ftp://x/y,ftp://x/z", "--tasks=a.jsonl", "--output_dir=x"],
       "unknown scheme 'ftp'",
     ),
+    (
+      "train",
+      ["--init=a", "--tasks=t", "--output_dir=x", "--config.model.hidden_size=64"],
+      "config.model.hidden_size is of a new model",
+    ),
     further("check", ["--checkpoints=/nonexistent"], "no such folder"),
     ("chek", [], "did you mean 'check'"),
   ],
@@ -237,6 +242,22 @@ def test_evaluate_scores_each_as_recycle_does(world, tmp_path):
   scores = json.loads(output.read_text())
   assert scores[str(broken)] == {"copy": None}
   assert scores[str(other)] != scores[str(paths[0])] and scores[str(paths[0])]["copy"] > 0
+
+
+def test_evaluate_asks_each_by_its_own_chat_template(world, tmp_path):
+  _, paths, tasks = world
+  asked, output = tmp_path / "asked.jsonl", tmp_path / "scores.json"
+  asked.write_text('{"options": {"metric": "loss", "chat": true}}\n' + tasks[0].read_text())
+  pool = [tmp_path / name for name in ("a", "b", "c")]
+  for copy, ending in zip(pool, ("=", "A:", "="), strict=True):
+    shutil.copytree(paths[0], copy)
+    (copy / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}" + ending)
+  code, _, errors = launch(
+    "evaluate", f"--checkpoints={','.join(map(str, pool))}", f"--tasks={asked}", f"--output={output}"
+  )
+  assert code == 0, errors
+  a, b, c = (one["asked"] for one in json.loads(output.read_text()).values())
+  assert a == c != b
 
 
 def test_the_readme_examples_run():

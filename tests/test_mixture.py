@@ -144,6 +144,7 @@ def test_an_output_is_written(run, tmp_path):
     ({"method": "task_arithmetic", "proposer": "auto"}, (), None),
     ({"proposer": "auto"}, ("search.proposer",), "search.proposer is 'auto'"),
     ({"proposer": "cma_es"}, (), "search.proposer is 'cma_es'"), ({"method": "ties"}, (), "'ties'"),
+    ({"granularity": "layer"}, (), "search.granularity is 'layer'"),
   ],
 )  # fmt: skip
 def test_mixtures_are_searched_in_one_way(search, given, refused):

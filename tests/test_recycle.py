@@ -257,6 +257,12 @@ def test_heldout_tasks_are_scored_and_never_chosen_on(world, finished, tmp_path)
   shutil.copyfile(world[2][0], shared)
   with pytest.raises(ValueError, match="held-out tasks must share none"):
     run(world, tmp_path / "y", heldout_tasks=[str(shared)])
+  named, forms = tmp_path / "named.jsonl", tmp_path / "forms.jsonl"
+  for path, form in ((named, "item"), (forms, "the same item")):
+    lines = [json.dumps({"prompt": f"{form} {i}=", "target": "ab", "id": i}) for i in range(30)]
+    path.write_text("\n".join(lines))
+  with pytest.raises(ValueError, match="ids of examples of the held-out tasks stand in the search"):
+    recycle.plan(job(world, tmp_path / "z", tasks=[str(named)], heldout_tasks=[str(forms)]))
 
 
 def killer(world, output, at, seconds=None):
@@ -600,7 +606,24 @@ def test_plan_says_what_would_be_done(world, tmp_path):
     assert word in text
   assert not (tmp_path / "x").exists() and "items.jsonl" in text
   scorer = {"command": f"{sys.executable} {{model_dir}} {{scores_json}}"}
-  assert "items.jsonl" not in recycle.plan(job(world, tmp_path / "x", tasks=["a"], scorer=scorer))
+  told = recycle.plan(job(world, tmp_path / "x", tasks=["a"], scorer=scorer))
+  assert "items.jsonl" not in told and "config.evals does nothing" in told and "sigma" not in told
+
+
+def test_a_rule_that_needs_its_pool_on_the_devices_is_refused_before_anything(world, tmp_path):
+  options = {"search": {"method": "ties"}, "placement": {"mesh": "fsdp:1", "pool_memory": "disk"}}
+  for refuses in (recycle.plan, recycle.recycle):
+    with pytest.raises(ValueError, match=r"'ties' needs statistics of whole models.* not on disk"):
+      refuses(job(world, tmp_path / "x", **options))
+  assert not (tmp_path / "x").exists()
+
+
+def test_settings_that_do_nothing_are_said(world, tmp_path):
+  search = {"proposer": "surrogate", "sigma": 0.3, "population": 8, "competitors": 8, "in_turn": True}
+  told = recycle.build(job(world, tmp_path / "x", search=search, scorer={"timeout": 9.0})).notes
+  named = [note.partition(" does nothing")[0] for note in told]
+  assert named == [*(f"config.search.{name}" for name in ("sigma", "population", "in_turn")), "config.scorer"]
+  assert recycle.build(job(world, tmp_path / "x")).notes == ()
 
 
 def test_one_checkpoint_is_scaled(world, tmp_path):
@@ -902,7 +925,7 @@ def test_another_point_is_selected_without_an_evaluation(world, finished, tmp_pa
   shutil.copytree(output, copy)
   records = [r for r in journal_of(copy) if r["split"] == "search"]
   before = contents(copy)
-  made = recycle.select(copy, task_weights="choose=1,copy=0", say=said.append)
+  made = recycle.select(copy, task_weights="copy=0", say=said.append)
   best = max(records, key=lambda r: r["scores"]["choose"])["scores"]["choose"]
   assert records[made["candidate"]]["scores"]["choose"] == best == made["tasks"]["choose"]["score"]
   folder = Path(made["output"])
@@ -969,6 +992,7 @@ def test_a_task_that_a_flag_cannot_name_is_selected_by_number():
   for weights in ("a,b=2", "b=2"):
     with pytest.raises(ValueError, match=r"'a,b' cannot be named there.*--candidate=N"):
       selection._weighted(odd, weights)
+  assert selection._floors(["a=b = .5"], ("a=b", "a")) == {"a=b": 0.5}
 
 
 def test_manifests_of_before_are_accepted(world, finished, tmp_path):

@@ -368,6 +368,8 @@ def test_fitness_sources():
   ):
     with pytest.raises(ValueError, match=message):
       search.Fitness(("a",), (1.0,), weights=(weights,))
+  with pytest.raises(ValueError, match="whatever weights"):
+    search.Fitness(("a",), (1.0,), "worst", weights=(("a", 2.0),))
 
 
 def test_front_and_hypervolume_by_brute_force():

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from merge_jax import evals
+from merge_jax.decoding import by_task
 from merge_jax.evals import splits, tasks
 from tests import pools
 
@@ -21,6 +22,7 @@ from tests import pools
     ('{"prompt": "a", "target": ""}', r":2: target is ''; expected a string of length >= 1"),
     ('{"prompt": "a", "target": ["b"]}', r":2: target is \['b'\]; expected a string"),
     ('{"prompt": "a", "target": "b", "choices": ["b", "c"]}', r":2: expected either 'target'"),
+    ('{"prompt": "a", "target": "b", "answer": 0}', r":2: expected either 'target'"),
     ('{"prompt": 1, "target": "b"}', r":2: prompt is 1; expected a string"),
     ('{"promt": "a", "target": "b"}', r":2: unknown field 'promt'; did you mean 'prompt'"),
     (
@@ -198,6 +200,7 @@ def test_shares_that_are_none(text, message):
     tasks.shares(text)
   assert tasks.shares("") == {}
   assert tasks.shares("a=0, b = 2") == {"a": 0.0, "b": 2.0}
+  assert by_task("hex=0") == {"hex": 0.0}  # of weights: tasks that are left out have 1
 
 
 def test_equal_choices_are_one(tmp_path):

@@ -204,8 +204,8 @@ def packed(
   """Texts packed into few shapes; see `prepare`."""
   lengths, limits = (np.array(x) for x in zip(*((len(w.prompt), w.limit) for w in wanted), strict=True))
   stops = [one.stop for one in wanted]
-  texts = tokens.vocabulary(vocabulary) if any(stops) else [""] * vocabulary
-  moves, first = automaton(texts, stops, [end for end in tokens.ends if end < vocabulary])
+  texts, openings = tokens.vocabulary(vocabulary) if any(stops) else ([""] * vocabulary, None)
+  moves, first = automaton(texts, stops, [end for end in tokens.ends if end < vocabulary], openings)
   order = np.lexsort((lengths, limits))
   shapes, places, start, base, most = [], np.zeros(len(order), np.int32), 0, 0, []
   for end in cuts(lengths[order], limits[order], max_shapes):

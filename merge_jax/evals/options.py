@@ -55,6 +55,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
       metrics.named(self.metric, where)
     if self.system and not self.chat:
       raise ValueError(f'{where}: system is a message of a chat; add "chat": true.')
+    if self.separator != Options().separator and (self.chat or not self.shots):
+      why = "a chat has turns" if self.chat else "there are none"
+      raise ValueError(f"{where}: separator follows shots, and {why}; leave it out.")
     needs = self.answer in ("regex", "after")
     if needs != bool(self.pattern):
       have = "needs a pattern" if needs else "takes no pattern"

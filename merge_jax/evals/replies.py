@@ -5,7 +5,8 @@ from decimal import Decimal, InvalidOperation
 
 from merge_jax.evals.options import Options
 
-NUMBER = re.compile(r"(?<!\d)-?(?:\d+(?:,\d{3})*(?:\.\d+)?|(?<![\w.])\.\d+)")
+NUMBER = re.compile(r"(?<!\d)-?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)")
+"""A number, perhaps with commas between thousands; a point may come first, but for "No.5" and "...5"."""
 
 
 def agrees(text: str, target: str, options: Options) -> bool:
@@ -56,7 +57,7 @@ def normalized(text: str, numbers: bool = False) -> str:
   text = " ".join(text.casefold().split()).removesuffix(".").rstrip()
   if numbers and re.fullmatch(rf"[$€£]?{NUMBER.pattern}%?", text):
     try:
-      text = f"{Decimal(text.strip('$€£%').replace(',', '')) or Decimal():f}"
+      text = f"{Decimal(text.strip('$€£%').replace(',', '')) or Decimal(0):f}"  # 0 has no sign
     except InvalidOperation:
       return text
     return text.rstrip("0").rstrip(".") if "." in text else text

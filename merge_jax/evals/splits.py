@@ -44,8 +44,8 @@ def position(prompt: str, seed: int) -> float:
   return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64
 
 
-def _units(tasks: Sequence[Task]) -> dict[str, str]:
-  """The name of the unit of every prompt: its smallest group, or its smallest prompt where it has none."""
+def units_of_prompts(tasks: Sequence[Task]) -> dict[str, tuple[bool, str]]:
+  """The unit of every prompt: its smallest group, or where it has none (true) its smallest prompt."""
   parents: dict[tuple[str, str], tuple[str, str]] = {}
 
   def root(key: tuple[str, str]) -> tuple[str, str]:
@@ -62,7 +62,7 @@ def _units(tasks: Sequence[Task]) -> dict[str, str]:
   for example, prompt in _prompts(tasks):
     own, name = root(("prompt", prompt)), (not example.group, example.group or prompt)
     names[own] = min(name, names.get(own, name))
-  return {prompt: names[root(("prompt", prompt))][1] for _, prompt in _prompts(tasks)}
+  return {prompt: names[root(("prompt", prompt))] for _, prompt in _prompts(tasks)}
 
 
 def _prompts(tasks: Sequence[Task]) -> Iterator[tuple[Example, str]]:
@@ -104,7 +104,7 @@ def split(
     raise ValueError(f"Split limits are {tuple(limits)}; expected three, each 0 or more, or None for all.")
   ends = (fractions[0], fractions[0] + fractions[1], fractions[0] + fractions[1] + fractions[2])
   result: dict[str, list[Task]] = {name: [] for name in SPLITS}
-  duplicates, units = 0, _units(tasks)
+  duplicates, units = 0, {prompt: name for prompt, (_, name) in units_of_prompts(tasks).items()}
   seen_in: dict[str, str] = {}
   shared = set()
   for task in tasks:

@@ -7,7 +7,10 @@ import numpy as np
 
 
 def automaton(
-  texts: Sequence[str], stops: Sequence[tuple[str, ...]], ends: Sequence[int]
+  texts: Sequence[str],
+  stops: Sequence[tuple[str, ...]],
+  ends: Sequence[int],
+  openings: Sequence[str] | None = None,
 ) -> tuple[np.ndarray, list[int]]:
   """One automaton for several sets of strings.
 
@@ -18,6 +21,7 @@ def automaton(
     texts: of each token of the vocabulary, as it reads inside a text.
     stops: sets of strings; each may be empty.
     ends: tokens that end every text.
+    openings: of each token, as it reads where a text begins, if some decoder drops a space there.
 
   Returns:
     int32 `[states, vocabulary]`, the state after a token, -1 where a text ends; the first state of each set.
@@ -29,16 +33,20 @@ def automaton(
   """
   tables, first, states = [], {}, 0
   for strings in dict.fromkeys(stops):
-    table = _moves(texts, strings)
+    table, start = _moves(texts, strings), 0
+    if strings and openings is not None and list(openings) != list(texts):
+      silent = [not text and not opening for text, opening in zip(texts, openings, strict=True)]
+      start = len(table)
+      table = np.concatenate([table, np.where(silent, start, _moves(openings, strings, 1))])
     table[:, list(ends)] = -1
-    first[strings] = states
+    first[strings] = states + start
     tables.append(np.where(table < 0, -1, table + states))
     states += len(table)
   return np.concatenate(tables).astype(np.int32), [first[strings] for strings in stops]
 
 
-def _moves(texts: Sequence[str], strings: tuple[str, ...]) -> np.ndarray:
-  """The automaton of one set: `[states, vocabulary]` from 0."""
+def _moves(texts: Sequence[str], strings: tuple[str, ...], count: int | None = None) -> np.ndarray:
+  """The automaton of one set: `[states, vocabulary]` from 0, where nothing is written; its first `count`."""
   letters = sorted({letter for string in strings for letter in string})
   begun = sorted({"", *(string[:i] for string in strings for i in range(len(string)))})
   number = {text: i for i, text in enumerate(begun)}
@@ -58,7 +66,7 @@ def _moves(texts: Sequence[str], strings: tuple[str, ...]) -> np.ndarray:
   padded = np.full((width, len(texts)), -1, np.int32)
   for token, codes in enumerate(coded):
     padded[: len(codes), token] = codes
-  moves = np.repeat(np.arange(len(begun), dtype=np.int32)[:, None], len(texts), axis=1)
+  moves = np.repeat(np.arange(len(begun), dtype=np.int32)[:count, None], len(texts), axis=1)
   for column in padded:
     moves = np.where((column >= 0) & (moves >= 0), by_letter[moves, column], moves)
   return moves

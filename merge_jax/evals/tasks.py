@@ -220,7 +220,7 @@ def _example(line: bytes, where: str) -> Example:
     raise ValueError(f"{where}: the line is empty; expected a JSON object.")
   record = decode(line, _Line, where)
   own, group = ("" if name is None else str(name) for name in (record.id, record.group))
-  if record.target is not None and record.choices is None:
+  if record.target is not None and record.choices is None and record.answer is None:
     return Example(record.prompt, (record.target,), id=own, group=group)
   if record.choices is None or record.target is not None:
     raise ValueError(f"{where}: expected either 'target', or 'choices' with 'answer'.")

@@ -17,6 +17,12 @@ from merge_jax.evals.chat import Chat
 
 T = TypeVar("T")
 
+FILES = (
+  "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+  "special_tokens_map.json", *chat.NAMES,
+)  # fmt: skip
+"""The files beside a checkpoint that decide how texts are asked, read and ended."""
+
 _Id = Annotated[int, Meta(ge=0, lt=2**31)]
 
 
@@ -75,7 +81,7 @@ class Tokens:
     self.tokenizer, self.source, self._folder = tokenizer, source, folder
     self.eos = convert({"eos": eos}, _Eos, source).eos
     self.ends = tuple(self.end() if ends is None else ends)
-    self._read: dict[int, list[str]] = {}
+    self._read: dict[int, tuple[list[str], list[str]]] = {}
 
   @classmethod
   def from_folder(cls, folder: str | Path) -> "Tokens":
@@ -140,8 +146,8 @@ class Tokens:
     with in_library(f"{self.source} failed"):
       return self.tokenizer.decode(kept, skip_special_tokens=True)
 
-  def vocabulary(self, size: int) -> list[str]:
-    """How each of the first `size` tokens reads behind another one; "" where there is none."""
+  def vocabulary(self, size: int) -> tuple[list[str], list[str]]:
+    """How each of the first `size` tokens reads behind another one, and alone; "" where there is none."""
     if size in self._read:
       return self._read[size]
     count = min(self.tokenizer.get_vocab_size(with_added_tokens=True), size)
@@ -150,7 +156,9 @@ class Tokens:
       first = self.tokenizer.encode("a", add_special_tokens=False).ids[-1:]
       before = len(self.tokenizer.decode(first))
       texts = self.tokenizer.decode_batch([[*first, i] for i in range(count)], skip_special_tokens=True)
-    self._read[size] = [text[before:] for text in texts] + [""] * (size - count)
+      alone = self.tokenizer.decode_batch([[i] for i in range(count)], skip_special_tokens=True)
+    none = [""] * (size - count)
+    self._read[size] = [text[before:] for text in texts] + none, alone + none
     return self._read[size]
 
   def end(self, append_eos: bool = True) -> list[int]:

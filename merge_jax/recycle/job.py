@@ -13,8 +13,8 @@ import msgspec
 from merge_jax import errors, host, preflight, storage
 from merge_jax.recycle import folder as folders
 from merge_jax.recycle import manifest as manifests
+from merge_jax.recycle import methods, suites
 from merge_jax.recycle import result as results
-from merge_jax.recycle import suites
 from merge_jax.recycle.folder import RunFolder
 from merge_jax.recycle.manifest import Manifest
 from merge_jax.recycle.problem import Problem, build
@@ -98,7 +98,7 @@ def _lead(
   stop: Callable[[], bool],
   profile: bool,
 ) -> dict[str, Any]:
-  for note in problem.suite.notes:
+  for note in problem.notes:
     say(f"note: {note}")
   path = problem.settings.folder
   storage.refuse_locked(path)
@@ -106,7 +106,7 @@ def _lead(
   if not overwrite and run.finished(problem.manifest):
     say(f"finished before: {path / folders.RESULT}")
     return json.loads((path / folders.RESULT).read_text())
-  suites.refuse_missing(problem.settings)
+  _refuse_unable(problem)
   findings = [*problem.findings, *work.read()]
   say(preflight.table(findings))
   preflight.require(findings)
@@ -248,8 +248,14 @@ def plan(settings: Settings, *, overwrite: bool = False) -> str:
   """What `recycle` would do, see `describe`; what it would refuse before it reads tensors is refused here."""
   problem = build(settings)
   _claimable(settings.folder, problem, overwrite)
-  suites.refuse_missing(settings)
+  _refuse_unable(problem)
   return describe(problem)
+
+
+def _refuse_unable(problem: Problem) -> None:
+  """Raises ValueError or OSError for what a search cannot do, though `select` can with its files."""
+  suites.refuse_missing(problem.settings)
+  methods.refuse_memory(problem.method, problem.memory)
 
 
 def describe(problem: Problem) -> str:
@@ -282,7 +288,7 @@ def describe(problem: Problem) -> str:
                f"fitness {s.fitness} of {s.fitness_source}; {_known_points(problem)}"),
     ("writes", f"{problem.settings.output_dir}: {', '.join(written)} "
                f"(merged: {preflight.gib(first.nbytes)})"),
-    *(("note", note) for note in suite.notes),
+    *(("note", note) for note in problem.notes),
   ]  # fmt: skip
   shown = [f"{word:<10} {text}" for word, text in lines]
   return "\n".join([preflight.table(problem.findings), "", *shown])

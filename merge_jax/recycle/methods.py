@@ -76,6 +76,16 @@ def check(method: str, space: str, count: int = 0) -> None:
     )
 
 
+def refuse_memory(method: str, memory: str) -> None:
+  """Raises ValueError for a rule with statistics of whole models, of a pool that is not on the devices."""
+  surveys = METHODS[method].operator().survey()
+  if memory != "device" and any(getattr(survey, "whole", False) for survey in surveys):
+    raise ValueError(
+      f"config: search.method {method!r} needs statistics of whole models, so that its pool must be in "
+      f"device memory, not on {memory}: --pool_memory=device, with more devices if it does not fit."
+    )
+
+
 def numbers(method: str, names: str) -> dict[str, Number]:
   """The numbers of a method that are searched, from their names with commas between.
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from merge_jax import storage
+from merge_jax.decoding import by_task, shares
 from merge_jax.errors import unknown
-from merge_jax.evals.tasks import shares
 from merge_jax.recycle import folder
 from merge_jax.recycle.settings import Search, from_mapping
 from merge_jax.search import mixture as mixtures
@@ -17,7 +17,7 @@ from merge_jax.search.fitness import Fitness
 from merge_jax.search.journal import parse
 from merge_jax.search.loop import SPLIT
 
-SPREAD = {"method": "linear", "space": "simplex", "proposer": "random"}
+SPREAD = {"method": "linear", "space": "simplex", "proposer": "random", "granularity": "model"}
 """How merges are searched that mixtures are predicted from."""
 
 
@@ -80,7 +80,7 @@ def mixture(
   result = json.loads(storage.read_bytes(run / folder.RESULT))
   labels, search = result["checkpoints"], from_mapping(old.config | {"output_dir": str(run)}).search
   tasks = {task["name"]: task for task in result["tasks"]}
-  weights = tuple(sorted(shares(task_weights or search.task_weights, "--task_weights").items()))
+  weights = tuple(sorted(by_task(task_weights or search.task_weights, "--task_weights").items()))
   fitness = Fitness(
     tuple(tasks), tuple(task["sign"] for task in tasks.values()), search.fitness, "metric", weights
   )

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from merge_jax import host, preflight, sharding, storage
 from merge_jax.checkpoints import Checkpoint
+from merge_jax.decoding import by_task
 from merge_jax.evals import objective as objectives
-from merge_jax.evals import tasks as task_files
 from merge_jax.evals.suite import Suite
 from merge_jax.operators import grouping
 from merge_jax.preflight import Finding
 from merge_jax.recycle import folder as folders
 from merge_jax.recycle import manifest as manifests
-from merge_jax.recycle import methods, placing, suites
+from merge_jax.recycle import methods, placing, suites, unused
 from merge_jax.recycle.manifest import Manifest
 from merge_jax.recycle.settings import AUTO, ITEMS, Settings
 from merge_jax.search.fitness import Fitness
@@ -59,6 +59,11 @@ class Problem:
   memory: str
   findings: tuple[Finding, ...]
   manifest: Manifest
+
+  @property
+  def notes(self) -> tuple[str, ...]:
+    """What the user should know."""
+    return (*self.suite.notes, *unused.notes(self.settings, self.proposer, self.options.batch))
 
   @property
   def foresees(self) -> bool:
@@ -165,7 +170,7 @@ def build(settings: Settings) -> Problem:
   preflight.require(findings)
   suite = suites.build(settings, [*pool, *([base] if base else [])], mesh)
   layout = placing.layout(pool[0].specs, mesh, settings.placement, suite.stacks, suite.axes)
-  weights = tuple(sorted(task_files.shares(s.task_weights, "config: search.task_weights").items()))
+  weights = tuple(sorted(by_task(s.task_weights, "config: search.task_weights").items()))
   fitness = Fitness(suite.names, suite.signs, s.fitness, s.fitness_source, weights)
   if s.fitness_source == "loss" and not suite.losses:
     raise ValueError("config: search.fitness_source is 'loss', but a scorer command gives scores alone.")

@@ -120,7 +120,7 @@ def conclude(
     "analysis": analysis.analyse(records, fitness),
     "left": None if found.left is None else nullable(found.left),
     "cost": _cost(problem, records, journal.records),
-    "notes": suite.notes,
+    "notes": problem.notes,
   }  # fmt: skip
   return json.loads(json.dumps(result, allow_nan=False)), rows[selected]
 

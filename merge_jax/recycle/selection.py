@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from merge_jax import storage
-from merge_jax.decoding import nameable
+from merge_jax.decoding import by_task, nameable
 from merge_jax.errors import sentence, unknown
 from merge_jax.evals import uncertainty
-from merge_jax.evals.tasks import shares
 from merge_jax.recycle import choice, folder, merged
 from merge_jax.recycle.folder import Refused
 from merge_jax.recycle.pool import Watch
@@ -133,7 +132,7 @@ def _wished(fitness: Fitness, records: Sequence[Record], weights: str, at_least:
 def _weighted(fitness: Fitness, weights: str) -> Fitness:
   """The fitness with other weights."""
   try:
-    new = tuple(sorted(shares(weights, "--task_weights").items()))
+    new = tuple(sorted(by_task(weights, "--task_weights").items()))
     return dataclasses.replace(fitness, weights=new)
   except ValueError as error:
     if all(map(nameable, fitness.tasks)):
@@ -149,7 +148,8 @@ def _floors(texts: Sequence[str], tasks: Sequence[str]) -> dict[str, float]:
   """Scores by task from `task=score`."""
   result: dict[str, float] = {}
   for text in texts:
-    name, _, value = (part.strip() for part in text.partition("="))
+    parts = text.rpartition("=") if "=" in text else (text, "", "")  # a task's name may hold one
+    name, _, value = (part.strip() for part in parts)
     if name not in tasks:
       raise ValueError(unknown("task", name, tasks, "--at_least"))
     try:

@@ -13,6 +13,7 @@ from merge_jax.evals import harness
 from merge_jax.evals import tasks as task_files
 from merge_jax.evals.external import Command
 from merge_jax.evals.function_suite import CommandSuite
+from merge_jax.evals.splits import units_of_prompts
 from merge_jax.evals.suite import Suite
 from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.models import Model
@@ -188,15 +189,16 @@ def _heldout(
   for task in heldout:
     if task.name in names:
       raise ValueError(f"Held-out task {task.name!r} has the name of a task; rename one of the files.")
-  examples = [example for task in heldout for example in task.examples]
+  prompts = [example.prompt.strip() for task in heldout for example in task.examples]
   seen = {example.prompt.strip() for task in chosen for example in task.examples}
-  sources = {example.group for task in chosen for example in task.examples}
-  both = sum(e.prompt.strip() in seen for e in examples)
-  same = sum(e.group in sources for e in examples if e.group)
+  units = units_of_prompts([*tasks, *heldout])
+  sources = {units[prompt] for prompt in seen}
+  both = sum(prompt in seen for prompt in prompts)
+  same = sum(units[prompt] in sources for prompt in prompts)
   if both or same:
-    what = f"{both} prompts" if both else f"{same} groups of examples"
+    what = f"{both} prompts" if both else f"{same} groups or ids of examples"
     raise ValueError(
       f"{what} of the held-out tasks stand in the search or validation examples; held-out "
-      "tasks must share none."
+      "tasks must share none, and lines of other items need other ids."
     )
   return heldout

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from merge_jax.decoding import nameable, shares
+from merge_jax.decoding import by_task, nameable
 from merge_jax.reports.text import label, number
 from merge_jax.search.baselines import KINDS
 from merge_jax.search.fitness import Fitness
@@ -37,7 +37,7 @@ def data(
   """
   tasks, config = result["tasks"], manifest["config"]["search"]
   names = [task["name"] for task in tasks]
-  importance = shares(config.get("task_weights", ""))
+  importance = by_task(config.get("task_weights", ""))
   fitness = Fitness(
     tuple(names), tuple(task["sign"] for task in tasks), config["fitness"], config["fitness_source"]
   )

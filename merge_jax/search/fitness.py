@@ -27,7 +27,7 @@ class Fitness:
     aggregate: one of `AGGREGATES`.
     source: "metric" uses each task's own metric, "loss" minus its mean negative log-likelihood
       (smoother: the same examples tell more), "auto" the loss wherever the scorer gives one.
-    weights: wₜ by task; tasks left out have 1.
+    weights: wₜ by task; tasks left out have 1. "worst" takes none.
   """
 
   tasks: tuple[str, ...]
@@ -46,6 +46,11 @@ class Fitness:
         raise ValueError(unknown("task in the fitness weights", name, self.tasks))
       if not 0 <= value < np.inf:
         raise ValueError(f"The fitness weight of task {name!r} is {value}; expected a finite number from 0.")
+    if self.weights and self.aggregate == "worst":
+      raise ValueError(
+        "Fitness 'worst' is that of the worst task, whatever weights tasks have; leave the weights out, or "
+        "take fitness 'mean' or 'normalized'."
+      )
     if not self._task_weights().sum() > 0:
       raise ValueError("The fitness weights of all tasks are 0; expected a positive one.")
 

@@ -142,6 +142,7 @@ class Kind(NamedTuple):
     foresees: whether it learns from outputs (`Options.evidence`).
     rows: whether it takes several rows of weights.
     numbers: whether it takes numbers beside the weights, and any coordinates.
+    takes: of `TUNING`, what it looks at.
   """
 
   start: Callable[..., Generations]
@@ -149,15 +150,19 @@ class Kind(NamedTuple):
   foresees: bool = False
   rows: bool = False
   numbers: bool = False
+  takes: tuple[str, ...] = ()
 
+
+TUNING = ("sigma", "population", "start", "competitors")
+"""Settings that some proposers look at."""
 
 PROPOSERS: dict[str, Kind] = {
-  "line_search": Kind(line_search, rows=True, numbers=True),
-  "cma_es": Kind(cma_es, least=2, rows=True, numbers=True),
+  "line_search": Kind(line_search, rows=True, numbers=True, takes=("sigma", "start")),
+  "cma_es": Kind(cma_es, least=2, rows=True, numbers=True, takes=("sigma", "population", "start")),
   "random": Kind(random, rows=True, numbers=True),
-  "surrogate": Kind(surrogate, foresees=True, rows=True),
-  "gaussian_process": Kind(gaussian_process),
-  "response_surface": Kind(response_surface),
+  "surrogate": Kind(surrogate, foresees=True, rows=True, takes=("competitors",)),
+  "gaussian_process": Kind(gaussian_process, takes=("start",)),
+  "response_surface": Kind(response_surface, takes=("start",)),
   "soce": Kind(soce, least=2),
   "known": Kind(known_alone, rows=True, numbers=True),
 }
