@@ -1,6 +1,7 @@
 """Every operator against float64 numpy written from the formula, and the laws that hold for all."""
 
 import dataclasses
+import functools
 import itertools
 
 import chex
@@ -315,6 +316,17 @@ def test_dare_is_unbiased_and_depends_on_names_only():
   other = mj.merge(operator, [{"v": ones["w"]}], base={"v": zeros["w"]}, key=KEY)["v"]
   np.testing.assert_array_equal(merged, again)
   assert 0.4 < float((merged == other).mean()) < 0.75  # 0.58 for independent masks
+
+
+def test_probabilities_of_della_have_the_same_bits_in_all_programs():
+  """What a later block of a chain compares is divided by them, in one program to find a threshold, in another to use it."""
+  block, delta = mj.drop_by_magnitude(0.42, 0.04), jnp.asarray(EXPERTS[0]["model.layers.0.w"])
+
+  def probabilities(block, delta):
+    return block.probability((None, None), delta)
+
+  of_constants = jax.jit(functools.partial(probabilities, block))(delta)
+  np.testing.assert_array_equal(jax.jit(probabilities)(block, delta), of_constants)
 
 
 def test_the_masks_of_before_are_there():
