@@ -319,7 +319,7 @@ def test_dare_is_unbiased_and_depends_on_names_only():
 
 
 def test_probabilities_of_della_have_the_same_bits_in_all_programs():
-  """What a later block of a chain compares is divided by them, in one program to find a threshold, in another to use it."""
+  """A later block compares what is divided by them: one program finds a threshold, another uses it."""
   block, delta = mj.drop_by_magnitude(0.42, 0.04), jnp.asarray(EXPERTS[0]["model.layers.0.w"])
 
   def probabilities(block, delta):
@@ -570,6 +570,8 @@ def drop_ones(key):
 
 MISUSED = {
   "weights that overflow": (lambda: merge_ones([3e38, 3e38]), "sum to inf"),
+  "weights whose reciprocal is subnormal": (lambda: merge_ones([1e38, 1e38]), "sum to 2e[+]38"),
+  "subnormal weights": (lambda: merge_ones([1e-40, 1e-40]), "sum to 0"),
   "weights by name": (lambda: merge_ones({"a": 1.0, "b": 2.0}), "expected a number for each"),
   "weights that are no numbers": (lambda: merge_ones(["1", "x"]), "expected a number for each"),
   "weights of None": (lambda: merge_ones([1.0, None]), "expected a number for each"),

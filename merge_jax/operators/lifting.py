@@ -154,9 +154,11 @@ def _by_name(prepared: Prepared, weights: Any) -> Weights:
   used = {(entry.operator, result.index(one)) for entry in merged for one in entry.slices}
   for index, row in used:
     part, numbers = prepared.operator.parts[index], concrete.reshape(-1, prepared.count)[row]
+    least = np.finfo(numbers.dtype).tiny  # less is flushed, also a reciprocal, by which programs may multiply
+    numbers = np.where(np.abs(numbers) < least, 0, numbers)
     with np.errstate(over="ignore"):
       total = numbers.sum(dtype=numbers.dtype)
-    if part.normalize and not 1e-8 * np.abs(numbers).max() < abs(total) < np.inf:
+    if part.normalize and not max(least, 1e-8 * np.abs(numbers).max()) < abs(total) < 1 / least:
       raise ValueError(
         f"The weights of {type(part).__name__} sum to {total:g}, by which it divides; pass others."
       )
