@@ -543,6 +543,11 @@ def test_concrete_arrays_inside_a_program(name):
     chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-5)
 
 
+def test_arrays_of_the_other_order_of_bytes_are_read():
+  swapped = [{n: v.astype(v.dtype.newbyteorder()) for n, v in tree.items()} for tree in EXPERTS3]
+  chex.assert_trees_all_equal(mj.merge(mj.linear(), swapped), mj.merge(mj.linear(), EXPERTS3))
+
+
 def test_operators_are_equal_by_their_numbers():
   one, same, other = (mj.ties(np.array(x)) for x in ([0.3, 0.4], [0.3, 0.4], [0.3, 0.5]))
   assert one == same and hash(one) == hash(same) and one != other and mj.ties(0.2) == mj.ties(0.2)

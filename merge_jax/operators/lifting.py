@@ -79,7 +79,7 @@ def prepare(
   Raises:
     ValueError: models that differ in names, shapes or kind of dtype; complex tensors, and float64
       ones without `jax_enable_x64`; a base, key, statistics or number of models that the operator
-      needs and does not get (or gets and does not use).
+      needs and does not get; a base that it does not use (what else it does not use is not looked at).
   """
   ids, leaves, treedef = planning.match(experts, base, statistics)
   planned = plan(operator, {name: leaf.experts[0] for name, leaf in leaves.items()}, axes)
