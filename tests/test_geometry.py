@@ -196,6 +196,20 @@ def test_widen_takes_important_columns_whole():
   np.testing.assert_allclose(merged, moved["w"])
 
 
+def test_widen_ranks_zero_columns_by_their_cosines_and_position():
+  base, model = {"w": np.random.default_rng(0).normal(size=(5, 40)).astype(np.float32)}, {}
+  model["w"] = np.where(np.arange(40) < 30, 0.0, base["w"]).astype(np.float32)
+  model["w"][:, 30] = base["w"][::-1, 30]  # some cosine below 1
+  turned = np.where(np.arange(40) < 30, 1.0, 0.0)
+  turned[30] = 1 - base["w"][:, 30] @ model["w"][:, 30] / np.sum(base["w"][:, 30] ** 2)
+  sizes = np.abs(np.linalg.norm(model["w"], axis=0) - np.linalg.norm(base["w"], axis=0))
+  sizes[30] = 0.0
+  ranks = [np.argsort(np.argsort(x, kind="stable"), kind="stable") / 40 for x in (sizes, turned)]
+  shares = sum(np.where(x > x.mean(), 0.4, 1.0) for x in ranks) / 2
+  merged = mj.merge(widen(score=0.4), [model], base=base)["w"]
+  np.testing.assert_allclose(merged, base["w"] + shares * (model["w"] - base["w"]), rtol=1e-5, atol=1e-6)
+
+
 STEPS = [0, 100, 250, 300, 500, 600]
 
 

@@ -166,6 +166,24 @@ def test_axes_that_make_rows_together_may_be_split(operator, spec, jit):
   assert merged.sharding.is_equivalent_to(sharding, 3)
 
 
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("first", [False, True], ids=["statistics", "model"])
+def test_the_host_may_hold_some_of_what_lies_on_a_mesh(first, jit):
+  """Fisher information as its files give it, or a model beside others that are not split alike."""
+  mesh, shapes = make_mesh((1, 1, 4, 2), "explicit"), {"up": (16, 8), "scale": (8,)}
+  case, trees = CASES["fisher"], [make_tree(seed, shapes=shapes) for seed in range(3)]
+  experts, kwargs = arguments(case, trees)
+  specs = [{"up": P("fsdp", "tensor"), "scale": P("fsdp")}, {"up": P("tensor", "fsdp"), "scale": P()}]
+  placed = [
+    *([experts[0]] if first else []),
+    *(place(tree, mesh, specs[i % 2]) for i, tree in enumerate(experts[first:])),
+  ]
+  merged = (jax.jit(merge) if jit else merge)(case.operator, placed, case.weights, kwargs)
+  for name, value in expected(case, trees).items():
+    np.testing.assert_allclose(merged[name], value, rtol=case.exact, atol=2e-6)
+    assert merged[name].sharding.is_equivalent_to(placed[first][name].sharding, value.ndim)
+
+
 def test_candidates_of_tsv_gather_nothing():
   """The factors are split as rows and columns."""
   mesh = make_mesh((1, 1, 4, 2), "explicit")

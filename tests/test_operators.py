@@ -1,6 +1,7 @@
 """Every operator against float64 numpy written from the formula, and the laws that hold for all."""
 
 import dataclasses
+import functools
 import itertools
 
 import chex
@@ -317,6 +318,17 @@ def test_dare_is_unbiased_and_depends_on_names_only():
   assert 0.4 < float((merged == other).mean()) < 0.75  # 0.58 for independent masks
 
 
+def test_probabilities_of_della_have_the_same_bits_in_all_programs():
+  """A later block compares what is divided by them: one program finds a threshold, another uses it."""
+  block, delta = mj.drop_by_magnitude(0.42, 0.04), jnp.asarray(EXPERTS[0]["model.layers.0.w"])
+
+  def probabilities(block, delta):
+    return block.probability((None, None), delta)
+
+  of_constants = jax.jit(functools.partial(probabilities, block))(delta)
+  np.testing.assert_array_equal(jax.jit(probabilities)(block, delta), of_constants)
+
+
 def test_the_masks_of_before_are_there():
   delta = np.arange(1, 401, dtype=np.float32).reshape(20, 20)
   key = jax.random.fold_in(naming.key_of(KEY, 0, "w"), 0)
@@ -531,6 +543,11 @@ def test_concrete_arrays_inside_a_program(name):
     chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-5)
 
 
+def test_arrays_of_the_other_order_of_bytes_are_read():
+  swapped = [{n: v.astype(v.dtype.newbyteorder()) for n, v in tree.items()} for tree in EXPERTS3]
+  chex.assert_trees_all_equal(mj.merge(mj.linear(), swapped), mj.merge(mj.linear(), EXPERTS3))
+
+
 def test_operators_are_equal_by_their_numbers():
   one, same, other = (mj.ties(np.array(x)) for x in ([0.3, 0.4], [0.3, 0.4], [0.3, 0.5]))
   assert one == same and hash(one) == hash(same) and one != other and mj.ties(0.2) == mj.ties(0.2)
@@ -558,6 +575,8 @@ def drop_ones(key):
 
 MISUSED = {
   "weights that overflow": (lambda: merge_ones([3e38, 3e38]), "sum to inf"),
+  "weights whose reciprocal is subnormal": (lambda: merge_ones([1e38, 1e38]), "sum to 2e[+]38"),
+  "subnormal weights": (lambda: merge_ones([1e-40, 1e-40]), "sum to 0"),
   "weights by name": (lambda: merge_ones({"a": 1.0, "b": 2.0}), "expected a number for each"),
   "weights that are no numbers": (lambda: merge_ones(["1", "x"]), "expected a number for each"),
   "weights of None": (lambda: merge_ones([1.0, None]), "expected a number for each"),

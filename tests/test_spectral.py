@@ -1,5 +1,7 @@
 """What the spectral and data-weighted rules promise beyond the laws of all operators."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,33 @@ def test_the_polar_factor_has_its_own_derivative(shape, rank):
     np.testing.assert_allclose(value, at(0.0), atol=1e-12)
     np.testing.assert_allclose(slope, (at(1e-5) - at(-1e-5)) / 2e-5, atol=1e-6)
     np.testing.assert_allclose(np.sum(back * dx), np.sum(slope * dx), rtol=1e-8)
+
+
+RULES = {"tsv": mj.tsv(), "iso_cts": mj.iso_cts(common=0.5), "knots": mj.knots(mj.task_arithmetic())}
+
+
+@pytest.mark.parametrize("rank", [0, 1, 9])
+@pytest.mark.parametrize("name", RULES)
+def test_gradients_of_frozen_and_low_rank_tensors(name, rank):
+  """In the weights and in models that keep their rank, against finite differences."""
+  with jax.enable_x64(True):
+    base = jnp.asarray(BASE["w"], float)
+    generator = np.random.default_rng(3)
+    factors = [(generator.normal(size=(12, rank)), generator.normal(size=(rank, 9))) for _ in range(2)]
+    moves = [generator.normal(size=x.shape) for pair in factors for x in pair]
+
+    @jax.jit
+    def total(weights, factors):
+      experts = [{"w": base + a @ b} for a, b in factors]
+      return jnp.sum(jnp.sin(mj.merge(RULES[name], experts, weights, base={"w": base})["w"]))
+
+    def at(step):
+      parts = iter(x + step * move for x, move in zip(itertools.chain(*factors), moves, strict=True))
+      return total(jnp.array([0.5 + step, 0.8]), list(zip(parts, parts, strict=True)))
+
+    slopes = jax.grad(total, (0, 1))(jnp.array([0.5, 0.8]), factors)
+    along = slopes[0][0] + sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(slopes[1]), moves, strict=True))
+    np.testing.assert_allclose(along, (at(1e-5) - at(-1e-5)) / 2e-5, rtol=1e-5, atol=1e-7)
 
 
 def test_tsv_of_one_model_and_of_equal_ones():

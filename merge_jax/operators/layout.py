@@ -49,13 +49,19 @@ def as_sharded(x: Array, like: Array, axes: Sequence[int] | None = None) -> Arra
 
 
 def alike(tree: Any) -> Any:
-  """Arrays of one shape laid out as the first of them, where types say how they are."""
-  first = jax.tree.leaves(tree)[0]
+  """Arrays of one shape laid out as the first of them whose type says how, also those of the host."""
+  leaves = jax.tree.leaves(tree)
+  placed = (x for x in leaves if x.shape == leaves[0].shape and explicit(x) is not None)
+  first = next(placed, leaves[0])
   spec = explicit(first)
 
   def moved(x: Any) -> Any:
-    own = explicit(x) if x.shape == first.shape else None
-    return x if spec is None or own is None or own.spec == spec.spec else as_sharded(x, first)
+    if spec is None or x.shape != first.shape:
+      return x
+    own = explicit(x)
+    if own is None and not any(isinstance(one, jax.core.Tracer) for one in (x, first)):
+      return jax.device_put(x, first.sharding) if first.is_fully_addressable else x
+    return x if own is not None and own.spec == spec.spec else as_sharded(x, first)
 
   return jax.tree.map(moved, tree)
 

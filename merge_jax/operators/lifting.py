@@ -79,7 +79,7 @@ def prepare(
   Raises:
     ValueError: models that differ in names, shapes or kind of dtype; complex tensors, and float64
       ones without `jax_enable_x64`; a base, key, statistics or number of models that the operator
-      needs and does not get (or gets and does not use).
+      needs and does not get; a base that it does not use (what else it does not use is not looked at).
 
   >>> import merge_jax as mj
   >>> prepared = mj.prepare(mj.task_arithmetic(), [{"w": jnp.array([1.0, 2.0])}], base={"w": jnp.ones(2)})
@@ -159,9 +159,11 @@ def _by_name(prepared: Prepared, weights: Any) -> Weights:
   used = {(entry.operator, result.index(one)) for entry in merged for one in entry.slices}
   for index, row in used:
     part, numbers = prepared.operator.parts[index], concrete.reshape(-1, prepared.count)[row]
+    least = np.finfo(numbers.dtype).tiny  # less is flushed, also a reciprocal, by which programs may multiply
+    numbers = np.where(np.abs(numbers) < least, 0, numbers)
     with np.errstate(over="ignore"):
       total = numbers.sum(dtype=numbers.dtype)
-    if part.normalize and not 1e-8 * np.abs(numbers).max() < abs(total) < np.inf:
+    if part.normalize and not max(least, 1e-8 * np.abs(numbers).max()) < abs(total) < 1 / least:
       raise ValueError(
         f"The weights of {type(part).__name__} sum to {total:g}, by which it divides; pass others."
       )

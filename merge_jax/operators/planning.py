@@ -165,10 +165,15 @@ def _tensors(tree: PyTree, label: str) -> dict[str, Any]:
   for name, value in naming.flatten(tree)[0].items():
     if type(value) is float:  # as JAX reads it; numpy's float64 would count as too wide
       value = np.asarray(value, jax.dtypes.canonicalize_dtype(float))
-    arrays[name] = value if isinstance(value, Array) else np.asarray(value)
+    arrays[name] = value if isinstance(value, Array) else _native(np.asarray(value))
     if arrays[name].dtype == object:
       raise ValueError(f"Tensor {name!r} in {label} is {shown(value)}; expected an array.")
   return arrays
+
+
+def _native(x: np.ndarray) -> np.ndarray:
+  """An array in this machine's order of bytes: JAX takes no other."""
+  return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
 def _require_same(first: str, flat: dict[str, Any], label: str, other: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from merge_jax.operators.core import Leaf, PyTree, Ranks, Survey
 from merge_jax.operators.pytrees import STATIC, check_choice, check_number, pytree
 from merge_jax.operators.reduce import AgreeingMean, WeightedSum
 from merge_jax.operators.sparsify import Mask, Rescale, random_keys
+from merge_jax.operators.sums import rounded
 from merge_jax.operators.task_vector import TaskVector
 
 
@@ -88,7 +89,10 @@ class DropByMagnitude(Mask):
       return jnp.full(delta.shape, density)
     epsilon = jnp.where(density > 0, epsilon, 0.0)
     ranks = chosen[1] if chosen[1] is not None else rows.ranks_in_rows(selection.magnitude(delta))
-    return jnp.where(density >= 1, 1.0, density - epsilon + 2 * epsilon * ranks / (size - 1))
+    rise = rounded(
+      ranks * (2 * epsilon * np.float32(1 / (size - 1)))
+    )  # blocks after this one compare its bits
+    return jnp.where(density >= 1, 1.0, density - epsilon + rise)
 
 
 drop_by_magnitude = DropByMagnitude

@@ -18,12 +18,36 @@ def matmul(a: Array, b: Array) -> Array:
   return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def svd(x: Array) -> tuple[Array, Array, Array]:
-  """Thin `U`, `S` (descending) and `Vᵀ`; all of them NaN where an element of x is not finite."""
+Factors = tuple[Array, Array, Array]
+
+
+@jax.custom_jvp
+def svd(x: Array) -> Factors:
+  """Thin `U`, `S` (descending) and `Vᵀ`; all of them NaN where an element of x is not finite.
+
+  Directions that are noise, or have one singular value, turn by 0 into one another: the derivative of what
+  leaves noise out is finite where nothing changed (frozen tensors), and of low rank.
+  """
   finite = jnp.all(jnp.isfinite(x))
   factors = jnp.linalg.svd(jnp.where(finite, x, 0.0), full_matrices=False)
   u, s, v = (jnp.where(finite, factor, jnp.nan) for factor in factors)
   return u, s, v
+
+
+@svd.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Factors, Factors]:
+  (x,), (dx,) = primals, tangents
+  u, s, v = svd(x)
+  sure = jnp.where(above_noise(s, x.shape, s[0]), s, 0.0)
+  gaps = (sure[None, :] - sure[:, None]) * (sure[None, :] + sure[:, None])
+  turns, inverse = (jnp.where(y == 0, 0.0, 1.0 / jnp.where(y == 0, 1.0, y)) for y in (gaps, sure))
+  right, left = matmul(dx, v.T), matmul(u.T, dx)
+  inner = matmul(u.T, right)
+  du = matmul(u, turns * (inner * s[None, :] + s[:, None] * inner.T))
+  dv = matmul(turns.T * (inner.T * s[None, :] + s[:, None] * inner), v)
+  du = du + (right - matmul(u, inner)) * inverse[None, :]
+  dv = dv + inverse[:, None] * (left - matmul(inner, v))
+  return (u, s, v), (du, jnp.diagonal(inner), dv)
 
 
 def above_noise(s: Array, shape: tuple[int, ...], scale: Array) -> Array:

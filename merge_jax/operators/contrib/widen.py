@@ -27,8 +27,9 @@ class Widen(Operator):
     score: of an important column; 1 takes all of its task vector, whatever other models do.
 
   A vector, or a matrix of one row, has the magnitudes `|θᵢ - θ₀|` themselves in place of ranks, and one
-  score. The authors transpose embeddings first: give them `Axes(out=(1,))`. A zero column has direction 0,
-  and equal changes are ranked by position. One model is itself. A ValueError: negative numbers.
+  score. The authors transpose embeddings first: give them `Axes(out=(1,))`. A zero column has cosine 0 with
+  all others and 1 with another zero, and equal changes are ranked by position. One model is itself. A
+  ValueError: negative numbers.
 
   Source: Extend Model Merging from Fine-Tuned to Pre-Trained LLMs (arXiv 2408.03092).
 
@@ -81,6 +82,7 @@ def _changes(x: Array, base: Array) -> tuple[Array, Array]:
   difference = jnp.sum((x - base) * (x + base), axis=0, keepdims=True)
   unit, unit_start = (a / jnp.where(size == 0, 1.0, size) for a, size in ((x, norm), (base, start)))
   direction = jnp.sum((unit - unit_start) ** 2, axis=0, keepdims=True) / 2
+  direction = jnp.where((norm == 0) == (start == 0), direction, 1.0)
   return jnp.ldexp(jnp.abs(difference) / jnp.where(both == 0, 1.0, both), power), direction
 
 
