@@ -131,14 +131,19 @@ def test_slices_stack_layers(world):
   np.testing.assert_array_equal(got["lm_head.weight"], world["b"]["lm_head.weight"])
 
 
-def test_parameters_of_a_restacked_layer(world):
-  """A model's own filters look at the input's name, shared ones at the output's; gradients run in a slice."""
-  slices = stacked(("a", (0, 1)), ("a", (1, 3)))
-  slices[1]["sources"][0]["parameters"]["weight"] = [{"filter": "layers.2.", "value": 3}, {"value": [1, 2]}]
+@pytest.mark.parametrize("own", [True, False])
+def test_parameters_of_a_restacked_layer(world, own):
+  """Filters of what each model has its own of look at the input's name; gradients run in a slice."""
+  slices = stacked(("a", (0, 2)), ("a", (1, 3)))
+  sources = [one["sources"][0] for one in slices]
+  scope = sources[1] if own else slices[1]
+  del sources[1]["parameters"]
+  scope["parameters"] = {"weight": [{"filter": "layers.2.", "value": 3}, {"value": [1, 2]}]}
   _, got = merge({"merge_method": "linear", "slices": slices, "parameters": {"normalize": False}})
   name = "model.layers.{}.mlp.up_proj.weight"
-  for layer, factor in enumerate((1, 1, 3)):
-    np.testing.assert_allclose(got[name.format(layer)], factor * world["a"][name.format(layer)], rtol=1e-6)
+  for layer, factor in enumerate((1, 1, 1, 3)):
+    source = world["a"][name.format(layer - layer // 2)]
+    np.testing.assert_allclose(got[name.format(layer)], factor * source, rtol=1e-6)
 
 
 def test_a_tied_head_beside_a_head_of_its_own(world, tmp_path):

@@ -22,8 +22,8 @@ class Tensor(NamedTuple):
   """What numbers depend on.
 
   Attributes:
-    name: in the result; filters of shared parameters look at it.
-    names: in each expert; filters of a model's own parameters look at them.
+    name: in the result; filters of parameters that all models share look at it.
+    names: in each expert; filters of parameters that each model has its own of look at them.
     elements: number of elements.
     t: place in its slice, see `parameters.position`.
     scopes: settings of slice, module and recipe, the inner ones first.
@@ -72,7 +72,7 @@ def of_mergekit(
     for i, expert in enumerate(experts if parameter.per_model else experts[:1]):
       scopes = [(settings, tensor.name) for settings in tensor.scopes]
       if parameter.per_model:
-        scopes.insert(0, (expert.settings, tensor.names[i]))
+        scopes = [(settings, tensor.names[i]) for settings in (expert.settings, *tensor.scopes)]
       value = parameters.lookup(parameter.name, scopes, tensor.t)
       value = default if value is None else value
       of = f" of {expert.label}" if parameter.per_model else ""
