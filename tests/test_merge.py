@@ -154,6 +154,19 @@ def test_a_tied_head_beside_a_head_of_its_own(world, tmp_path):
   assert built.config["tie_word_embeddings"] is False and "ties its head" in built.notes[0]
 
 
+def test_counts_of_a_tied_head_are_those_of_its_embedding(world, tmp_path):
+  saved = tensors(5, head=False)
+  save(tmp_path / "tied", saved, CONFIG | {"tie_word_embeddings": True})
+  save(tmp_path / "twin", saved | {"lm_head.weight": saved["model.embed_tokens.weight"]})
+  (_, got), (_, expected) = (
+    merge(
+      kit("ties", (model, {}), base_model="base", parameters={"weight": 1, "density": 0.5}), f"of_{model}"
+    )
+    for model in ("tied", "twin")
+  )
+  np.testing.assert_array_equal(got["lm_head.weight"], expected["lm_head.weight"])
+
+
 @pytest.mark.parametrize(
   ("tied", "untied", "expected"),
   [
