@@ -243,6 +243,12 @@ def test_della_of_density_0_is_the_base(world):
     merge(kit("della", ("a", {"weight": 1, "density": 0.1}), base_model="base"), "x")
 
 
+@pytest.mark.parametrize("base", [{}, {"base_model": "base"}])
+def test_one_model_of_multislerp_is_itself_as_in_mergekit(world, base):
+  _, got = merge(kit("multislerp", ("a", {"weight": 0.3}), parameters={"normalize_weights": False}, **base))
+  assert all((value == world["a"][name]).all() for name, value in got.items())
+
+
 def test_weights_that_cancel_in_some_tensors(world):
   _, got = merge(
     kit("task_arithmetic", ("a", {"weight": [0, 1]}), ("b", {"weight": [0, 0.5]}), base_model="base",

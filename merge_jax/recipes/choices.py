@@ -82,6 +82,8 @@ def of_mergekit(
         )
       found.append(parameter.read(value, f"{name}: tensor {tensor.name!r}{of}: "))
     values[parameter.name] = np.asarray(found, np.float64) if parameter.per_model else found[0]
+  if mergekit and method.alone and len(experts) == 1:
+    return Choice(name, "passthrough", {}, None)
   weights = tuple(float(weight) for weight in values["weight"]) if method.weighted else None
   arguments = method.arguments(values, tensor.elements, mergekit)
   if arguments.get("normalize", False) and weights is not None and abs(sum(weights)) < 1e-8:
