@@ -209,7 +209,7 @@ def _config(
       origins += [(opened[leader.model].config or config, layer) for layer in range(first, end)]
     in_like = next((s.length for s in layers.stacks(like.specs) if s.prefix == stack.prefix), stack.length)
     counted = module.name if set(have) == set(configs.OF_MODULES) else None
-    config = configs.restack(config, in_like, origins, counted)
+    config = configs.restack(config, in_like, origins, counted, stack.prefix)
   return config
 
 
