@@ -402,6 +402,13 @@ def test_the_folder_says_what_it_is(world):
   assert record["inputs"] == {"a": storage.digest(checkpoints.open("a").files(), Path("a"))}
 
 
+def test_a_config_may_hold_infinity(world, tmp_path):
+  limit = {"time_step_limit": [0.0, float("inf")]}  # of Mamba 2
+  save(tmp_path / "mamba", tensors(5), CONFIG | limit)
+  merge(kit("linear", ("mamba", {}), ("a", {}), parameters={"weight": 1}))
+  assert json.loads(here("out/config.json").read_text())["time_step_limit"] == limit["time_step_limit"]
+
+
 def test_a_folder_is_replaced_only_if_a_merge_made_it(world):
   text = kit("linear", ("a", {"weight": 1}))
   merge(text)
