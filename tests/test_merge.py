@@ -394,7 +394,7 @@ def test_the_folder_says_what_it_is(world):
     np.testing.assert_array_equal(got[name], value)
   page = here("out/README.md").read_text()
   metadata = yaml.safe_load(page.split("---")[1])
-  assert metadata["base_model"] == ["a"] and "merge" in metadata["tags"] and "# my words" in page
+  assert "base_model" not in metadata and "merge" in metadata["tags"] and "# my words" in page
   record = json.loads(here("out/merge_manifest.json").read_text())
   files = {p.name for p in here("out").iterdir()}
   assert set(record["outputs"]) | {manifest.NAME} == files
@@ -407,6 +407,18 @@ def test_a_config_may_hold_infinity(world, tmp_path):
   save(tmp_path / "mamba", tensors(5), CONFIG | limit)
   merge(kit("linear", ("mamba", {}), ("a", {}), parameters={"weight": 1}))
   assert json.loads(here("out/config.json").read_text())["time_step_limit"] == limit["time_step_limit"]
+
+
+def test_the_card_names_models_of_the_hub_as_the_hub_does(world, tmp_path, monkeypatch):
+  home = tmp_path / "models--org--m"
+  save(home / "snapshots" / "c0ffee", tensors(5))
+  (home / "refs").mkdir()
+  (home / "refs" / "v1").write_text("c0ffee")
+  monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+  monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+  merge({"method": "linear", "models": ["org/m@v1", {"path": "org/m", "revision": "v1"}, "a"]})
+  page = here("out/README.md").read_text()
+  assert yaml.safe_load(page.split("---")[1])["base_model"] == ["org/m"] and "- `org/m@v1`" in page
 
 
 def test_a_folder_is_replaced_only_if_a_merge_made_it(world):
