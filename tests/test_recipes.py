@@ -105,6 +105,14 @@ def test_recipes_that_are_refused(text, words):
   bad(text, *words)
 
 
+@pytest.mark.parametrize(
+  ("given", "dtype"),
+  [("dtype: torch.bfloat16", "bfloat16"), ("dtype: float32\nout_dtype: torch.float16", "float16")],
+)
+def test_dtypes_may_be_called_as_torch_calls_them(given, dtype):
+  assert recipes.parse(yaml_reader.loads(KIT + given, "r.yml")[0], "r.yml").dtype == dtype
+
+
 def test_what_has_no_effect_is_a_note():
   recipe = recipes.parse(
     yaml_reader.loads(KIT + "parameters: {int8_mask: true}", "r")[0], "r"
