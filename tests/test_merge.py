@@ -168,6 +168,19 @@ def test_counts_of_a_tied_head_are_those_of_its_embedding(world, tmp_path):
 
 
 @pytest.mark.parametrize(
+  "buffer",
+  [
+    "h.0.attn.masked_bias", "gpt_neox.layers.0.attention.bias", "gpt_neox.layers.0.attention.masked_bias",
+    "transformer.rotary_pos_emb.inv_freq", "esm.encoder.layer.0.attention.self.rotary_embeddings.inv_freq",
+  ],
+)  # fmt: skip
+def test_buffers_of_old_exports_are_left_out(world, tmp_path, buffer):
+  save(tmp_path / "old", tensors(5) | {buffer: np.ones(2)})
+  built, got = merge(kit("linear", ("old", {}), ("a", {}), parameters={"weight": 1}))
+  assert built.notes == ("buffers that not all models hold are left out",) and got.keys() == world["a"].keys()
+
+
+@pytest.mark.parametrize(
   ("tied", "untied", "expected"),
   [
     ({}, {"tie_word_embeddings": False}, {"tie_word_embeddings": False}),  # Gemma, GPT-2: a class may tie
