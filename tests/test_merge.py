@@ -343,6 +343,25 @@ def test_our_own_format_with_rules(world):
   assert len({job.group for job in built.jobs}) == 2
 
 
+def test_a_rules_method_takes_weights_alone_from_outside(world):
+  """`epsilon` is a tolerance to ram, a spread of densities to della."""
+  text = """
+    method: della
+    base: base
+    models: {x: {path: a, density: 0.5}, y: {path: b, density: 0.5}}
+    parameters: {epsilon: 0.1, weight: 0.3}
+    rules: [{tensors: '.*norm.*', method: %s}, {tensors: '.*mlp.*', method: task_arithmetic}]
+  """
+  built, got = merge(text % "ram", "as_ram")
+  by_name = {job.name: choice for job, choice in zip(built.jobs, built.choices, strict=True)}
+  assert "epsilon" not in by_name["model.norm.weight"].arguments
+  name = "model.layers.0.mlp.up_proj.weight"
+  base, a, b = (world[key][name].astype(np.float64) for key in ("base", "a", "b"))
+  np.testing.assert_allclose(got[name], base + 0.3 * (a - base + b - base), rtol=1e-5, atol=1e-6)
+  with pytest.raises(ValueError, match="dare_ties needs density"):
+    merge(text % "dare_ties", "as_dare")
+
+
 def test_ties_of_the_whole_model(world):
   import merge_jax as mj
 

@@ -131,8 +131,7 @@ def _choose(
     return choices.of_mergekit(recipe.method, experts, tensor, mergekit=mergekit, task_vectors=based)
   index = naming.first_match(target.name, [rule.pattern for rule in recipe.rules])
   rule = None if index is None else recipe.rules[index]
-  method = recipe.method if rule is None else rule.method
-  return choices.of_own(method, rule, experts, tensor, schedule)
+  return choices.of_own(recipe.method, rule, experts, tensor, schedule)
 
 
 def _source(
