@@ -499,6 +499,21 @@ def test_what_cannot_merge_is_told_before_anything_is_read(world, tmp_path, monk
   assert "\n" not in str(caught.value) and not here("out").exists()
 
 
+@pytest.mark.parametrize(
+  ("flag", "number"),
+  [
+    ("max_shard_gb", np.nan),
+    ("max_shard_gb", np.inf),
+    ("memory_gib", np.nan),
+    ("seed", 1 << 32),
+    ("seed", -1),
+  ],
+)
+def test_numbers_of_a_merge_are_finite(world, flag, number):
+  with pytest.raises(ValueError, match=rf"^--{flag} is {number}; expected a number from 0 to "):
+    merge(kit("linear", ("a", {}), parameters={"weight": 1}), **{flag: number})
+
+
 def test_a_plan_is_shown_without_reading(world, monkeypatch):
   monkeypatch.setattr(checkpoints.Checkpoint, "read", lambda *_: pytest.fail("a tensor was read"))
   here("r.yml").write_text(DOCUMENTS)
