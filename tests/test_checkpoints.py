@@ -391,6 +391,22 @@ def test_which_files_of_a_folder_are_the_model(tmp_path, names, read):
     assert checkpoints.open(tmp_path).specs.keys() == {f"in {name}" for name in read}
 
 
+@pytest.mark.parametrize(
+  ("listed", "read"),
+  [
+    ("model-00001-of-00002.safetensors", "model"),  # what transformers leaves behind
+    ("other.safetensors", "model"),
+    ("model.safetensors", "model"),
+  ],
+)
+def test_one_file_counts_before_the_index_of_earlier_shards(tmp_path, listed, read):
+  for name in ("model", "other"):
+    safetensors.numpy.save_file({f"in {name}": np.ones(2)}, tmp_path / f"{name}.safetensors")
+  index = {"weight_map": {f"in {listed.partition('.')[0]}": listed}}
+  (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+  assert list(checkpoints.open(tmp_path).specs) == [f"in {read}"]
+
+
 def test_side_files_of_unknown_architectures_are_carried_over(tmp_path):
   """Of a vision model with code of its own, too; the code is copied and not run."""
   kept = {

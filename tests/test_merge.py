@@ -131,14 +131,19 @@ def test_slices_stack_layers(world):
   np.testing.assert_array_equal(got["lm_head.weight"], world["b"]["lm_head.weight"])
 
 
-def test_parameters_of_a_restacked_layer(world):
-  """A model's own filters look at the input's name, shared ones at the output's; gradients run in a slice."""
-  slices = stacked(("a", (0, 1)), ("a", (1, 3)))
-  slices[1]["sources"][0]["parameters"]["weight"] = [{"filter": "layers.2.", "value": 3}, {"value": [1, 2]}]
+@pytest.mark.parametrize("own", [True, False])
+def test_parameters_of_a_restacked_layer(world, own):
+  """Filters of what each model has its own of look at the input's name; gradients run in a slice."""
+  slices = stacked(("a", (0, 2)), ("a", (1, 3)))
+  sources = [one["sources"][0] for one in slices]
+  scope = sources[1] if own else slices[1]
+  del sources[1]["parameters"]
+  scope["parameters"] = {"weight": [{"filter": "layers.2.", "value": 3}, {"value": [1, 2]}]}
   _, got = merge({"merge_method": "linear", "slices": slices, "parameters": {"normalize": False}})
   name = "model.layers.{}.mlp.up_proj.weight"
-  for layer, factor in enumerate((1, 1, 3)):
-    np.testing.assert_allclose(got[name.format(layer)], factor * world["a"][name.format(layer)], rtol=1e-6)
+  for layer, factor in enumerate((1, 1, 1, 3)):
+    source = world["a"][name.format(layer - layer // 2)]
+    np.testing.assert_allclose(got[name.format(layer)], factor * source, rtol=1e-6)
 
 
 def test_a_tied_head_beside_a_head_of_its_own(world, tmp_path):
@@ -147,6 +152,32 @@ def test_a_tied_head_beside_a_head_of_its_own(world, tmp_path):
   expected = (load(tmp_path / "tied")["model.embed_tokens.weight"] + world["a"]["lm_head.weight"]) / 2
   np.testing.assert_allclose(got["lm_head.weight"], expected, rtol=1e-6)
   assert built.config["tie_word_embeddings"] is False and "ties its head" in built.notes[0]
+
+
+def test_counts_of_a_tied_head_are_those_of_its_embedding(world, tmp_path):
+  saved = tensors(5, head=False)
+  save(tmp_path / "tied", saved, CONFIG | {"tie_word_embeddings": True})
+  save(tmp_path / "twin", saved | {"lm_head.weight": saved["model.embed_tokens.weight"]})
+  (_, got), (_, expected) = (
+    merge(
+      kit("ties", (model, {}), base_model="base", parameters={"weight": 1, "density": 0.5}), f"of_{model}"
+    )
+    for model in ("tied", "twin")
+  )
+  np.testing.assert_array_equal(got["lm_head.weight"], expected["lm_head.weight"])
+
+
+@pytest.mark.parametrize(
+  "buffer",
+  [
+    "h.0.attn.masked_bias", "gpt_neox.layers.0.attention.bias", "gpt_neox.layers.0.attention.masked_bias",
+    "transformer.rotary_pos_emb.inv_freq", "esm.encoder.layer.0.attention.self.rotary_embeddings.inv_freq",
+  ],
+)  # fmt: skip
+def test_buffers_of_old_exports_are_left_out(world, tmp_path, buffer):
+  save(tmp_path / "old", tensors(5) | {buffer: np.ones(2)})
+  built, got = merge(kit("linear", ("old", {}), ("a", {}), parameters={"weight": 1}))
+  assert built.notes == ("buffers that not all models hold are left out",) and got.keys() == world["a"].keys()
 
 
 @pytest.mark.parametrize(
@@ -223,6 +254,12 @@ def test_della_of_density_0_is_the_base(world):
     np.testing.assert_array_equal(value, world["base"][name])
   with pytest.raises(ValueError, match=r"density is 0\.1 and epsilon 0\.15;"):
     merge(kit("della", ("a", {"weight": 1, "density": 0.1}), base_model="base"), "x")
+
+
+@pytest.mark.parametrize("base", [{}, {"base_model": "base"}])
+def test_one_model_of_multislerp_is_itself_as_in_mergekit(world, base):
+  _, got = merge(kit("multislerp", ("a", {"weight": 0.3}), parameters={"normalize_weights": False}, **base))
+  assert all((value == world["a"][name]).all() for name, value in got.items())
 
 
 def test_weights_that_cancel_in_some_tensors(world):
@@ -306,6 +343,25 @@ def test_our_own_format_with_rules(world):
   assert len({job.group for job in built.jobs}) == 2
 
 
+def test_a_rules_method_takes_weights_alone_from_outside(world):
+  """`epsilon` is a tolerance to ram, a spread of densities to della."""
+  text = """
+    method: della
+    base: base
+    models: {x: {path: a, density: 0.5}, y: {path: b, density: 0.5}}
+    parameters: {epsilon: 0.1, weight: 0.3}
+    rules: [{tensors: '.*norm.*', method: %s}, {tensors: '.*mlp.*', method: task_arithmetic}]
+  """
+  built, got = merge(text % "ram", "as_ram")
+  by_name = {job.name: choice for job, choice in zip(built.jobs, built.choices, strict=True)}
+  assert "epsilon" not in by_name["model.norm.weight"].arguments
+  name = "model.layers.0.mlp.up_proj.weight"
+  base, a, b = (world[key][name].astype(np.float64) for key in ("base", "a", "b"))
+  np.testing.assert_allclose(got[name], base + 0.3 * (a - base + b - base), rtol=1e-5, atol=1e-6)
+  with pytest.raises(ValueError, match="dare_ties needs density"):
+    merge(text % "dare_ties", "as_dare")
+
+
 def test_ties_of_the_whole_model(world):
   import merge_jax as mj
 
@@ -370,12 +426,31 @@ def test_the_folder_says_what_it_is(world):
     np.testing.assert_array_equal(got[name], value)
   page = here("out/README.md").read_text()
   metadata = yaml.safe_load(page.split("---")[1])
-  assert metadata["base_model"] == ["a"] and "merge" in metadata["tags"] and "# my words" in page
+  assert "base_model" not in metadata and "merge" in metadata["tags"] and "# my words" in page
   record = json.loads(here("out/merge_manifest.json").read_text())
   files = {p.name for p in here("out").iterdir()}
   assert set(record["outputs"]) | {manifest.NAME} == files
   assert "model.safetensors.index.json" in files and sum(name.endswith(".safetensors") for name in files) > 1
   assert record["inputs"] == {"a": storage.digest(checkpoints.open("a").files(), Path("a"))}
+
+
+def test_a_config_may_hold_infinity(world, tmp_path):
+  limit = {"time_step_limit": [0.0, float("inf")]}  # of Mamba 2
+  save(tmp_path / "mamba", tensors(5), CONFIG | limit)
+  merge(kit("linear", ("mamba", {}), ("a", {}), parameters={"weight": 1}))
+  assert json.loads(here("out/config.json").read_text())["time_step_limit"] == limit["time_step_limit"]
+
+
+def test_the_card_names_models_of_the_hub_as_the_hub_does(world, tmp_path, monkeypatch):
+  home = tmp_path / "models--org--m"
+  save(home / "snapshots" / "c0ffee", tensors(5))
+  (home / "refs").mkdir()
+  (home / "refs" / "v1").write_text("c0ffee")
+  monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+  monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+  merge({"method": "linear", "models": ["org/m@v1", {"path": "org/m", "revision": "v1"}, "a"]})
+  page = here("out/README.md").read_text()
+  assert yaml.safe_load(page.split("---")[1])["base_model"] == ["org/m"] and "- `org/m@v1`" in page
 
 
 def test_a_folder_is_replaced_only_if_a_merge_made_it(world):
@@ -422,6 +497,21 @@ def test_what_cannot_merge_is_told_before_anything_is_read(world, tmp_path, monk
   with pytest.raises((ValueError, OSError), match=words) as caught:
     merge(text)
   assert "\n" not in str(caught.value) and not here("out").exists()
+
+
+@pytest.mark.parametrize(
+  ("flag", "number"),
+  [
+    ("max_shard_gb", np.nan),
+    ("max_shard_gb", np.inf),
+    ("memory_gib", np.nan),
+    ("seed", 1 << 32),
+    ("seed", -1),
+  ],
+)
+def test_numbers_of_a_merge_are_finite(world, flag, number):
+  with pytest.raises(ValueError, match=rf"^--{flag} is {number}; expected a number from 0 to "):
+    merge(kit("linear", ("a", {}), parameters={"weight": 1}), **{flag: number})
 
 
 def test_a_plan_is_shown_without_reading(world, monkeypatch):

@@ -100,6 +100,33 @@ def test_the_union_keeps_the_bases_ids_and_adds_what_it_lacks(tmp_path):
   assert embeddings.embed_rows(made, "b", reads, slice(3, 6)).tolist() == [3, 153, 202]
 
 
+@pytest.mark.parametrize(
+  "name",
+  [
+    "cls.predictions.bias", "vocab_projector.bias", "generator_lm_head.bias", "lm_loss.bias",
+    "pred_layer.proj.bias", "transformer.tokens_embed.weight", "text_model.embeddings.token_embedding.weight",
+    "transformer.word_embedding.weight", "final_logits_bias",
+  ],
+)  # fmt: skip
+def test_tensors_with_an_entry_for_every_token_are_known_in_all_families(tmp_path, name):
+  opened, one_row = {}, name == "final_logits_bias"
+  for label in "bx":
+    count = len(Tokenizer.from_str(json.dumps(WORDS[label])).get_vocab())
+    entries = value(label, np.arange(count, dtype=np.float32))
+    checkpoints.write(
+      tmp_path / label, {name: entries[None] if one_row else entries, "up": np.ones((count, 3))}
+    )
+    (tmp_path / label / "config.json").write_text(json.dumps({"vocab_size": count}))
+    (tmp_path / label / "tokenizer.json").write_text(json.dumps(WORDS[label]))
+    opened[label] = checkpoints.open(tmp_path / label)
+  plan = tokenizers.plan("union", {}, None, list(opened.items()), "b")
+  view = embeddings.remap(plan, "x", opened)
+  assert view.specs[name].shape == ((1, 6) if one_row else (6,)) and view.specs["up"].shape == (5, 3)
+  expected = [value("x", 0), value("x", 2), value("b", 2), *value("x", np.array([1, 3, 4]))]
+  assert view.read(name).ravel().tolist() == expected
+  assert view.read(name, (slice(None),) * one_row + (slice(1, 3),)).ravel().tolist() == expected[1:3]
+
+
 def test_the_files_of_a_union_read_back_with_the_plans_ids(tmp_path):
   added = {"added_tokens_decoder": {"0": {"content": "?"}}, "eos_token": "?"}
   files = {"tokenizer_config.json": added, "vocab.json": "{}", "special_tokens_map.json": "{}"}

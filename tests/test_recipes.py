@@ -105,6 +105,14 @@ def test_recipes_that_are_refused(text, words):
   bad(text, *words)
 
 
+@pytest.mark.parametrize(
+  ("given", "dtype"),
+  [("dtype: torch.bfloat16", "bfloat16"), ("dtype: float32\nout_dtype: torch.float16", "float16")],
+)
+def test_dtypes_may_be_called_as_torch_calls_them(given, dtype):
+  assert recipes.parse(yaml_reader.loads(KIT + given, "r.yml")[0], "r.yml").dtype == dtype
+
+
 def test_what_has_no_effect_is_a_note():
   recipe = recipes.parse(
     yaml_reader.loads(KIT + "parameters: {int8_mask: true}", "r")[0], "r"
@@ -231,6 +239,12 @@ def qwen(count, first_sliding=None, **more):
     ({"num_layers": 2, "no_rope_layers": [0, 1]}, [1, 1, 0], {"num_layers": 3, "no_rope_layers": [1, 1, 0]}),
     ({"num_layers": 3, "mlp_only_layers": [0]}, [0, 0, 2], {"num_layers": 3, "mlp_only_layers": [0, 1]}),
     ({"num_layers": 3, "first_k_dense_replace": 1}, [0, 0, 1], {"num_layers": 3, "first_k_dense_replace": 2}),
+    ({"num_layers": 4, "num_dense_layers": 2}, [0, 2, 3], {"num_layers": 3, "num_dense_layers": 1}),
+    ({"num_layers": 4, "cross_attention_layers": [1, 3]}, [0, 1, 1, 3, 3],
+     {"num_layers": 5, "cross_attention_layers": [1, 2, 3, 4]}),
+    ({"num_layers": 3, "moe_layer_start_index": 1, "moe_layer_end_index": 2}, [0, 1, 2, 1, 2],
+     {"num_layers": 5, "moe_layer_start_index": 1, "moe_layer_end_index": 4}),
+    ({"num_hidden_layers": 2, "num_blocks": 2}, [0, 1, 1], {"num_hidden_layers": 3, "num_blocks": 3}),
     ({"num_layers": 6, "sliding_window_pattern": 3}, [0, 2],
      {"num_layers": 2, "sliding_window_pattern": 3, "layer_types": ["sliding_attention", "full_attention"]}),
   ],
@@ -238,6 +252,19 @@ def qwen(count, first_sliding=None, **more):
 def test_configs_follow_the_layers(config, order, expected):
   count = next(v for v in (*config.values(), *config.get("text_config", {}).values()) if isinstance(v, int))
   assert configs.restack(config, count, [(config, i) for i in order]) == expected
+
+
+@pytest.mark.parametrize(
+  ("prefix", "counts"),
+  [
+    ("vision_model.encoder.layers", [2, 3]), ("model.visual.blocks", [2, 3]),
+    ("text_model.encoder.layers", [3, 2]), ("model.language_model.layers", [3, 2]), ("model.layers", [3, 2]),
+  ],
+)  # fmt: skip
+def test_a_part_of_a_config_is_told_by_the_name_of_its_layers(prefix, counts):
+  config = {f"{part}_config": {"num_hidden_layers": 2} for part in ("text", "vision")}
+  found = configs.restack(config, 2, [(config, i) for i in (0, 1, 1)], prefix=prefix)
+  assert [part["num_hidden_layers"] for part in found.values()] == counts
 
 
 def test_configs_that_count_two_modules():
@@ -258,11 +285,14 @@ def test_configs_that_count_two_modules():
     ({"vocab_size": 7}, [0], "nowhere"),
     ({"num_hidden_layers": 4, "decoder_sparse_step": 2}, [0, 2], "every 2 layers"),
     ({"num_hidden_layers": 4, "first_k_dense_replace": 1}, [1, 0], "dense"),
+    ({"num_hidden_layers": 4, "moe_layer_end_index": 2}, [0, 3, 1], "sparse"),
+    ({"num_hidden_layers": 4, "cross_attention_frequency": 2}, [0, 2], "every 2 layers"),
+    ({"audio_config": {"num_hidden_layers": 4}}, [0], "nowhere"),
   ],
 )
 def test_configs_that_cannot_follow(config, order, words):
   with pytest.raises(ValueError, match=words):
-    configs.restack(config, 4, [(config, i) for i in order])
+    configs.restack(config, 4, [(config, i) for i in order], prefix="text_model.layers")
 
 
 @pytest.mark.parametrize("elements", [1, 3, 10, 1000, 999_983])

@@ -17,6 +17,7 @@ from merge_jax.checkpoints.base import Checkpoint, Index, Writer
 from merge_jax.checkpoints.folder_writer import INDEX, FolderWriter
 from merge_jax.checkpoints.safetensors_file import Entry
 
+ONE = "model.safetensors"
 _NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 
 
@@ -73,8 +74,10 @@ def detect(folder: Path) -> bool:
 def open_folder(folder: Path) -> Folder:
   """Opens a folder; reads headers alone.
 
-  A shard that an index names is a file of the folder, or a link that stays in it. The cache of the
-  Hugging Face hub alone is allowed more: there `snapshots/<revision>/x` links to `blobs/<hash>`.
+  An index counts unless there is a `model.safetensors` that it does not name: transformers reads that first,
+  and leaves the index of earlier shards beside it. A shard that an index names is a file of the folder, or a
+  link that stays in it. The cache of the Hugging Face hub alone is allowed more: there
+  `snapshots/<revision>/x` links to `blobs/<hash>`.
 
   Raises:
     ValueError: a damaged or truncated file, an index that does not fit, a tensor in two files.
@@ -119,13 +122,13 @@ def _listed(folder: Path) -> dict[str, str] | None:
   if len(names) > len(listed):
     twice = next(name for i, name in enumerate(names) if name in names[:i])
     raise ValueError(f"{path}: tensor {twice!r} is listed twice; expected one file for each.")
-  return listed
+  return None if storage.lexists(folder / ONE) and ONE not in listed.values() else listed
 
 
 def _files(folder: Path, listed: Mapping[str, str] | None) -> tuple[Path, ...]:
   if listed is not None:
     return tuple(_shard(folder, name) for name in sorted(set(listed.values())))
-  one = folder / "model.safetensors"
+  one = folder / ONE
   return (one,) if storage.lexists(one) else _unlisted(folder)
 
 

@@ -46,6 +46,11 @@ def read_config(folder: Path) -> dict[str, Any] | None:
   return read_object(path) if storage.lexists(path) else None
 
 
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+  """Writes `config.json`, whole or not at all; Infinity is as transformers has it (Mamba 2)."""
+  storage.write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+
+
 def read_object(path: Path) -> dict[str, Any]:
   """The JSON object in a file; ValueError if it holds another thing."""
   text = storage.read_bytes(path).removeprefix(b"\xef\xbb\xbf")
@@ -82,4 +87,4 @@ def update_dtype(folder: Path, dtypes: Iterable[np.dtype]) -> None:
     return
   key = "torch_dtype" if "torch_dtype" in config else "dtype"
   if config.get(key) != min(floating):
-    (folder / "config.json").write_text(json.dumps(config | {key: min(floating)}, indent=2) + "\n")
+    write_config(folder, config | {key: min(floating)})

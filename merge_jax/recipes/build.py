@@ -56,7 +56,7 @@ def build(
       parts.append(part)
       notes += more
   targets = assembly.targets(recipe, parts, names)
-  chosen = [_choose(recipe, part, target, opened, mergekit, schedule) for part, target in targets]
+  chosen = [_choose(recipe, part, target, opened, names, mergekit, schedule) for part, target in targets]
   operators = choices.operators(chosen)
   like = opened[recipe.base or recipe.modules[0].slices[0].inputs[0].model]
   groups: dict[Any, int] = {}
@@ -113,16 +113,16 @@ def build(
 
 
 def _choose(
-  recipe: Recipe, part: Part, target: Target, opened: Mapping[Model, Checkpoint], mergekit: bool,
-  schedule: Sequence[float] | None,
+  recipe: Recipe, part: Part, target: Target, opened: Mapping[Model, Checkpoint],
+  names: Mapping[Model, Mapping[str, str]], mergekit: bool, schedule: Sequence[float] | None,
 ) -> choices.Choice:  # fmt: skip
   experts = [part.inputs[i] for i in part.experts]
-  spec = opened[experts[0].model].specs.get(target.names[part.experts[0]])
+  elements = _source(opened, names, part, part.experts[0], target).spec.size
   t = 0.0 if target.layer is None else parameters.position(target.layer, target.length)
   tensor = choices.Tensor(
     target.name,
     tuple(target.names[i] for i in part.experts),
-    spec.size if spec is not None else 0,
+    elements,
     t,
     (part.slice.settings, part.module.settings, recipe.settings),
   )
@@ -131,8 +131,7 @@ def _choose(
     return choices.of_mergekit(recipe.method, experts, tensor, mergekit=mergekit, task_vectors=based)
   index = naming.first_match(target.name, [rule.pattern for rule in recipe.rules])
   rule = None if index is None else recipe.rules[index]
-  method = recipe.method if rule is None else rule.method
-  return choices.of_own(method, rule, experts, tensor, schedule)
+  return choices.of_own(recipe.method, rule, experts, tensor, schedule)
 
 
 def _source(
@@ -209,7 +208,7 @@ def _config(
       origins += [(opened[leader.model].config or config, layer) for layer in range(first, end)]
     in_like = next((s.length for s in layers.stacks(like.specs) if s.prefix == stack.prefix), stack.length)
     counted = module.name if set(have) == set(configs.OF_MODULES) else None
-    config = configs.restack(config, in_like, origins, counted)
+    config = configs.restack(config, in_like, origins, counted, stack.prefix)
   return config
 
 

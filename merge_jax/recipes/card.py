@@ -11,17 +11,15 @@ from merge_jax.recipes.built import Built
 def text(built: Built, name: str, seed: int, version: str) -> str:
   """The content of README.md: metadata, models, recipe, and how to make it again."""
   models = [str(model) for model in built.inputs]
-  metadata: Mapping[str, Any] = {
-    "base_model": models,
-    "base_model_relation": "merge",
-    "library_name": "transformers",
-    "tags": ["merge", "merge_jax"],
-  }
+  names = dict.fromkeys(one.name.partition("+")[0] for one in built.inputs.values())
+  known = [name for name in names if "/" in name]  # the hub refuses a page that names another as a base
+  related: Mapping[str, Any] = {"base_model": known, "base_model_relation": "merge"} if known else {}
+  metadata = {**related, "library_name": "transformers", "tags": ["merge", "merge_jax"]}
   method = built.recipe.method
   kind = "mergekit's" if built.semantics == "mergekit" else "the authors'"
   lines = [
     "---",
-    yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True).rstrip(),
+    yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True).rstrip(),
     "---",
     f"# {name}",
     "",

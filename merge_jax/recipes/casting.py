@@ -9,7 +9,7 @@ from merge_jax.recipes.schema import Input, Model, Module, Recipe, Slice
 
 HEAD = "lm_head.weight"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
-BUFFERS = (".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias", "embeddings.position_ids")
+BUFFERS = (".inv_freq", ".masked_bias", ".attn.bias", ".attention.bias", "embeddings.position_ids")
 """Tensors that old exports hold and new ones leave out: computed by the model, not learned."""
 Tensors = Mapping[str, str]
 """The names that a model has, each with that it is stored under."""

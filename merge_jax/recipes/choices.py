@@ -22,8 +22,8 @@ class Tensor(NamedTuple):
   """What numbers depend on.
 
   Attributes:
-    name: in the result; filters of shared parameters look at it.
-    names: in each expert; filters of a model's own parameters look at them.
+    name: in the result; filters of parameters that all models share look at it.
+    names: in each expert; filters of parameters that each model has its own of look at them.
     elements: number of elements.
     t: place in its slice, see `parameters.position`.
     scopes: settings of slice, module and recipe, the inner ones first.
@@ -72,7 +72,7 @@ def of_mergekit(
     for i, expert in enumerate(experts if parameter.per_model else experts[:1]):
       scopes = [(settings, tensor.name) for settings in tensor.scopes]
       if parameter.per_model:
-        scopes.insert(0, (expert.settings, tensor.names[i]))
+        scopes = [(settings, tensor.names[i]) for settings in (expert.settings, *tensor.scopes)]
       value = parameters.lookup(parameter.name, scopes, tensor.t)
       value = default if value is None else value
       of = f" of {expert.label}" if parameter.per_model else ""
@@ -82,6 +82,8 @@ def of_mergekit(
         )
       found.append(parameter.read(value, f"{name}: tensor {tensor.name!r}{of}: "))
     values[parameter.name] = np.asarray(found, np.float64) if parameter.per_model else found[0]
+  if mergekit and method.alone and len(experts) == 1:
+    return Choice(name, "passthrough", {}, None)
   weights = tuple(float(weight) for weight in values["weight"]) if method.weighted else None
   arguments = method.arguments(values, tensor.elements, mergekit)
   if arguments.get("normalize", False) and weights is not None and abs(sum(weights)) < 1e-8:
@@ -95,17 +97,23 @@ def of_mergekit(
 
 
 def of_own(
-  method: str, rule: Rule | None, experts: Sequence[Input], tensor: Tensor, schedule: Sequence[float] | None
+  default: str, rule: Rule | None, experts: Sequence[Input], tensor: Tensor, schedule: Sequence[float] | None
 ) -> Choice:
-  """The choice for one tensor of a recipe in our format; errors as of `of_mergekit`."""
+  """The choice for one tensor of a recipe in our format; errors as of `of_mergekit`.
+
+  What the recipe and its models say of the `default` method says nothing of another one that a rule names:
+  one word may mean two things. Weights are the models' own.
+  """
   arguments: dict[str, Any] = {}
+  method = default if rule is None else rule.method
   where = f"{method}: tensor {tensor.name!r}: "
   scopes = [(own.rule_settings(rule, ""), tensor.name)] if rule is not None else []
-  if rule is None or rule.method == method:
-    scopes += [(settings, tensor.name) for settings in tensor.scopes]
+  shared = [*scopes, *((settings, tensor.name) for settings in tensor.scopes)]
+  bare = [expert._replace(settings={}) for expert in experts]
+  of_method, told = (experts, shared) if method == default else (bare, scopes)
   for key in own_methods.keywords(method):
     if key in own_methods.OWN[method]:
-      found = _of_models(key, rule, experts, tensor, scopes)
+      found = _of_models(key, rule, of_method, tensor, told)
       if all(value is None for value in found):
         continue
       missing = next((e.label for e, value in zip(experts, found, strict=True) if value is None), None)
@@ -114,11 +122,11 @@ def of_own(
         raise ValueError(f"{where}{key} of {missing} is missing; give each model one, or all the same.")
       numbers = [default if value is None else value for value in found]
       arguments[key] = np.asarray([own_methods.read(method, key, n, where) for n in numbers], np.float64)
-    elif (value := parameters.lookup(key, scopes, tensor.t)) is not None:
+    elif (value := parameters.lookup(key, told, tensor.t)) is not None:
       arguments[key] = own_methods.read(method, key, value, where)
   weights = schedule
   if schedule is None:
-    given = _of_models("weight", rule, experts, tensor, scopes)
+    given = _of_models("weight", rule, experts, tensor, shared)
     if any(value is not None for value in given):
       missing = next((e.label for e, value in zip(experts, given, strict=True) if value is None), None)
       if missing is not None:

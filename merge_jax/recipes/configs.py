@@ -3,23 +3,36 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from merge_jax.errors import shown
+
 COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers",
-          "decoder_layers", "depth")  # fmt: skip
+          "decoder_layers", "depth", "num_blocks")  # fmt: skip
 OF_MODULES: Mapping[str, tuple[tuple[str, ...], ...]] = {
   "encoder": (("encoder_layers", "num_hidden_layers"), ("num_layers",)),
   "decoder": (("decoder_layers",), ("num_decoder_layers",)),
 }
 """The keys that count the layers of one module of an encoder-decoder: in BART and Whisper, in T5."""
 PERIODS = ("decoder_sparse_step", "attn_layer_period", "expert_layer_period", "interleave_moe_layer_step",
-           "moe_layer_freq", "no_rope_layer_interval", "global_attn_every_n_layers")  # fmt: skip
+           "moe_layer_freq", "no_rope_layer_interval", "global_attn_every_n_layers", "moe_layer_interval",
+           "cross_attention_frequency", "cross_layer_interval")  # fmt: skip
 """Keys that say that every N-th layer is of another kind."""
+NUMBERS = ("mlp_only_layers", "cross_attention_layers", "attn_layer_indices", "fullatt_block_indexes")
+"""Keys that list the numbers of the layers of a kind."""
+FIRST = ("first_k_dense_replace", "num_dense_layers")
+"""Keys that count layers of a kind that all stand at the start."""
+_KINDS = {"vision": ("vis", "image"), "audio": ("audio", "speech"), "text": ("text", "language", "llm")}
+"""What parts of a model, and of its config, have in their names."""
 Config = dict[str, Any]
 Origin = tuple[Mapping[str, Any], int]
 """The config that a layer comes from, and its number there."""
 
 
 def restack(
-  config: Mapping[str, Any], count: int, origins: Sequence[Origin], module: str | None = None
+  config: Mapping[str, Any],
+  count: int,
+  origins: Sequence[Origin],
+  module: str | None = None,
+  prefix: str = "",
 ) -> Config:
   """The config of layers stacked anew.
 
@@ -31,6 +44,7 @@ def restack(
     count: the number of layers there.
     origins: of every layer of the result.
     module: which of `OF_MODULES` the layers are of, where a config counts those of several.
+    prefix: of the layers' names; it tells parts of a config apart that count as many.
 
   Raises:
     ValueError: there is no number of layers, or a kind of layer goes by a rule that the result breaks.
@@ -39,7 +53,7 @@ def restack(
   >>> restack(old, 2, [(old, 0), (old, 1), (old, 1)])
   {'num_hidden_layers': 3, 'layer_types': ['full', 'sliding', 'sliding']}
   """
-  inner = _holder(config, count, module)
+  inner = _holder(config, count, module, prefix)
   if inner is None:
     raise ValueError(
       f"config.json says nowhere that there are {count} layers (looked for {', '.join(COUNTS)}); "
@@ -52,12 +66,20 @@ def restack(
   return new
 
 
-def _holder(config: Mapping[str, Any], count: int, module: str | None) -> str | None:
+def _holder(config: Mapping[str, Any], count: int, module: str | None, prefix: str) -> str | None:
   """Which part of a config counts the layers: "" for the config itself, or e.g. "text_config"."""
-  if _count_keys(config, count, module):
-    return ""
-  parts = [name for name, value in config.items() if isinstance(value, Mapping)]
-  return next((name for name in parts if _count_keys(config[name], count, module)), None)
+  kind, ranks = _kind(prefix), {}
+  for name in ("", *(name for name, value in config.items() if isinstance(value, Mapping))):
+    of_part = _kind(name)
+    if not _count_keys(_inside(config, name), count, module) or (kind and of_part and kind != of_part):
+      continue
+    named = name and name.removesuffix("_config") in prefix
+    ranks[name] = 0 if named else 1 if of_part and of_part == kind else 2 if not name else 3
+  return min(ranks, key=ranks.__getitem__, default=None)
+
+
+def _kind(name: str) -> str | None:
+  return next((kind for kind, words in _KINDS.items() if any(word in name for word in words)), None)
 
 
 def _count_keys(config: Mapping[str, Any], count: int, module: str | None) -> list[str]:
@@ -79,18 +101,24 @@ def _stacked(config: Mapping[str, Any], count: int, origins: Sequence[Origin], m
     new[name] = length
   same = [layer for _, layer in origins] == list(range(length))
   for name, value in config.items():
-    by_layer = (
-      isinstance(value, list) and len(value) == count > 1 and name not in ("layer_types", "architectures")
-    )
+    by_layer = isinstance(value, list) and len(value) == count > 1
+    by_layer = by_layer and name not in ("layer_types", "architectures", *NUMBERS)
     if by_layer and not name.endswith(("token_id", "token_ids")):
       new[name] = [_entry(source.get(name, value), layer, name) for source, layer in origins]
   new.update(_kinds(config, origins))
-  if isinstance(indices := config.get("mlp_only_layers"), list):
-    new["mlp_only_layers"] = [i for i, (source, layer) in enumerate(origins)
-                              if layer in source.get("mlp_only_layers", indices)]  # fmt: skip
-  if "first_k_dense_replace" in config:
-    dense = [layer < source.get("first_k_dense_replace", 0) for source, layer in origins]
-    new["first_k_dense_replace"] = _leading(dense, "dense", "first_k_dense_replace")
+  for name in NUMBERS:
+    if isinstance(config.get(name), list):
+      listed = [_list(source.get(name, config[name]), name) for source, _ in origins]
+      new[name] = [i for i, (_, layer) in enumerate(origins) if layer in listed[i]]
+  for name in FIRST:
+    if isinstance(config.get(name), int):
+      new[name] = _leading([layer < (source.get(name) or 0) for source, layer in origins], "dense", name)
+  if isinstance(end := config.get("moe_layer_end_index"), int):  # ERNIE
+    start, last = config.get("moe_layer_start_index") or 0, end if end >= 0 else count - 1
+    sparse = [start <= layer <= last for _, layer in origins]
+    start = sparse.index(True) if True in sparse else length
+    last = start + _leading(sparse[start:], "sparse", "moe_layer_end_index") - 1
+    new |= {"moe_layer_start_index": start, "moe_layer_end_index": last}
   for name in PERIODS:
     period = config.get(name)
     if not same and isinstance(period, int) and period > 1 and not isinstance(period, bool):
@@ -107,6 +135,12 @@ def _entry(values: Any, layer: int, name: str) -> Any:
   if not isinstance(values, list) or layer >= len(values):
     raise ValueError(f"config.json: {name} has no entry for layer {layer}; expected one for each layer.")
   return values[layer]
+
+
+def _list(value: Any, name: str) -> list[Any]:
+  if not isinstance(value, list):
+    raise ValueError(f"config.json: {name} is {shown(value)}; expected a list of the numbers of layers.")
+  return value
 
 
 def _kinds(config: Mapping[str, Any], origins: Sequence[Origin]) -> Config:
@@ -143,6 +177,6 @@ def _leading(flags: Sequence[bool], kind: str, name: str) -> int:
   count = flags.index(False) if False in flags else len(flags)
   if any(flags[count:]):
     raise ValueError(
-      f"config.json: {name} holds {kind} layers at the start alone; the slices put one behind others."
+      f"config.json: {name} holds {kind} layers side by side alone; the slices put others between them."
     )
   return count

@@ -17,8 +17,10 @@ from merge_jax.recipes.tokenizers import TokenizerPlan, configured, vocabulary_s
 NAMES = (
   "embed_tokens", "wte", "lm_head", "embed_out", "embed_in", "shared", "word_embeddings", "tok_embeddings",
   "output", "embed", "embedding", "embeddings", "decoder", "predictions", "final_logits_bias",
+  "token_embedding", "tokens_embed", "word_embedding", "vocab_projector", "generator_lm_head", "lm_loss",
+  "pred_layer.proj",
 )  # fmt: skip
-"""What tensors with a row for every token are called; their first axis must say so, too."""
+"""What tensors with a row for every token end in; their shape must say so, too."""
 
 _BLOCK = 4096  # rows
 
@@ -27,13 +29,15 @@ def vocabulary_tensors(checkpoint: Checkpoint) -> tuple[str, ...]:
   """Names of the tensors with a row for every token.
 
   They have a known name (`model.embed_tokens.weight`, `lm_head.bias`, …) and as many rows as the config's
-  `vocab_size`.
+  `vocab_size`, or so many columns of one row (BART's `final_logits_bias`).
 
   Raises:
     ValueError: there is no `vocab_size`, or no tensor has as many rows.
   """
   rows = vocabulary_size(checkpoint)
-  names = tuple(n for n, spec in checkpoint.specs.items() if _called(n) and spec.shape[:1] == (rows,))
+  names = tuple(
+    n for n, spec in checkpoint.specs.items() if _called(n) and _axis(spec.shape, rows) is not None
+  )
   if not names:
     raise ValueError(
       f"{checkpoint.path}: vocab_size is {rows}, and no embedding has as many rows "
@@ -43,7 +47,13 @@ def vocabulary_tensors(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def _called(name: str) -> bool:
-  return re.sub(r"\.(weight|bias)$", "", name).rpartition(".")[2] in NAMES
+  stem = "." + re.sub(r"\.(weight|bias)$", "", name)
+  return stem.endswith(tuple(f".{one}" for one in NAMES))
+
+
+def _axis(shape: tuple[int, ...], rows: int) -> int | None:
+  """The axis with an entry for every token: the first, or the second of a single row; or None."""
+  return 0 if shape[:1] == (rows,) else 1 if shape == (1, rows) else None
 
 
 def dtype(plan: TokenizerPlan, label: str, stored: Mapping[str, Any]) -> np.dtype:
@@ -109,12 +119,14 @@ class Remapped(Checkpoint):
     label: which of them this is a view of.
     plan: of the merge.
     remapped: the tensors that differ.
+    turned: which of them are a single row with a column for every token.
   """
 
   models: Mapping[str, Checkpoint]
   label: str
   plan: TokenizerPlan
   remapped: frozenset[str]
+  turned: frozenset[str]
 
   @property
   def format(self) -> str:
@@ -137,6 +149,9 @@ class Remapped(Checkpoint):
       else self.models[key].read(_name(self.models[key], name))
       for key in _needed(self.plan, self.label)
     }
+    if name in self.turned:
+      turned = {key: value.T for key, value in reads.items()}
+      return embed_rows(self.plan, self.label, turned).T[index or ()]
     rows, *rest = index or (slice(None),)
     return embed_rows(self.plan, self.label, reads, rows)[(slice(None), *rest)]
 
@@ -161,25 +176,28 @@ def remap(plan: TokenizerPlan, label: str, models: Mapping[str, Checkpoint]) -> 
   source = models[label]
   names = vocabulary_tensors(source)
   same = np.array_equal(plan.rows_of[label], np.arange(plan.rows))
-  if same and all(source.specs[name].shape[0] == plan.rows for name in names):
+  if same and vocabulary_size(source) == plan.rows:
     return source
   specs, config = dict(source.specs), configured(source.config or {}, plan.config)
   tied = casting.HEAD not in specs and casting.head(source)
   if tied and any(casting.HEAD in one.specs for one in models.values()):
     specs[casting.HEAD], names = specs[tied], (*names, casting.HEAD)
     config["tie_word_embeddings"] = True  # said, as the tensors no longer do
+  turned = frozenset(name for name in names if _axis(specs[name].shape, vocabulary_size(source)) == 1)
   for name in names:
     stored = {key: _spec(models[key], name) for key in _needed(plan, label)}
+    own, rest = specs[name].shape, slice(None, 1) if name in turned else slice(1, None)
     for key, spec in stored.items():
-      if spec.shape[1:] != specs[name].shape[1:]:
+      if len(spec.shape) != len(own) or spec.shape[rest] != own[rest]:
         raise ValueError(
           f"{models[key].path}: tensor {name!r} is {list(spec.shape)}; expected rows as those of "
-          f"{source.path}, {list(specs[name].shape)}."
+          f"{source.path}, {list(own)}."
         )
     kind = dtype(plan, label, {key: spec.dtype for key, spec in stored.items()})
-    specs[name] = jax.ShapeDtypeStruct((plan.rows, *specs[name].shape[1:]), kind)
+    shape = (1, plan.rows) if name in turned else (plan.rows, *own[1:])
+    specs[name] = jax.ShapeDtypeStruct(shape, kind)
   aliases = {alias: name for alias, name in source.aliases.items() if alias not in specs}
-  return Remapped(source.path, specs, aliases, config, models, label, plan, frozenset(names))
+  return Remapped(source.path, specs, aliases, config, models, label, plan, frozenset(names), turned)
 
 
 def _needed(plan: TokenizerPlan, label: str) -> tuple[str, ...]:

@@ -93,6 +93,14 @@ def run(
   Raises:
     ValueError, OSError: what cannot be merged, read or written; see `check`.
   """
+  numbers = {
+    "max_shard_gb": (max_shard_gb, 1e9),
+    "memory_gib": (memory_gib, 1e9),
+    "seed": (seed, (1 << 32) - 1),
+  }
+  for name, (value, most) in numbers.items():
+    if value is not None and not 0 <= value <= most:
+      raise ValueError(f"--{name} is {value}; expected a number from 0 to {most:,.0f}.")
   target, folder = storage.destination(output_dir, "--output_dir"), Path(path).expanduser().parent
   if not target.name.strip("."):
     raise ValueError(f"--output_dir is {str(output_dir)!r}; name the folder to make, as in out or ../out.")

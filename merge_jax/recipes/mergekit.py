@@ -112,8 +112,9 @@ def read(raw: Any, where: str, text: str = "") -> Recipe:
       raise ValueError(f"{where}: modules is empty; name at least one.")
   else:
     found = (reader.module(_Parts(top.models, top.slices), where, None),)
-  for name, dtype in (("dtype", top.dtype), ("out_dtype", top.out_dtype)):
-    if dtype is not None and dtype not in schema.DTYPES:
+  dtypes = {name: (getattr(top, name) or "").removeprefix("torch.") for name in ("out_dtype", "dtype")}
+  for name, dtype in dtypes.items():
+    if dtype and dtype not in schema.DTYPES:
       raise ValueError(unknown(name, dtype, schema.DTYPES, where))
   return Recipe(
     method=top.merge_method,
@@ -121,7 +122,7 @@ def read(raw: Any, where: str, text: str = "") -> Recipe:
     origin="mergekit",
     base=None if top.base_model is None else schema.model(top.base_model, f"{where}: base_model"),
     settings=reader.settings(top.parameters, f"{where}: parameters", own=False),
-    dtype=top.out_dtype or top.dtype,
+    dtype=dtypes["out_dtype"] or dtypes["dtype"] or None,
     tokenizer=tokenizer(
       top.tokenizer_source if top.tokenizer is None else top.tokenizer, f"{where}: tokenizer"
     ),

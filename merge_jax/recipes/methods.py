@@ -62,6 +62,7 @@ class Method(NamedTuple):
       "input": the base is the first of the models; else whether task vectors need it.
     fewest, most: how many models it takes, the base apart ("input": the base among them).
     weighted: whether each model has a weight.
+    alone: whether a single model is itself in mergekit, whatever its weight.
     along: the axis of a tensor that mergekit's rows run along.
   """
 
@@ -72,6 +73,7 @@ class Method(NamedTuple):
   fewest: int = 1
   most: int | None = None
   weighted: bool = False
+  alone: bool = False
   along: Callable[[Values], int] = lambda v: -1
 
 
@@ -197,7 +199,7 @@ MERGEKIT: Mapping[str, Method] = {
   ),
   "multislerp": Method(
     "multislerp", (_WEIGHT, _flag("normalize_weights", True), Parameter("eps", (1e-8, 1e-8), low=0.0)),
-    _multislerp, "optional", weighted=True,
+    _multislerp, "optional", weighted=True, alone=True,
   ),
   "karcher": Method(
     "karcher",

@@ -13,8 +13,9 @@
     seed: 0
 
 Any parameter may be a value, a list over the layers, or `{value, filter}`, as `parameters.py` says. In
-place of weights, `schedule: {name: minus_sqrt}` takes them from each model's `step`. Further keys:
-`tokenizer` and `chat_template` as in mergekit's format, `semantics` (paper), `name`.
+place of weights, `schedule: {name: minus_sqrt}` takes them from each model's `step`. A rule with another
+method takes weights alone from outside of it. Further keys: `tokenizer` and `chat_template` as in mergekit's
+format, `semantics` (paper), `name`.
 """
 
 from collections.abc import Mapping

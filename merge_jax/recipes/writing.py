@@ -42,7 +42,7 @@ def write(
   if host.is_lead():
     if built.config is not None:
       dtypes = [spec.dtype for spec in built.specs.values()]
-      storage.write_json(folder / "config.json", built.config)
+      sidecars.write_config(folder, built.config)
       sidecars.update_dtype(folder, dtypes)
     vocabulary.write(folder, built.vocabulary)
     text = card.text(built, name, record.seed, merge_jax.__version__)
