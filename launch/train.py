@@ -66,8 +66,8 @@ class Start(NamedTuple):
 
 def main() -> None:
   """Loads, trains, writes a Hugging Face folder."""
-  target, config = Path(storage.destination(_OUTPUT.value, "--output_dir")), _common.config_values(_CONFIG)
-  inputs = [*map(task_files.path_of, _TASKS.value), *([Path(_INIT.value)] if _INIT.value else [])]
+  target, config = storage.disk_destination(_OUTPUT.value, "--output_dir"), _common.config_values(_CONFIG)
+  inputs = [*map(task_files.path_of, _TASKS.value), *([storage.path(_INIT.value)] if _INIT.value else [])]
   storage.refuse_inside(target, inputs, "--output_dir")
   given = {name: config.pop(name) for name in Saving.__struct_fields__ if name in config}
   saving = decoding.convert(given, Saving, "config")
@@ -84,9 +84,7 @@ def main() -> None:
     )
   mesh = sharding.make_mesh(flags.FLAGS.mesh)
   start = (
-    trained_on(Path(_INIT.value).expanduser(), mesh)
-    if _INIT.value
-    else fresh(model_config, recipe.seed, mesh)
+    trained_on(storage.path(_INIT.value), mesh) if _INIT.value else fresh(model_config, recipe.seed, mesh)
   )
   shape = start.model.config
   data = corpus(

@@ -201,8 +201,16 @@ def destination(text: str | Path, what: str) -> Path:
     raise ValueError(
       f"{what}: {shown(str(text))} cannot be made ({os.strerror(error.errno or 0)})."
     ) from None
-  except (RuntimeError, ValueError) as error:  # no such user, a NUL
+  except ValueError as error:  # no such user, a NUL
     raise ValueError(f"{what}: {shown(str(text))} is no path ({error}).") from None
+  return path
+
+
+def disk_destination(text: str | Path, what: str) -> Path:
+  """As `destination`, of what is written to disks alone: ValueError for an object store."""
+  path = destination(text, what)
+  if isinstance(path, Remote):
+    raise ValueError(f"{what}: {path} is on an object store; write to a disk, and copy from there.")
   return path
 
 
