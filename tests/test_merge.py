@@ -349,6 +349,7 @@ parameters: {weight: 1}
 
 
 def test_documents_that_use_each_other(world):
+  here(".out.stages/.other.resume-0123456789abcdef").mkdir(parents=True)  # a kill's, of another name
   _, got = merge(DOCUMENTS)
   name = "model.norm.weight"
   np.testing.assert_allclose(

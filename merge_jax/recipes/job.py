@@ -128,9 +128,7 @@ def run(
     if place != target:
       made[str(recipe.name)] = checkpoints.open(place)
   if host.is_lead() and len(recipes) > 1:
-    for recipe in recipes[:-1]:
-      storage.remove_tree(stages / str(recipe.name))
-    stages.rmdir()
+    storage.remove_tree(stages)  # with what a kill left of stages that had other names
   return built
 
 
