@@ -14,6 +14,7 @@ import pytest
 from merge_jax import storage
 from merge_jax.search.journal import Journal, Record
 from merge_jax.search.point import Point
+from merge_jax.storage import space
 
 
 def record(index):
@@ -328,3 +329,24 @@ def test_special_files_are_refused_and_not_opened(tmp_path):
     storage.read_bytes(tmp_path / "none")
   with pytest.raises(ValueError, match="fifo: is a fifo; expected a regular file"):
     storage.read_lines(tmp_path / "fifo")
+
+
+@pytest.mark.parametrize(
+  ("listed", "folder", "names", "prefix"),
+  [
+    ("0::/job", "job", ("max", "current"), ""),
+    ("0::/job/step", "job", ("max", "current"), ""),
+    ("4:cpu,memory:/docker/1\n3:pids:/x\n0::/", "memory", ("limit_in_bytes", "usage_in_bytes"), "total_"),
+  ],
+)
+def test_memory_is_what_a_container_or_batch_job_leaves(tmp_path, listed, folder, names, prefix):
+  home, told = tmp_path / folder, tmp_path / "listed"
+  home.mkdir(parents=True)
+  told.write_text(listed)
+  (home / "memory.stat").write_text(f"anon 5\n{prefix}active_file 20\n{prefix}inactive_file 10\n")
+  for name, value in zip(names, ("1000", "400"), strict=True):
+    (home / f"memory.{name}").write_text(f"{value}\n")
+  assert list(space._left_by_groups(told, tmp_path)) == [1000 - 400 + 30]
+  (home / f"memory.{names[0]}").write_text("max\n")
+  assert list(space._left_by_groups(told, tmp_path)) == []
+  assert list(space._left_by_groups(tmp_path / "none", tmp_path)) == []
