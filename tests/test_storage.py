@@ -331,6 +331,20 @@ def test_special_files_are_refused_and_not_opened(tmp_path):
     storage.read_lines(tmp_path / "fifo")
 
 
+def test_a_place_where_a_disk_is_mounted_is_refused_before_the_work(tmp_path, monkeypatch):
+  """Renaming to it is refused by the system, at the end."""
+  (tmp_path / "link").symlink_to(tmp_path / "disk")
+  monkeypatch.setattr(os.path, "ismount", lambda path: path == str(tmp_path / "disk"))
+  for name in ("disk", "link"):
+    with pytest.raises(OSError, match=f"{name}: a disk is mounted there.*; name a folder in it"):
+      storage.refuse_taken(tmp_path / name)
+  with (
+    pytest.raises(OSError, match="a disk is mounted there"),
+    storage.new_folder(tmp_path / "disk", owned=()),
+  ):
+    pytest.fail("it was filled")
+
+
 @pytest.mark.parametrize(
   ("listed", "folder", "names", "prefix"),
   [

@@ -103,7 +103,7 @@ def run(
   if host.is_lead():
     replaced = manifest.owned(target) if overwrite else None
     if replaced is None:
-      storage.refuse_filled(target)
+      storage.refuse_taken(target)
     preflight.require_disk(target, sum(built.nbytes for built in planned))
   total, before = sum(len(built.jobs) for built in planned), 0
   stages = target.with_name(f".{target.name}.stages")

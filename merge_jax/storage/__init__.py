@@ -9,6 +9,7 @@ from merge_jax.storage.folders import disk_destination as disk_destination
 from merge_jax.storage.folders import is_filled as is_filled
 from merge_jax.storage.folders import new_folder as new_folder
 from merge_jax.storage.folders import refuse_filled as refuse_filled
+from merge_jax.storage.folders import refuse_taken as refuse_taken
 from merge_jax.storage.folders import refuse_unwritable as refuse_unwritable
 from merge_jax.storage.folders import sync as sync
 from merge_jax.storage.folders import sync_tree as sync_tree

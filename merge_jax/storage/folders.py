@@ -94,6 +94,7 @@ def new_folder(
       yield there
     return
   path = Path(os.path.realpath(path))
+  _refuse_mounted(path)
   if owned is None:
     refuse_filled(path)
   with writing(path.parent):
@@ -225,6 +226,17 @@ def refuse_filled(path: Path) -> None:
   """Raises FileExistsError if `path` is a file or a folder with something in it."""
   if is_filled(path):
     raise FileExistsError(f"{path} exists and is not empty; choose another folder or remove it.")
+
+
+def refuse_taken(path: Path) -> None:
+  """As `refuse_filled`; also raises OSError for what no `new_folder` can become. Ask before the work."""
+  _refuse_mounted(path)
+  refuse_filled(path)
+
+
+def _refuse_mounted(path: Path) -> None:
+  if not isinstance(path, Remote) and os.path.ismount(os.path.realpath(path)):
+    raise OSError(f"{path}: a disk is mounted there, which no folder can replace; name a folder in it.")
 
 
 def refuse_unwritable(path: Path) -> None:

@@ -120,7 +120,7 @@ def states(target: Path) -> Iterator[Path]:
 
 
 def refuse_written(target: Path, going_on: bool = False) -> None:
-  """As `storage.refuse_filled`; removes states that a kill left beside a checkpoint that was written.
+  """As `storage.refuse_taken`; removes states that a kill left beside a checkpoint that was written.
 
   Args:
     target: of the checkpoint.
@@ -130,7 +130,7 @@ def refuse_written(target: Path, going_on: bool = False) -> None:
     with states(target):
       pass
   if host.is_lead() and not (going_on and _saved(_folder(target)) and along.is_unfinished(target)):
-    storage.refuse_filled(target)
+    storage.refuse_taken(target)
   host.barrier("an output that is free")
 
 
