@@ -1,6 +1,7 @@
 """Recipes from end to end: tiny folders in, a folder out, against float64 numpy."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -377,6 +378,18 @@ def test_the_folder_says_what_it_is(world):
   assert set(record["outputs"]) | {manifest.NAME} == files
   assert "model.safetensors.index.json" in files and sum(name.endswith(".safetensors") for name in files) > 1
   assert record["inputs"] == {"a": storage.digest(checkpoints.open("a").files(), Path("a"))}
+
+
+def test_what_the_models_folders_say_beside_their_tensors(world):
+  """A config as Mamba's files have it; what a training noted is of one model alone."""
+  odd = CONFIG | {"time_step_limit": [0.0, math.inf], "dtype": "bfloat16", "torch_dtype": "bfloat16"}
+  for name in "ab":
+    (here(name) / "config.json").write_text(json.dumps(odd))
+    (here(name) / "training.json").write_text('{"tokens": 5}')
+  merge(kit("linear", ("a", {"weight": 1}), ("b", {"weight": 1})))
+  made = odd | {"dtype": "float32", "torch_dtype": "float32"}
+  assert json.loads(here("out/config.json").read_text()) == made
+  assert not here("out/training.json").exists()
 
 
 def test_a_folder_is_replaced_only_if_a_merge_made_it(world):

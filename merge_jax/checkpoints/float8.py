@@ -6,7 +6,6 @@ Qwen3's float8 models do so, too.
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ import msgspec
 import numpy as np
 
 from merge_jax import decoding
+from merge_jax.checkpoints import sidecars
 from merge_jax.checkpoints.base import Checkpoint, Index, Writer
 from merge_jax.checkpoints.folder_writer import FolderWriter
 from merge_jax.checkpoints.views import View
@@ -58,7 +58,7 @@ class Dequantised(View):
     """Those of the source, with a config that does not say that the weights are quantised."""
     self.source.copy_sidecars(folder)
     if self.config is not None:
-      (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+      sidecars.write_config(folder, self.config)
 
   def _stored(self, name: str, index: Index | None) -> np.ndarray:
     stored = self.source._stored(name, index)

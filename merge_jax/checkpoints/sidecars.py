@@ -46,6 +46,11 @@ def read_config(folder: Path) -> dict[str, Any] | None:
   return read_object(path) if storage.lexists(path) else None
 
 
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+  """Writes `config.json` in a folder that is not complete yet, as transformers does: some hold Infinity."""
+  (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
 def read_object(path: Path) -> dict[str, Any]:
   """The JSON object in a file; ValueError if it holds another thing."""
   text = storage.read_bytes(path).removeprefix(b"\xef\xbb\xbf")
@@ -80,6 +85,6 @@ def update_dtype(folder: Path, dtypes: Iterable[np.dtype]) -> None:
   floating = {str(dtype) for dtype in dtypes if jax.numpy.issubdtype(dtype, np.inexact)}
   if config is None or len(floating) != 1:
     return
-  key = "torch_dtype" if "torch_dtype" in config else "dtype"
-  if config.get(key) != min(floating):
-    (folder / "config.json").write_text(json.dumps(config | {key: min(floating)}, indent=2) + "\n")
+  said = config | dict.fromkeys(config.keys() & {"dtype", "torch_dtype"} or {"dtype"}, min(floating))
+  if said != config:
+    write_config(folder, said)

@@ -40,9 +40,10 @@ def write(
       progress=lambda done: progress(round((done - others) * scale)), **options,
     )  # fmt: skip
   if host.is_lead():
+    (folder / "training.json").unlink(missing_ok=True)  # it tells of one model alone
     if built.config is not None:
       dtypes = [spec.dtype for spec in built.specs.values()]
-      storage.write_json(folder / "config.json", built.config)
+      sidecars.write_config(folder, built.config)
       sidecars.update_dtype(folder, dtypes)
     vocabulary.write(folder, built.vocabulary)
     text = card.text(built, name, record.seed, merge_jax.__version__)
