@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -390,6 +391,10 @@ def test_what_the_models_folders_say_beside_their_tensors(world):
   made = odd | {"dtype": "float32", "torch_dtype": "float32"}
   assert json.loads(here("out/config.json").read_text()) == made
   assert not here("out/training.json").exists()
+
+
+def test_a_name_that_is_no_text_costs_no_merge(world):
+  merge(kit("linear", ("a", {"weight": 1})), os.fsdecode(b"out\xff"))
 
 
 def test_a_folder_is_replaced_only_if_a_merge_made_it(world):

@@ -47,7 +47,7 @@ def write(
       sidecars.update_dtype(folder, dtypes)
     vocabulary.write(folder, built.vocabulary)
     text = card.text(built, name, record.seed, merge_jax.__version__)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_bytes(text.encode(errors="replace"))  # paths may be any bytes
   if verify:
     host.barrier("all files")
     _verify(folder, {n: spec for n, spec in built.specs.items() if n not in writer.others}, digests)
