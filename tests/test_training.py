@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from merge_jax import checkpoints, evals, models, sharding
+from merge_jax import checkpoints, evals, host, models, sharding
 from merge_jax.training import (
   Diverged,
   Recipe,
@@ -211,6 +211,12 @@ def test_a_state_of_another_training_is_refused(params, tmp_path, change, messag
     other["params"] = other["params"] or {name: value + 1 for name, value in params.items()}
     with pytest.raises(ValueError, match=message):
       continued(apply, **other, folder=folder)
+
+
+def test_a_process_that_does_not_see_the_leads_state_begins_nothing(params, tmp_path, monkeypatch):
+  monkeypatch.setattr(host, "broadcast", lambda value: "step-000000007")
+  with pytest.raises(FileNotFoundError, match=r"step-000000007/state\.json"):
+    continued(apply, params, make_corpus(), Recipe(**SMALL), tmp_path)
 
 
 @pytest.mark.parametrize("rate", [3e38, float("nan")])
