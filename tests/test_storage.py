@@ -331,10 +331,18 @@ def test_special_files_are_refused_and_not_opened(tmp_path):
     storage.read_lines(tmp_path / "fifo")
 
 
+@pytest.mark.parametrize("resume", [None, "job"])
+def test_a_name_with_no_room_beside_it_is_refused_before_the_work(tmp_path, resume):
+  with storage.new_folder(tmp_path / ("ä" * 115), resume=resume):
+    pass
+  with pytest.raises(OSError, match="the name is too long; expected at most 230 bytes"):
+    storage.refuse_taken(tmp_path / ("ä" * 115 + "x"))
+
+
 def test_a_place_where_a_disk_is_mounted_is_refused_before_the_work(tmp_path, monkeypatch):
   """Renaming to it is refused by the system, at the end."""
   (tmp_path / "link").symlink_to(tmp_path / "disk")
-  monkeypatch.setattr(os.path, "ismount", lambda path: path == str(tmp_path / "disk"))
+  monkeypatch.setattr(Path, "is_mount", lambda self: self == tmp_path / "disk")
   for name in ("disk", "link"):
     with pytest.raises(OSError, match=f"{name}: a disk is mounted there.*; name a folder in it"):
       storage.refuse_taken(tmp_path / name)

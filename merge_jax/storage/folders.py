@@ -18,6 +18,8 @@ from merge_jax.storage.locks import held
 from merge_jax.storage.remote import Remote
 from merge_jax.storage.space import writing
 
+_LONGEST = 230  # bytes of a name: those of the hidden folders beside it are 25 longer, and systems take 255
+
 
 def sync(path: Path) -> None:
   """Flushes a file or folder to the disk."""
@@ -94,7 +96,7 @@ def new_folder(
       yield there
     return
   path = Path(os.path.realpath(path))
-  _refuse_mounted(path)
+  _refuse_place(path)
   if owned is None:
     refuse_filled(path)
   with writing(path.parent):
@@ -230,13 +232,18 @@ def refuse_filled(path: Path) -> None:
 
 def refuse_taken(path: Path) -> None:
   """As `refuse_filled`; also raises OSError for what no `new_folder` can become. Ask before the work."""
-  _refuse_mounted(path)
+  _refuse_place(path)
   refuse_filled(path)
 
 
-def _refuse_mounted(path: Path) -> None:
-  if not isinstance(path, Remote) and os.path.ismount(os.path.realpath(path)):
+def _refuse_place(path: Path) -> None:
+  if isinstance(path, Remote):
+    return
+  real = Path(os.path.realpath(path))
+  if real.is_mount():
     raise OSError(f"{path}: a disk is mounted there, which no folder can replace; name a folder in it.")
+  if len(os.fsencode(real.name)) > _LONGEST:
+    raise OSError(f"{path}: the name is too long; expected at most {_LONGEST} bytes.")
 
 
 def refuse_unwritable(path: Path) -> None:
