@@ -352,6 +352,20 @@ def test_a_refused_training_is_one_sentence_and_leaves_no_trace(world, tmp_path,
   assert list(tmp_path.iterdir()) == [] and sorted(folder.rglob("*")) == before
 
 
+def test_a_disk_without_room_for_the_result_is_refused_before_the_training(world, tmp_path):
+  _, first, task = world
+  code = """import shutil, sys, types
+shutil.disk_usage = lambda place: types.SimpleNamespace(free=1 << 20)
+from merge_jax.__main__ import main
+main()"""
+  words = ["train", f"--tasks={task}", f"--init={first}", f"--output_dir={tmp_path / 'x'}"]
+  done = subprocess.run(
+    [sys.executable, "-c", code, *words], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE
+  )
+  assert done.returncode == 1 and b"the disk has 1.0 MiB free" in done.stderr, done
+  assert list(tmp_path.iterdir()) == []
+
+
 def test_the_result_keeps_what_lies_beside_the_first_checkpoint(world, tmp_path):
   """The end-of-text token that the generation config alone names is trained on, and found again."""
   _, first, task = world
