@@ -184,6 +184,9 @@ def test_time_follows_the_roofline():
   np.testing.assert_allclose(slow["seconds_per_candidate"], 10 * fast["seconds_per_candidate"])
   assert slow["device_hours"] == 2 * slow["seconds"] / 3600
   assert slow["disk_seconds"] == slow["disk_bytes"] / 1e9
+  for mesh, share in (("fsdp:8", 2), ("candidate:2,fsdp:4", 1), ("data:2,fsdp:4", 1), ("candidate:8", 1)):
+    made = planned(mesh, compiled=False)  # on two hosts
+    assert made["disk_seconds"] == made["disk_bytes"] / 1e9 / share, mesh
   assert planned("fsdp:2", compiled=False, checkpoints=6)["merge_seconds"] > slow["merge_seconds"]
 
 
