@@ -14,7 +14,8 @@ from merge_jax.errors import shown
 
 SIDECARS = (
   "config.json", "generation_config.json", "*token*.json", "vocab.*", "merges.txt", "chat_template.*",
-  "*.model", "*.tiktoken", "*.jinja", "*processor*.json", "normalizer.json", "*.py", "training.json",
+  "*.model", "*.tiktoken", "tekken.json", "*.jinja", "*processor*.json", "normalizer.json", "*.py",
+  "training.json",
 )  # fmt: skip
 """Patterns of the files beside the tensors that a merged checkpoint carries over, where they are: configs,
 tokenizers, processors, and the code that some configs name, which is copied and never run."""
