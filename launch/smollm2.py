@@ -56,7 +56,7 @@ def main() -> None:
   reader = GGUFReader(str(find()))
   text, params = tokenizer(reader), read(reader)
   with storage.new_folder(target) as partial:
-    (partial / "tokenizer.json").write_text(text)
+    (partial / "tokenizer.json").write_text(text, "utf-8")
     pool.write_object(partial / "config.json", CONFIG | {"dtype": _DTYPE.value})
     pool.write_object(partial / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
     checkpoints.write(partial, params)
