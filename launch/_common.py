@@ -6,6 +6,7 @@ import contextlib
 import gc
 import io
 import os
+import re
 import signal
 import sys
 import time
@@ -105,11 +106,18 @@ def _start() -> None:
 def _parse(argv: list[str]) -> list[str]:
   with _one_sentence():
     try:
-      return flags.FLAGS(argv)
+      return flags.FLAGS([re.sub(r"^(--?config=)?(configs/\w+\.py)", _packaged, word) for word in argv])
     except flags.Error as error:  # of a config file it is a whole traceback, its end what was raised
       lines = [line.strip() for line in str(error).splitlines() if line.strip()]
       print(f"error: {lines[0]}", *lines[-1:] if len(lines) > 1 else (), file=sys.stderr)
       sys.exit(1)
+
+
+def _packaged(word: re.Match[str]) -> str:
+  """`configs/NAME.py` is ours where there is no such file: the wheel has it elsewhere than a clone."""
+  flag, file = word[1] or "", word[2]
+  ours = CONFIGS.parent / file
+  return f"{flag}{ours if ours.is_file() and not Path(file).exists() else file}"
 
 
 def define_config(name: str) -> Any:

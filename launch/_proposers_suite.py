@@ -1,10 +1,10 @@
 """Ways of searching on a suite of pools; see `merge_jax/study/pools` and `configs/pools_small.py`."""
 
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
+from merge_jax import storage
 from merge_jax.study.pools import job, settings, table
 
 from . import _common
@@ -27,7 +27,7 @@ def suite(repeats: int) -> dict[str, Any]:
   names = None if _PROPOSERS.value is None else [name for name in _PROPOSERS.value if name != "-"]
   made = settings.from_mapping(_common.config_values(_CONFIG))
   found = job.compare(
-    made, Path(_FOLDER.value).expanduser(),
+    made, storage.disk_destination(_FOLDER.value, "--output_dir"),
     workers=_WORKERS.value, parts=_SEEDS.value, names=names, kinds=_KINDS.value, sizes=_SIZES.value,
     attainable=_ATTAINABLE.value, stop=_common.StopFlag(),
   )  # fmt: skip

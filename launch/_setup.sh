@@ -3,7 +3,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${MERGE_JAX_VENV:-$root/.venv}
 
-good() { "$1" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
+good() { "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 
 if [ ! -x "$venv/bin/python" ]; then
   python=""
@@ -11,8 +11,8 @@ if [ ! -x "$venv/bin/python" ]; then
     if good "$name"; then python=$name; break; fi
   done
   if [ -z "$python" ]; then
-    echo "merge_jax needs Python 3.11 or newer with the venv module; found $(python3 --version 2>&1 || true)." \
-         "Install one, or name it: PYTHON=/path/to/python3 $0" >&2
+    echo "merge_jax needs Python 3.11 or newer with venv and ensurepip; found $(python3 --version 2>&1 || true)." \
+         "Install one (Debian, Ubuntu: apt install python3-venv), or name it: PYTHON=/path/to/python3 $0" >&2
     exit 1
   fi
   "$python" -m venv "$venv"

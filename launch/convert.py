@@ -18,7 +18,7 @@ def main() -> None:
   """Reads, writes, says what."""
   source, target = checkpoints.open(_INPUT.value), storage.destination(_OUTPUT.value, "--output")
   storage.refuse_inside(target, [source.path])
-  storage.refuse_filled(target)
+  storage.refuse_taken(target)
   preflight.require_disk(target, source.nbytes)
   with (
     storage.new_folder(target) as partial,

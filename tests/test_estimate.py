@@ -167,7 +167,7 @@ def test_what_is_gathered_is_two_layers_or_the_embedding():
 
 def test_activations_of_experts_are_about_what_the_compiler_takes():
   config = models.preset("qwen3-30b-a3b") | {
-    "vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "moe_intermediate_size": 48,
+    "vocab_size": 512, "hidden_size": 128, "intermediate_size": 384, "moe_intermediate_size": 1536,
     "head_dim": 32, "num_experts": 16, "num_hidden_layers": 9, "num_attention_heads": 4,
     "num_key_value_heads": 2,
   }  # fmt: skip
@@ -175,7 +175,7 @@ def test_activations_of_experts_are_about_what_the_compiler_takes():
   given = given._replace(specs=dict(given.model.specs))
   built = program.build(given)
   held, compiled = costs.memory(given, built), program.compile(given, built)
-  assert 0.8 < compiled.temporaries / (held.merged + held.activations) < 1.25
+  assert 0.8 < compiled.temporaries / (held.merged + held.activations) < 1.06
 
 
 def test_time_follows_the_roofline():
@@ -184,6 +184,9 @@ def test_time_follows_the_roofline():
   np.testing.assert_allclose(slow["seconds_per_candidate"], 10 * fast["seconds_per_candidate"])
   assert slow["device_hours"] == 2 * slow["seconds"] / 3600
   assert slow["disk_seconds"] == slow["disk_bytes"] / 1e9
+  for mesh, share in (("fsdp:8", 2), ("candidate:2,fsdp:4", 1), ("data:2,fsdp:4", 1), ("candidate:8", 1)):
+    made = planned(mesh, compiled=False)  # on two hosts
+    assert made["disk_seconds"] == made["disk_bytes"] / 1e9 / share, mesh
   assert planned("fsdp:2", compiled=False, checkpoints=6)["merge_seconds"] > slow["merge_seconds"]
 
 

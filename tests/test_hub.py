@@ -50,6 +50,11 @@ def test_repositories_come_from_the_cache(cache, text, revision, commit):
   assert opened.read("w")[0] == ord(commit[0]) and opened.name == "acme/Tiny-1.5"
 
 
+def test_a_home_of_nobody_is_named():
+  with pytest.raises(ValueError, match="~nobody-of-this-name/m: there is no such user"):
+    hub.resolve("~nobody-of-this-name/m")
+
+
 def test_what_exists_is_local(cache, tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   for name in ("acme/Tiny-1.5", "acme/x@v2", "m"):

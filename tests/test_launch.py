@@ -158,6 +158,13 @@ def test_a_config_file_that_fails_is_one_sentence(tmp_path, text, message):
   assert "Traceback" not in errors
 
 
+def test_configs_of_the_package_are_found_from_anywhere(tmp_path):
+  words = [sys.executable, "-m", "merge_jax", "recycle", "--config=configs/recycle.py:paper"]
+  environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+  done = subprocess.run(words, cwd=tmp_path, env=environment, text=True, capture_output=True)
+  assert done.returncode == 1 and done.stderr.startswith("error: There is no checkpoint"), done
+
+
 def test_check_has_an_exit_status(world, tmp_path):
   folder, paths, _ = world
   code, out, _ = launch("check", f"--checkpoints={','.join(map(str, paths))}", f"--base={folder}/pool/base")

@@ -1,6 +1,8 @@
 """Recipes from end to end: tiny folders in, a folder out, against float64 numpy."""
 
 import json
+import math
+import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from merge_jax import checkpoints, recipes, storage
+from merge_jax import checkpoints, preflight, recipes, storage
 from merge_jax.recipes import card, manifest
 
 VOCABULARY, WIDTH, LAYERS = 10, 4, 3
@@ -405,6 +407,7 @@ parameters: {weight: 1}
 
 
 def test_documents_that_use_each_other(world):
+  here(".out.stages/.other.resume-0123456789abcdef").mkdir(parents=True)  # a kill's, of another name
   _, got = merge(DOCUMENTS)
   name = "model.norm.weight"
   np.testing.assert_allclose(
@@ -434,13 +437,6 @@ def test_the_folder_says_what_it_is(world):
   assert record["inputs"] == {"a": storage.digest(checkpoints.open("a").files(), Path("a"))}
 
 
-def test_a_config_may_hold_infinity(world, tmp_path):
-  limit = {"time_step_limit": [0.0, float("inf")]}  # of Mamba 2
-  save(tmp_path / "mamba", tensors(5), CONFIG | limit)
-  merge(kit("linear", ("mamba", {}), ("a", {}), parameters={"weight": 1}))
-  assert json.loads(here("out/config.json").read_text())["time_step_limit"] == limit["time_step_limit"]
-
-
 def test_the_card_names_models_of_the_hub_as_the_hub_does(world, tmp_path, monkeypatch):
   home = tmp_path / "models--org--m"
   save(home / "snapshots" / "c0ffee", tensors(5))
@@ -451,6 +447,22 @@ def test_the_card_names_models_of_the_hub_as_the_hub_does(world, tmp_path, monke
   merge({"method": "linear", "models": ["org/m@v1", {"path": "org/m", "revision": "v1"}, "a"]})
   page = here("out/README.md").read_text()
   assert yaml.safe_load(page.split("---")[1])["base_model"] == ["org/m"] and "- `org/m@v1`" in page
+
+
+def test_what_the_models_folders_say_beside_their_tensors(world):
+  """A config as Mamba's files have it; what a training noted is of one model alone."""
+  odd = CONFIG | {"time_step_limit": [0.0, math.inf], "dtype": "bfloat16", "torch_dtype": "bfloat16"}
+  for name in "ab":
+    (here(name) / "config.json").write_text(json.dumps(odd))
+    (here(name) / "training.json").write_text('{"tokens": 5}')
+  merge(kit("linear", ("a", {"weight": 1}), ("b", {"weight": 1})))
+  made = odd | {"dtype": "float32", "torch_dtype": "float32"}
+  assert json.loads(here("out/config.json").read_text()) == made
+  assert not here("out/training.json").exists()
+
+
+def test_a_name_that_is_no_text_costs_no_merge(world):
+  merge(kit("linear", ("a", {"weight": 1})), os.fsdecode(b"out\xff"))
 
 
 def test_a_folder_is_replaced_only_if_a_merge_made_it(world):
@@ -531,6 +543,18 @@ def test_a_failed_merge_leaves_nothing(world, monkeypatch):
     )
     merge(kit("linear", ("damaged", {"weight": 1})), verify=True)
   assert sorted(p.name for p in here(".").iterdir()) == ["a", "b", "base", "damaged", "recipe.yml"]
+
+
+def test_an_interrupted_merge_asks_for_the_room_that_is_left_to_fill(world, monkeypatch):
+  asked, calls = [], iter(range(10))
+  monkeypatch.setattr(preflight, "require_disk", lambda place, nbytes: asked.append(nbytes))
+  text = kit("linear", ("a", {"weight": 1}), ("b", {"weight": 1}))
+  with pytest.raises(RuntimeError, match="Stopped"):
+    merge(text, max_shard_gb=1e-9, threads=1, stop=lambda: next(calls) == 3)
+  files = [file for folder in here(".").glob(".out.resume-*") for file in folder.iterdir()]
+  held = sum(512 * file.stat().st_blocks for file in files)
+  merge(text, max_shard_gb=1e-9)
+  assert len(files) == 3 and asked[0] - asked[1] == held > 0
 
 
 def test_an_interrupted_merge_goes_on_and_gives_the_same_bytes(world, monkeypatch):

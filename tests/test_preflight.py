@@ -73,3 +73,17 @@ def test_the_fullest_device_decides(monkeypatch):
   assert [f.level for f in memory.verdict(needs)] == ["ok"]
   monkeypatch.setattr(memory, "available_memory", lambda: 4 * device - 1)
   assert [f.level for f in memory.verdict(needs)] == ["error"]
+
+
+def test_a_model_without_tensors_is_named(tmp_path):
+  for name in "ab":
+    checkpoints.write(tmp_path / name, {})
+  found = list(preflight.check([checkpoints.open(tmp_path / name) for name in "ab"]))
+  assert [f.detail for f in found if f.level == "error"] == ["a has no tensors"]
+
+
+def test_the_tokenizer_that_cannot_be_read_is_named(pool):
+  for checkpoint, text in zip(pool, ("{", "{}", "{}"), strict=True):
+    (checkpoint.path / "tokenizer.json").write_text(text)
+  (error,) = (f.detail for f in preflight.check(pool, values=False) if f.level == "error")
+  assert error.startswith("tokenizer.json of m0 cannot be read: ")

@@ -147,6 +147,11 @@ def test_what_is_not_there_is_one_sentence(store, path, message):
     checkpoints.open(path)
 
 
+def test_what_is_written_to_disks_alone_does_not_land_in_a_local_folder_called_gs(store):
+  with pytest.raises(ValueError, match="--output_dir: gs://bucket/x is on an object store; write to a disk"):
+    storage.disk_destination("gs://bucket/x", "--output_dir")
+
+
 def test_a_missing_package_is_named(monkeypatch):
   def missing(scheme):
     raise ImportError(scheme)

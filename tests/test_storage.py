@@ -14,6 +14,7 @@ import pytest
 from merge_jax import storage
 from merge_jax.search.journal import Journal, Record
 from merge_jax.search.point import Point
+from merge_jax.storage import space
 
 
 def record(index):
@@ -328,3 +329,46 @@ def test_special_files_are_refused_and_not_opened(tmp_path):
     storage.read_bytes(tmp_path / "none")
   with pytest.raises(ValueError, match="fifo: is a fifo; expected a regular file"):
     storage.read_lines(tmp_path / "fifo")
+
+
+@pytest.mark.parametrize("resume", [None, "job"])
+def test_a_name_with_no_room_beside_it_is_refused_before_the_work(tmp_path, resume):
+  with storage.new_folder(tmp_path / ("ä" * 115), resume=resume):
+    pass
+  with pytest.raises(OSError, match="the name is too long; expected at most 230 bytes"):
+    storage.refuse_taken(tmp_path / ("ä" * 115 + "x"))
+
+
+def test_a_place_where_a_disk_is_mounted_is_refused_before_the_work(tmp_path, monkeypatch):
+  """Renaming to it is refused by the system, at the end."""
+  (tmp_path / "link").symlink_to(tmp_path / "disk")
+  monkeypatch.setattr(Path, "is_mount", lambda self: self == tmp_path / "disk")
+  for name in ("disk", "link"):
+    with pytest.raises(OSError, match=f"{name}: a disk is mounted there.*; name a folder in it"):
+      storage.refuse_taken(tmp_path / name)
+  with (
+    pytest.raises(OSError, match="a disk is mounted there"),
+    storage.new_folder(tmp_path / "disk", owned=()),
+  ):
+    pytest.fail("it was filled")
+
+
+@pytest.mark.parametrize(
+  ("listed", "folder", "names", "prefix"),
+  [
+    ("0::/job", "job", ("max", "current"), ""),
+    ("0::/job/step", "job", ("max", "current"), ""),
+    ("4:cpu,memory:/docker/1\n3:pids:/x\n0::/", "memory", ("limit_in_bytes", "usage_in_bytes"), "total_"),
+  ],
+)
+def test_memory_is_what_a_container_or_batch_job_leaves(tmp_path, listed, folder, names, prefix):
+  home, told = tmp_path / folder, tmp_path / "listed"
+  home.mkdir(parents=True)
+  told.write_text(listed)
+  (home / "memory.stat").write_text(f"anon 5\n{prefix}active_file 20\n{prefix}inactive_file 10\n")
+  for name, value in zip(names, ("1000", "400"), strict=True):
+    (home / f"memory.{name}").write_text(f"{value}\n")
+  assert list(space._left_by_groups(told, tmp_path)) == [1000 - 400 + 30]
+  (home / f"memory.{names[0]}").write_text("max\n")
+  assert list(space._left_by_groups(told, tmp_path)) == []
+  assert list(space._left_by_groups(tmp_path / "none", tmp_path)) == []

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from merge_jax import checkpoints, evals, models, sharding
+from merge_jax import checkpoints, evals, host, models, sharding
 from merge_jax.training import (
   Diverged,
   Recipe,
@@ -213,6 +213,12 @@ def test_a_state_of_another_training_is_refused(params, tmp_path, change, messag
       continued(apply, **other, folder=folder)
 
 
+def test_a_process_that_does_not_see_the_leads_state_begins_nothing(params, tmp_path, monkeypatch):
+  monkeypatch.setattr(host, "broadcast", lambda value: "step-000000007")
+  with pytest.raises(FileNotFoundError, match=r"step-000000007/state\.json"):
+    continued(apply, params, make_corpus(), Recipe(**SMALL), tmp_path)
+
+
 @pytest.mark.parametrize("rate", [3e38, float("nan")])
 def test_a_loss_that_is_not_finite_ends_the_training(params, tmp_path, rate):
   recipe = Recipe(**SMALL | {"learning_rate": rate, "warmup": 1})
@@ -344,6 +350,20 @@ def test_a_refused_training_is_one_sentence_and_leaves_no_trace(world, tmp_path,
   code, _, errors = launch("train", *given, "--config.steps=40", *more)
   assert code == 1 and message in errors and errors.count("\n") == 1, errors
   assert list(tmp_path.iterdir()) == [] and sorted(folder.rglob("*")) == before
+
+
+def test_a_disk_without_room_for_the_result_is_refused_before_the_training(world, tmp_path):
+  _, first, task = world
+  code = """import shutil, sys, types
+shutil.disk_usage = lambda place: types.SimpleNamespace(free=1 << 20)
+from merge_jax.__main__ import main
+main()"""
+  words = ["train", f"--tasks={task}", f"--init={first}", f"--output_dir={tmp_path / 'x'}"]
+  done = subprocess.run(
+    [sys.executable, "-c", code, *words], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE
+  )
+  assert done.returncode == 1 and b"the disk has 1.0 MiB free" in done.stderr, done
+  assert list(tmp_path.iterdir()) == []
 
 
 def test_the_result_keeps_what_lies_beside_the_first_checkpoint(world, tmp_path):

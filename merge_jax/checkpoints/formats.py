@@ -64,13 +64,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     ValueError: an empty path, a scheme that is not known or not installed, damaged files, pickles, adapters
       without their base, packed or otherwise quantised weights, folders of no known format.
   """
-  text = str(path)
-  if not text:
+  if not str(path):
     raise ValueError("The path of a checkpoint is empty; expected a folder or a safetensors file.")
-  try:
-    there = storage.path(path)
-  except RuntimeError:
-    raise ValueError(f"{text}: there is no such user, whose home `~` would be.") from None
+  there = storage.path(path)
   return float8.dequantised(_open_folder(there) if there.is_dir() else _open_file(there))
 
 

@@ -14,7 +14,8 @@ from merge_jax.errors import shown
 
 SIDECARS = (
   "config.json", "generation_config.json", "*token*.json", "vocab.*", "merges.txt", "chat_template.*",
-  "*.model", "*.tiktoken", "*.jinja", "*processor*.json", "normalizer.json", "*.py", "training.json",
+  "*.model", "*.tiktoken", "tekken.json", "*.jinja", "*processor*.json", "normalizer.json", "*.py",
+  "training.json",
 )  # fmt: skip
 """Patterns of the files beside the tensors that a merged checkpoint carries over, where they are: configs,
 tokenizers, processors, and the code that some configs name, which is copied and never run."""
@@ -85,6 +86,6 @@ def update_dtype(folder: Path, dtypes: Iterable[np.dtype]) -> None:
   floating = {str(dtype) for dtype in dtypes if jax.numpy.issubdtype(dtype, np.inexact)}
   if config is None or len(floating) != 1:
     return
-  key = "torch_dtype" if "torch_dtype" in config else "dtype"
-  if config.get(key) != min(floating):
-    write_config(folder, config | {key: min(floating)})
+  said = config | dict.fromkeys(config.keys() & {"dtype", "torch_dtype"} or {"dtype"}, min(floating))
+  if said != config:
+    write_config(folder, said)

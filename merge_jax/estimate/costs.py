@@ -115,7 +115,17 @@ def _activations(job: Job, bucket: Bucket, mesh: Mesh) -> int:
   logits = 3 * rows * asked * c.vocab_size * 4
   pairs = rows * length * getattr(c, "experts_per_token", 0)  # of a token and an expert: see `mixture`
   routed = pairs * c.hidden_size * (3 * wide // 2 + 4)
-  return 3 * stream + max(max(heads + scores, forward, logits) // tensor, routed)
+  return 3 * stream + max(max(heads + scores, forward, logits) // tensor, routed + _stacked(job, mesh))
+
+
+def _stacked(job: Job, mesh: Mesh) -> int:
+  """A layer's experts beside one another in the type of the computation, as `models.mixture` takes them."""
+  sizes: Counter[str] = Counter()
+  for name, spec in job.specs.items():
+    layer, inside, _ = name.partition(".experts.")
+    if inside:
+      sizes[layer] += math.prod(spec.shape) * jnp.dtype(job.evals.dtype).itemsize
+  return max(sizes.values(), default=0) // mesh.shape["tensor"]
 
 
 def _gathered(job: Job, mesh: Mesh) -> int:

@@ -62,7 +62,8 @@ def plan(job: Job, search: Search) -> dict[str, Any]:
   hosts = math.ceil(mesh.size / device.per_host)
   model = sum(math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in job.specs.values())
   disk = job.resident * model
-  load = disk / (search.disk * hosts)
+  copies = mesh.shape["candidate"] * mesh.shape["data"]  # of the pool; a host reads what it holds once
+  load = disk * min(copies / hosts, 1.0) / search.disk
   final = (FINALISTS + len(job.workload.tasks)) * job.workload.finals
   searching = took.total * (search.budget + final)
   seconds = searching + load

@@ -197,22 +197,15 @@ def path_of(spec: str) -> Path:
 
 def _path_and_metric(spec: str) -> tuple[Path, metrics.Metric | None]:
   head, colon, tail = spec.rpartition(":")
-  if colon and head and "/" not in tail and not _expanded(spec).exists():
-    path, metric = _expanded(head), metrics.named(tail, spec)
+  if colon and head and "/" not in tail and not storage.path(spec).exists():
+    path, metric = storage.path(head), metrics.named(tail, spec)
   else:
-    path, metric = _expanded(spec), None
+    path, metric = storage.path(spec), None
   if not spec or not path.exists():
     raise FileNotFoundError(f"Task file {shown(spec)} does not exist.")
   if not path.is_file():
     raise ValueError(f"Task file {shown(str(path))} is not a regular file.")
   return path, metric
-
-
-def _expanded(path: str) -> Path:
-  try:
-    return storage.path(path)
-  except RuntimeError as error:
-    raise ValueError(f"Task file {shown(path)}: {error}") from None
 
 
 def _example(line: bytes, where: str) -> Example:

@@ -78,4 +78,4 @@ def _rooms(used: Mapping[jax.Device, int]) -> Iterator[tuple[str, int, int]]:
       rooms.append((str(device), nbytes, int(statistics["bytes_limit"]) - int(statistics["bytes_in_use"])))
   if host:
     rooms.append(("the host", host, available_memory()))
-  yield min(rooms, key=lambda room: room[2] - room[1])
+  yield from sorted(rooms, key=lambda room: room[2] - room[1])[:1]

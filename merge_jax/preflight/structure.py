@@ -5,7 +5,7 @@ from typing import Any
 
 from merge_jax import storage
 from merge_jax.checkpoints import Checkpoint
-from merge_jax.errors import shown
+from merge_jax.errors import in_library, shown
 from merge_jax.models import differences
 from merge_jax.models.config import WITHOUT_EFFECT
 from merge_jax.operators.planning import merges
@@ -19,6 +19,9 @@ Config = Mapping[str, Any]
 def tensors(models: Models) -> Iterator[Finding]:
   """The same names and shapes everywhere; dtypes that merge."""
   for label, checkpoint in models:
+    if not checkpoint.specs:
+      yield Finding("error", "names", f"{label} has no tensors")
+      return
     for name, spec in checkpoint.specs.items():
       try:
         merges(spec.dtype, f"tensor {name!r} of {label}")
@@ -82,8 +85,6 @@ def _differences(a: Config, b: Config, where_a: str, where_b: str) -> list[str]:
 
 def vocabulary(models: Models) -> Iterator[Finding]:
   """The same tokens with the same numbers, as many as the embedding has rows."""
-  from tokenizers import Tokenizer
-
   have = [(label, c) for label, c in models if (c.path / "tokenizer.json").exists()]
   if not have:
     yield Finding("ok", "vocabulary", "no tokenizer beside the tensors: not compared")
@@ -94,9 +95,9 @@ def vocabulary(models: Models) -> Iterator[Finding]:
     if text == first_text:
       continue
     try:
-      a, b = (Tokenizer.from_buffer(t).get_vocab() for t in (first_text, text))
-    except Exception as error:  # the library raises bare Exception
-      yield Finding("error", "vocabulary", f"tokenizer.json of {label} cannot be read: {error}")
+      a, b = _tokens(first_text, first_label), _tokens(text, label)
+    except ValueError as error:
+      yield Finding("error", "vocabulary", str(error))
       return
     if a != b:
       same = False
@@ -111,3 +112,10 @@ def vocabulary(models: Models) -> Iterator[Finding]:
       yield Finding("error", "vocabulary", detail)
   if same:
     yield Finding("ok", "vocabulary", f"the same in {len(have)} tokenizers")
+
+
+def _tokens(text: bytes, label: str) -> dict[str, int]:
+  from tokenizers import Tokenizer
+
+  with in_library(f"tokenizer.json of {label} cannot be read"):
+    return Tokenizer.from_buffer(text).get_vocab()

@@ -5,7 +5,9 @@ of whole models are measured by every one. The lead makes the folder, what is in
 """
 
 import contextlib
+import glob
 import json
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -107,14 +109,13 @@ def run(
   recipes, planned = reading.read(path), check(path, semantics)
   sources = [c.path for built in planned for c in built.inputs.values() if not isinstance(c, Planned)]
   storage.refuse_inside(target, sources, "--output_dir")
-  replaced = None
+  stages, replaced = target.with_name(f".{target.name}.stages"), None
   if host.is_lead():
     replaced = manifest.owned(target) if overwrite else None
     if replaced is None:
-      storage.refuse_filled(target)
-    preflight.require_disk(target, sum(built.nbytes for built in planned))
+      storage.refuse_taken(target)
+    preflight.require_disk(target, sum(built.nbytes for built in planned) - _left(target, stages))
   total, before = sum(len(built.jobs) for built in planned), 0
-  stages = target.with_name(f".{target.name}.stages")
   made: dict[str, Checkpoint] = {}
   for recipe, built in zip(recipes, planned, strict=True):
     if any(model.path in made for model in recipe.models()):
@@ -136,10 +137,17 @@ def run(
     if place != target:
       made[str(recipe.name)] = checkpoints.open(place)
   if host.is_lead() and len(recipes) > 1:
-    for recipe in recipes[:-1]:
-      storage.remove_tree(stages / str(recipe.name))
-    stages.rmdir()
+    storage.remove_tree(stages)  # with what a kill left of stages that had other names
   return built
+
+
+def _left(target: Path, stages: Path) -> int:
+  """Bytes on the disk of what an interrupted merge left: this one goes on with it, or removes it."""
+  if isinstance(target, storage.Remote):
+    return 0
+  place = Path(os.path.realpath(target))
+  folders = (stages, *place.parent.glob(f".{glob.escape(place.name)}.resume-*"))
+  return sum(512 * file.lstat().st_blocks for folder in folders for file in folder.rglob("*"))
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from merge_jax import checkpoints
+from merge_jax import checkpoints, storage
 from merge_jax.checkpoints import Checkpoint, hub
 from merge_jax.recipes.schema import Model, Recipe
 
@@ -33,6 +33,6 @@ def open_model(model: Model, folder: Path, made: Mapping[str, Checkpoint]) -> Ch
 def locate(text: str, revision: str | None, folder: Path) -> Path:
   """Where a model lies; one on the hub is taken to its cache."""
   beside = folder / text
-  if revision is None and not Path(text).expanduser().exists() and beside.exists():
+  if revision is None and not storage.path(text).exists() and beside.exists():
     return beside
   return hub.resolve(text, revision)

@@ -5,10 +5,10 @@ model of several (an encoder and a decoder). See `own.py` and `mergekit.py` for 
 """
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from merge_jax import storage
 from merge_jax.errors import shown, unknown
 from merge_jax.recipes.parameters import Settings
 
@@ -150,7 +150,7 @@ def model(raw: Any, where: str) -> Model:
   """
   if isinstance(raw, str) and raw.strip():
     first, plus, last = raw.rpartition("+")
-    if not plus or Path(raw).expanduser().exists():
+    if not plus or storage.path(raw).exists():
       return Model(raw)
     if not first or not last:
       raise ValueError(f"{where} is {shown(raw)}; expected MODEL+ADAPTER.")

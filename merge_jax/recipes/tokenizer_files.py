@@ -13,12 +13,16 @@ from merge_jax.errors import in_library
 
 FILES = (
   "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "spiece.model",
-  "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json",
+  "sentencepiece.bpe.model", "tiktoken.model", "qwen.tiktoken", "tekken.json", "added_tokens.json",
+  "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json",
   "generation_config.json",
 )  # fmt: skip
 """What comes from the model whose tokenizer a merge has; the generation config says where text ends."""
 
-_SLOW = ("tokenizer.model", "spiece.model", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt")
+_SLOW = (
+  "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model", "qwen.tiktoken",
+  "tekken.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
+)  # fmt: skip
 """What other tokenizers than `tokenizer.json` are built from; it does not hold added tokens."""
 
 _FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")

@@ -40,13 +40,14 @@ def write(
       progress=lambda done: progress(round((done - others) * scale)), **options,
     )  # fmt: skip
   if host.is_lead():
+    (folder / "training.json").unlink(missing_ok=True)  # it tells of one model alone
     if built.config is not None:
       dtypes = [spec.dtype for spec in built.specs.values()]
       sidecars.write_config(folder, built.config)
       sidecars.update_dtype(folder, dtypes)
     vocabulary.write(folder, built.vocabulary)
     text = card.text(built, name, record.seed, merge_jax.__version__)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_bytes(text.encode(errors="replace"))  # paths may be any bytes
   if verify:
     host.barrier("all files")
     _verify(folder, {n: spec for n, spec in built.specs.items() if n not in writer.others}, digests)

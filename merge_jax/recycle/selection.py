@@ -68,7 +68,7 @@ def select(
     chosen = _wished(problem.fitness, records, task_weights, at_least)
   where = where if output else run / f"selected-{chosen.index}"
   storage.refuse_inside(where, problem.inputs, "--output_dir")
-  storage.refuse_filled(where)
+  storage.refuse_taken(where)
   (row,) = (r for r in json.loads(storage.read_bytes(run / folder.RESULT))["rows"] if r["name"] == "selected")
   before = find(records, Candidate("", row["method"], Point.of(np.array(row["weights"]), row["numbers"])))
   made = {

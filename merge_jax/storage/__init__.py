@@ -5,9 +5,11 @@ On local disks, and on object stores (`remote.py`): what differs between them is
 
 from merge_jax.storage.folders import clear_partial as clear_partial
 from merge_jax.storage.folders import destination as destination
+from merge_jax.storage.folders import disk_destination as disk_destination
 from merge_jax.storage.folders import is_filled as is_filled
 from merge_jax.storage.folders import new_folder as new_folder
 from merge_jax.storage.folders import refuse_filled as refuse_filled
+from merge_jax.storage.folders import refuse_taken as refuse_taken
 from merge_jax.storage.folders import refuse_unwritable as refuse_unwritable
 from merge_jax.storage.folders import sync as sync
 from merge_jax.storage.folders import sync_tree as sync_tree

@@ -18,6 +18,8 @@ from merge_jax.storage.locks import held
 from merge_jax.storage.remote import Remote
 from merge_jax.storage.space import writing
 
+_LONGEST = 230  # bytes of a name: those of the hidden folders beside it are 25 longer, and systems take 255
+
 
 def sync(path: Path) -> None:
   """Flushes a file or folder to the disk."""
@@ -94,6 +96,7 @@ def new_folder(
       yield there
     return
   path = Path(os.path.realpath(path))
+  _refuse_place(path)
   if owned is None:
     refuse_filled(path)
   with writing(path.parent):
@@ -201,8 +204,16 @@ def destination(text: str | Path, what: str) -> Path:
     raise ValueError(
       f"{what}: {shown(str(text))} cannot be made ({os.strerror(error.errno or 0)})."
     ) from None
-  except (RuntimeError, ValueError) as error:  # no such user, a NUL
+  except ValueError as error:  # no such user, a NUL
     raise ValueError(f"{what}: {shown(str(text))} is no path ({error}).") from None
+  return path
+
+
+def disk_destination(text: str | Path, what: str) -> Path:
+  """As `destination`, of what is written to disks alone: ValueError for an object store."""
+  path = destination(text, what)
+  if isinstance(path, Remote):
+    raise ValueError(f"{what}: {path} is on an object store; write to a disk, and copy from there.")
   return path
 
 
@@ -217,6 +228,22 @@ def refuse_filled(path: Path) -> None:
   """Raises FileExistsError if `path` is a file or a folder with something in it."""
   if is_filled(path):
     raise FileExistsError(f"{path} exists and is not empty; choose another folder or remove it.")
+
+
+def refuse_taken(path: Path) -> None:
+  """As `refuse_filled`; also raises OSError for what no `new_folder` can become. Ask before the work."""
+  _refuse_place(path)
+  refuse_filled(path)
+
+
+def _refuse_place(path: Path) -> None:
+  if isinstance(path, Remote):
+    return
+  real = Path(os.path.realpath(path))
+  if real.is_mount():
+    raise OSError(f"{path}: a disk is mounted there, which no folder can replace; name a folder in it.")
+  if len(os.fsencode(real.name)) > _LONGEST:
+    raise OSError(f"{path}: the name is too long; expected at most {_LONGEST} bytes.")
 
 
 def refuse_unwritable(path: Path) -> None:

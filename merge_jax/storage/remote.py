@@ -32,8 +32,8 @@ def path(text: str | Path) -> Path:
   """A path as a user names it: a local one, `~` expanded, or one on an object store.
 
   Raises:
-    ValueError: an unknown scheme, no bucket, "..", or a scheme whose package is not installed.
-    RuntimeError: `~` of a user that does not exist.
+    ValueError: an unknown scheme, no bucket, "..", a scheme whose package is not installed, or `~` of a user
+      that does not exist.
 
   >>> path("runs/x")
   PosixPath('runs/x')
@@ -48,7 +48,10 @@ def path(text: str | Path) -> Path:
     head, slash, _ = str(text).partition(":/")
     if slash and head in PACKAGES:  # what `Path` makes of a store's path, too
       raise ValueError(f"{text}: has one slash behind {head}:; expected {head}://bucket/folder, as text.")
-    return Path(text).expanduser()
+    try:
+      return Path(text).expanduser()
+    except RuntimeError:
+      raise ValueError(f"{text}: there is no such user, whose home `~` would be.") from None
   if match[1] not in PACKAGES:
     raise ValueError(unknown("scheme", match[1], PACKAGES, str(text)))
   if not match[2]:

@@ -61,9 +61,29 @@ def gib(count: float) -> str:
 
 
 def available_memory() -> int:
-  """Bytes that are free in the host's memory."""
+  """Bytes that are free in the host's memory, and that its container or batch job leaves this process."""
   try:
     lines = Path("/proc/meminfo").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
   except (OSError, StopIteration):
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  return max(0, min([free, *_left_by_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]))
+
+
+def _left_by_groups(listed: Path, root: Path) -> Iterator[int]:
+  """What limits leave: of a process's control groups, of either version, and of those around them.
+
+  Files in their caches count as used, and give way.
+  """
+  for line in listed.read_text().splitlines() if listed.exists() else ():
+    _, kinds, name = line.split(":", 2)
+    home, limit, used, prefix = root, "memory.max", "memory.current", ""
+    if kinds:
+      home, limit, used, prefix = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+    group = home / name.lstrip("/")
+    for folder in (group, *group.parents) if not kinds or "memory" in kinds.split(",") else ():
+      with contextlib.suppress(OSError, ValueError, KeyError):  # none here, or no limit
+        told = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        known = {key: int(value) for key, value in told}
+        cached = known[f"{prefix}active_file"] + known[f"{prefix}inactive_file"]
+        yield int((folder / limit).read_text()) - int((folder / used).read_text()) + cached

@@ -54,7 +54,7 @@ def study(
     ValueError, OSError: what the user can mend, before anything long begins.
     errors.Stopped: `stop` said so; the same call continues.
   """
-  folder = storage.destination(settings.output_dir, "--output_dir")
+  folder = storage.disk_destination(settings.output_dir, "--output_dir")
   if not (folder / NAME).is_file():
     storage.refuse_filled(folder)
   grid.check(settings.methods, settings.counts, len(settings.held_in))

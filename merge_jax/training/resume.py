@@ -66,9 +66,9 @@ def continued(
   """
   about = _Record(recipe, data.digest(), _digest(params), [], 0)
   state = begin(params, recipe, mesh)
-  if saved := _saved(folder):
-    state = _restore(saved[-1], state, about)
-
+  newest = host.broadcast(next((path.name for path in reversed(_saved(folder))), None))
+  if newest is not None:  # of several processes all go on from it, or none
+    state = _restore(folder / newest, state, about)
   last = state.step
 
   def is_kept(state: State) -> bool:
@@ -120,17 +120,17 @@ def states(target: Path) -> Iterator[Path]:
 
 
 def refuse_written(target: Path, going_on: bool = False) -> None:
-  """As `storage.refuse_filled`; removes states that a kill left beside a checkpoint that was written.
+  """As `storage.refuse_taken`; removes states that a kill left beside a checkpoint that was written.
 
   Args:
     target: of the checkpoint.
     going_on: checkpoints along the run may be there (see `along`), if its states are.
   """
-  if _written(target):
+  if host.broadcast(_written(target)):
     with states(target):
       pass
   if host.is_lead() and not (going_on and _saved(_folder(target)) and along.is_unfinished(target)):
-    storage.refuse_filled(target)
+    storage.refuse_taken(target)
   host.barrier("an output that is free")
 
 
