@@ -5,6 +5,7 @@ import pytest
 
 from merge_jax import search
 from merge_jax.evals import Examples, crossfit, uncertainty
+from merge_jax.recycle import choice
 from merge_jax.search import final
 from merge_jax.search.journal import Record
 from merge_jax.search.point import Point
@@ -50,6 +51,33 @@ def test_the_rule(searched, validation, errors, caution, name, why):
   found = chosen(searched, validation, errors, caution)
   assert found.name == name
   assert why in found.why and found.why.endswith(".") and "_" not in found.why
+
+
+def smoothed_choice(smooth):
+  """Two finalists that decide differently on 5 of 40 examples, 3 of them better; chances rise on all."""
+  names, hits = ("uniform", "search_best"), np.repeat([1.0, 0.0], 20)
+  own = {name: np.stack([hits, np.ones(40), np.ones(40), np.ones(40)]) for name in names}
+  own["search_best"][0, 18:23] = 0.0, 0.0, 1.0, 1.0, 1.0
+  chances = {"uniform": np.linspace(0.2, 0.8, 40), "search_best": np.linspace(0.2, 0.8, 40) + 0.05}
+  examples = {
+    n: Examples(("a",), (1.0,), (40,), own[n], smooth=chances[n] if n in smooth else None) for n in names
+  }
+  scores = {name: one.scores()["a"] for name, one in examples.items()}
+  at = {name: ROWS.index(name) for name in names}
+  records = [record("search", at[name], value) for name, value in zip(names, (0.4, 0.9), strict=True)]
+  finalists = {name: record("validation", at[name], scores[name]) for name in names}
+  return choice.choose(finalists, examples, FITNESS, records, 1.0)
+
+
+def test_alike_models_are_told_apart_by_smoothed_scores():
+  """One answer more is less than its error; chances that all rise are not."""
+  found = smoothed_choice(("uniform", "search_best"))
+  assert found.name == "search_best" and found.gain == pytest.approx(0.05) and found.stderr < 1e-9
+  assert "its smoothed validation gain +0.0500" in found.why
+  for smooth in ((), ("uniform",)):
+    found = smoothed_choice(smooth)
+    assert found.name == "uniform" and found.gain == pytest.approx(1 / 40)
+    assert "the validation gain" in found.why and "does not exceed its paired error" in found.why
 
 
 def test_without_caution_it_is_the_highest_validation_fitness():

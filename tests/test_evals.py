@@ -172,10 +172,13 @@ def test_errors_are_the_same_from_a_journal():
   values = generator.random((2, 4, 30))
   values[0, 0, 3] = np.nan
   signs = {"b": -1.0, "a": 1.0, "c": 1.0}
-  live = [evals.Examples(tuple(signs), tuple(signs.values()), (10, 12, 8), v) for v in values]
+  live = [evals.Examples(tuple(signs), tuple(signs.values()), (10, 12, 8), v, smooth=v[3]) for v in values]
   stored = [json.loads(json.dumps(e.to_plain(), allow_nan=False, sort_keys=True)) for e in live]
   read = [evals.Examples.from_plain(plain, signs) for plain in stored]
   np.testing.assert_equal([e.scores() for e in read], [e.scores() for e in live])
+  np.testing.assert_equal([e.smoothed().scores() for e in read], [e.smoothed().scores() for e in live])
+  some = np.arange(30) % 3 > 0
+  np.testing.assert_equal(live[1].only(some).smoothed().scores(), live[1].smoothed().only(some).scores())
   np.testing.assert_equal(*[[uncertainty.standard_errors(e) for e in x] for x in (read, live)])
   np.testing.assert_equal(uncertainty.paired_difference(*read), uncertainty.paired_difference(*live))
   assert np.isnan(list(read[0].scores(loss=True).values())).all()
@@ -188,6 +191,7 @@ def test_errors_are_the_same_from_a_journal():
     ({}, r"^j:3: examples of the tasks \[\]; expected \['a'\]"),
     ({"a": {"sums": [1.0], "counts": []}}, "^j:3: task 'a' has 1 sums and 0 counts"),
     ({"a": {"sums": ["x"], "counts": [1]}}, "^j:3: .* is .*'x'"),
+    ({"a": {"sums": [1.0], "counts": [1.0], "smooth": []}}, "^j:3: task 'a' has 1 sums and 0 smooth"),
   ],
 )
 def test_stored_examples_are_typed(plain, message):

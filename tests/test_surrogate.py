@@ -44,7 +44,7 @@ def scored(world):
   tasks = [evals.load(spec) for spec in specs]
   tasks = [type(task)(f"{task.metric}", task.metric, task.examples[:12]) for task in tasks]
   suite = TaskSuite({"search": tasks}, MODEL.apply, evals.Tokens(puzzles.tokenizer(), 1), vocabulary=97)
-  scorer = suite.scorers(96)["search"]
+  scorer = suite.scorers(96, "search")["search"]
   program = jax.jit(scorer.function)
   found = []
   for i in range(5):
@@ -70,6 +70,24 @@ def test_smoothed_scores_without_smoothing_are_the_scores(scored, monkeypatch):
   for row, (examples, _) in zip(losses.values, scored[1], strict=True):
     found = losses.smoothed(row, np.zeros(len(METRICS))).scores
     np.testing.assert_allclose(found, list(examples.scores(loss=True).values()), rtol=1e-5)
+
+
+def test_programs_smooth_scores_as_answers_are_smoothed(scored, monkeypatch):
+  """On the device from all logits, on the host from the competitors' gaps, which are kept in 16 bits."""
+  monkeypatch.setattr(smoothing, "RELEVANT", 1e-30)
+  table = table_of(scored)
+  for row, (examples, _) in zip(table.values, scored[1], strict=True):
+    expected = table.smoothed(row, np.zeros(len(METRICS))).scores
+    np.testing.assert_allclose(list(examples.smoothed().scores().values()), expected, rtol=2e-3)
+    assert examples.smoothed().scores()["exact_match"] != examples.scores()["exact_match"]
+
+
+def test_only_what_is_asked_for_is_smoothed(world, scored):
+  suite, _ = scored
+  params = MODEL.init(jax.random.key(0))
+  for smooth in ("", "validation"):
+    scorer = suite.scorers(0, smooth)["search"]
+    assert scorer.read(scorer.function(params, scorer.batches)).smooth is None
 
 
 def test_paired_errors_of_sharp_answers_are_those_of_the_scores(scored, monkeypatch):

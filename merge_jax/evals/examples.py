@@ -23,6 +23,8 @@ class Examples:
     counts: numbers of examples of the tasks.
     values: float64 `[4, examples]`: numerator and denominator of the metric, then of the loss.
     groups: int64 `[examples]`, the independent unit of each (see `tasks.units`); None: each is one.
+    smooth: float64 `[examples]`, numerators of the smoothed metric (`metrics.smoothed`); None where they are
+      not known.
   """
 
   tasks: tuple[str, ...]
@@ -30,6 +32,7 @@ class Examples:
   counts: tuple[int, ...]
   values: Floats
   groups: npt.NDArray[np.int64] | None = None
+  smooth: Floats | None = None
 
   @property
   def units(self) -> npt.NDArray[np.int64]:
@@ -55,19 +58,36 @@ class Examples:
     """Those examples that are marked: bool `[examples]`."""
     ends = np.cumsum(self.counts)
     sizes = tuple(int(chosen[e - n : e].sum()) for e, n in zip(ends, self.counts, strict=True))
-    return Examples(self.tasks, self.signs, sizes, self.values[:, chosen], self.units[chosen])
+    smooth = None if self.smooth is None else self.smooth[chosen]
+    return Examples(self.tasks, self.signs, sizes, self.values[:, chosen], self.units[chosen], smooth)
+
+  def smoothed(self) -> "Examples":
+    """The same with the smoothed metric in place of the metric.
+
+    Raises:
+      ValueError: it is not known.
+    """
+    if self.smooth is None:
+      raise ValueError("These examples have no smoothed scores; ask `make_scorer` for them.")
+    return dataclasses.replace(self, values=np.concatenate([self.smooth[None], self.values[1:]]), smooth=None)
 
   def to_plain(self, *, losses: bool = False) -> dict[str, dict[str, list[float | None]]]:
-    """The metric's numbers for a JSON file, and on request those of the loss; null where not finite.
+    """The metric's numbers for a JSON file, smoothed ones if there are, and on request those of the loss.
+
+    null stands for what is not finite.
 
     >>> Examples(("a",), (1.0,), (2,), np.array([[1.0, 0], [1, 1], [2, np.nan], [3, 3]])).to_plain()
     {'a': {'sums': [1.0, 0.0], 'counts': [1.0, 1.0]}}
     """
-    result = {}
-    for i, name in enumerate(self.tasks):
-      columns = zip(_Columns.__struct_fields__, (*self.of(i), *self.of(i, loss=True)), strict=True)
-      result[name] = {key: _nulls(column) for key, column in columns if losses or key in ("sums", "counts")}
-    return result
+    names = ("sums", "counts", "losses", "tokens") if losses else ("sums", "counts")
+    rows = dict(zip(names, self.values, strict=False))
+    if self.smooth is not None:
+      rows["smooth"] = self.smooth
+    ends = np.cumsum(self.counts)
+    return {
+      name: {key: _nulls(row[end - count : end]) for key, row in rows.items()}
+      for name, count, end in zip(self.tasks, self.counts, ends, strict=True)
+    }
 
   @classmethod
   def from_plain(
@@ -77,7 +97,8 @@ class Examples:
     where: str = "Examples",
     groups: npt.NDArray[np.int64] | None = None,
   ) -> "Examples":
-    """Reads what `to_plain` gave; losses that were not asked for are NaN.
+    """Reads what `to_plain` gave; losses that were not asked for are NaN, and smoothed scores of all tasks
+    or none.
 
     Args:
       plain: by task.
@@ -96,14 +117,16 @@ class Examples:
         raise ValueError(
           f"{where}: task {name!r} has {len(column.sums)} sums and {len(column.counts)} counts."
         )
-      for some in (column.losses, column.tokens):
+      for what, some in (("losses", column.losses), ("tokens", column.tokens), ("smooth", column.smooth)):
         if some is not None and len(some) != len(column.sums):
-          raise ValueError(f"{where}: task {name!r} has {len(column.sums)} sums and {len(some)} of the loss.")
+          raise ValueError(f"{where}: task {name!r} has {len(column.sums)} sums and {len(some)} {what}.")
     values = np.concatenate([columns[name].array for name in signs], axis=1)
     sizes = tuple(len(columns[name].sums) for name in signs)
     if groups is not None and len(groups) != sum(sizes):
       raise ValueError(f"{where}: {sum(sizes)} examples; the tasks have {len(groups)}.")
-    return cls(tuple(signs), tuple(signs.values()), sizes, values, groups)
+    smooth = [columns[name].smooth for name in signs]
+    known = None if None in smooth else np.concatenate([np.array(x, np.float64) for x in smooth])
+    return cls(tuple(signs), tuple(signs.values()), sizes, values, groups, known)
 
 
 class _Columns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,10 +134,11 @@ class _Columns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   counts: list[float | None]
   losses: list[float | None] | None = None
   tokens: list[float | None] | None = None
+  smooth: list[float | None] | None = None
 
   @property
   def array(self) -> Floats:
-    """All four, float64 `[4, examples]`; NaN where there are none."""
+    """The first four, float64 `[4, examples]`; NaN where there are none."""
     none = [None] * len(self.sums)
     return np.array([self.sums, self.counts, self.losses or none, self.tokens or none], np.float64)
 

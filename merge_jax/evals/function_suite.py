@@ -53,6 +53,7 @@ class FunctionSuite(Suite):
     *,
     in_turn: bool = False,
     competitors: int = 0,
+    smooth: str = "",
   ) -> FunctionObjective:
     """One call of the function a candidate, whatever the batch."""
     return FunctionObjective(merges, self._scores)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -20,6 +21,7 @@ class Likelihoods(NamedTuple):
     exists: bool `[n, c]`, false for padding.
     right: int32 `[n, 1]`, position of the right target.
     sizes: float32 `[n, c]`, characters of each target.
+    sharp: float32 `[n, c]`, the losses with all logits over `SMOOTHING`; None where they are not asked for.
 
   A broken model's losses and exactness are NaN, and its scores must be.
   """
@@ -30,6 +32,7 @@ class Likelihoods(NamedTuple):
   exists: Array
   right: Array
   sizes: Array
+  sharp: Array | None = None
 
   def of_right(self, values: Array) -> Array:
     """The right targets' column of `values`: `[n]`."""
@@ -38,6 +41,8 @@ class Likelihoods(NamedTuple):
 
 EXACT, CHOICES, LOSS = "exact", "choices", "loss"
 """How a score can be smoothed: see `merge_jax.evals.smoothing`."""
+SMOOTHING = 0.5
+"""Temperature of a smoothed score; 1 rewards certainty more than right answers."""
 Ratio = tuple[Array, Array]
 """Numerator and denominator of each example, float32 `[n]`; a score is a ratio of their sums."""
 
@@ -76,6 +81,29 @@ class Metric:
 def loss(given: Likelihoods) -> Ratio:
   """Negative log-likelihood and tokens of each example's right target: float32 `[n]` each."""
   return given.of_right(given.losses), given.of_right(given.tokens)
+
+
+def smoothed(metric: Metric, given: Likelihoods) -> Array:
+  """Each example's numerator of the smoothed score, float32 `[n]`; its denominator is the metric's.
+
+      exact     softmax(logits / τ)[target], multiplied over the right target's tokens
+      choices   softmax(-costs / τ)[right]      costs: losses, over tokens or sizes if the metric divides by
+      loss      the loss                        them, and times the mean of these over the choices
+
+  with τ = `SMOOTHING`. Decisions have become chances, so that models that differ little can be told apart.
+  """
+  if metric.smooth == LOSS:
+    return given.of_right(given.losses)
+  if metric.smooth == EXACT:
+    assert given.sharp is not None  # asked for wherever scores are smoothed
+    return jnp.exp(-given.of_right(given.sharp))
+  costs = given.losses
+  if metric.divisor:
+    sizes = jnp.where(given.exists, given.sizes if metric.divisor == "sizes" else given.tokens, 0.0)
+    mean = sizes.sum(axis=1, keepdims=True) / given.exists.sum(axis=1, keepdims=True, dtype=sizes.dtype)
+    costs = costs * mean / jnp.where(sizes > 0, sizes, mean)
+  costs = jnp.where(given.exists, costs, jnp.inf)
+  return given.of_right(jax.nn.softmax(-costs / SMOOTHING, axis=1))
 
 
 def _exact_match(given: Likelihoods) -> Ratio:

@@ -27,6 +27,7 @@ Apply = Callable[..., Array]
 class Scorer:
   """A pure function `(params, batches) -> [4, examples]` and the data to call it with.
 
+  The values are those of `Examples`, with smoothed scores `[5, examples]`, the last row theirs.
   With `answers` the function gives a pair: these values, and `Details` for `Answers.read`.
   Where texts are generated, the function gives a pair: these values, and the texts' tokens.
 
@@ -56,21 +57,23 @@ class Scorer:
       tuple(task.name for task in self.tasks),
       tuple(metrics.named(task.metric).sign for task in self.tasks),
       tuple(len(task.examples) for task in self.tasks),
-      np.asarray(values, np.float64),
+      np.asarray(values[:4], np.float64),
       self.groups,
+      np.asarray(values[4], np.float64) if len(values) > 4 else None,
     )
 
 
 def reader(
-  apply: Apply, *, dtype: Any = None, selects: bool = True, competitors: int = 0
+  apply: Apply, *, dtype: Any = None, selects: bool = True, competitors: int = 0, smooth: bool = False
 ) -> Callable[[Any, Bucket], tuple[Array, ...]]:
   """What reads one pass: `(params, bucket without its first axis) -> losses, tokens, exact` of its targets.
 
   Each is float32 `[R, M]`, M targets a row: negative log-likelihood, number of tokens, and whether all are
-  the most likely ones. Then, if they are asked for, competitors at each position.
+  the most likely ones. Then, if they are asked for, losses with all logits over `metrics.SMOOTHING`, and
+  competitors at each position.
 
   Args:
-    apply, dtype, selects, competitors: see `make_scorer`.
+    apply, dtype, selects, competitors, smooth: see `make_scorer`.
   """
   call = functools.partial(apply, dtype=dtype) if dtype is not None else apply
 
@@ -86,10 +89,17 @@ def reader(
     losses = jax.nn.logsumexp(logits, axis=-1) - at_target
     wrong = jnp.argmax(logits, axis=-1) != one.targets
     asked = one.mask.reshape(len(losses), -1, losses.shape[1]) > 0  # of each target of a row
-    # A NaN must not vanish behind a mask: scores of a broken model are NaN.
-    totals = jnp.where(asked, losses[:, None], 0.0).sum(-1)
+
+    def summed(values: Array) -> Array:
+      # A NaN must not vanish behind a mask: scores of a broken model are NaN.
+      return jnp.where(asked, values[:, None], 0.0).sum(-1)
+
+    totals = summed(losses)
     hits = (~(wrong[:, None] & asked).any(-1)).astype(jnp.float32)
-    found = totals, asked.sum(-1, dtype=jnp.float32), jnp.where(jnp.isnan(totals), jnp.nan, hits)
+    found = [totals, asked.sum(-1, dtype=jnp.float32), jnp.where(jnp.isnan(totals), jnp.nan, hits)]
+    if smooth:
+      sharp = logits / metrics.SMOOTHING
+      found.append(summed(jax.nn.logsumexp(sharp, axis=-1) - at_target / metrics.SMOOTHING))
     return (*found, *_strongest(logits, jnp.asarray(one.targets), at_target, competitors))
 
   return chunk
@@ -104,6 +114,7 @@ def make_scorer(
   selects: bool = True,
   mesh: Mesh | None = None,
   competitors: int = 0,
+  smooth: bool = False,
   generation: Generation | None = None,
 ) -> Scorer:
   """Scores tasks with a model's `apply`.
@@ -119,25 +130,24 @@ def make_scorer(
     mesh: whose axes `sharding.ROWS` divide the rows of each pass (`pack` them in multiples of
       `sharding.row_count`); None: the default device.
     competitors: how many of the strongest wrong tokens are given at each target position, for a surrogate.
+    smooth: whether scores are given smoothed, too (`metrics.smoothed`); all tasks' must be such.
     generation: from `generation.prepare`, where a task is scored by generated texts.
 
   Returns:
     A `Scorer`; jit `scorer.function` alone or together with a merge.
   """
-  read = reader(apply, dtype=dtype, selects=selects, competitors=competitors)
+  read = reader(apply, dtype=dtype, selects=selects, competitors=competitors, smooth=smooth)
+  columns = 4 if smooth else 3
 
   def rows(params: Any, bucket: Bucket) -> tuple[Array, ...]:
-    """Negative log-likelihood, number of tokens and whether all are most likely, of each row's targets.
-
-    Then, if they are asked for, competitors at each position.
-    """
+    """What `reader` gives, of all targets in a row, and competitors as they are."""
 
     chunk = functools.partial(read, params)
     if bucket.tokens.shape[0] == 1:
       parts = chunk(jax.tree.map(lambda x: x[0], bucket))
     else:
       parts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(chunk, bucket))
-    return (*(x.reshape(-1) for x in parts[:3]), *parts[3:])
+    return (*(x.reshape(-1) for x in parts[:columns]), *parts[columns:])
 
   rules = [metrics.named(task.metric, f"Task {task.name!r}") for task in tasks]
   tables = [(*target_table(task), size_table(task)) for task in tasks]
@@ -145,18 +155,19 @@ def make_scorer(
   def likelihoods(params: Any, data: tuple[tuple[Bucket, ...], Array]) -> Any:
     buckets, order = data
     parts = [rows(params, bucket) for bucket in buckets]
-    every = [jnp.concatenate(x)[order] for x in zip(*(part[:3] for part in parts), strict=True)]
+    every = [jnp.concatenate(x)[order] for x in zip(*(part[:columns] for part in parts), strict=True)]
     results, start = [], 0
     for rule, (table, right, sizes) in zip(rules, tables, strict=True):
       exists = table >= 0
-      losses, counts, exact = (x[start + np.maximum(table, 0)] for x in every)
-      given = metrics.Likelihoods(losses, counts, exact, *map(jnp.asarray, (exists, right, sizes)))
-      results.append(jnp.stack([*rule.compute(given), *metrics.loss(given)]))
+      losses, counts, exact, *sharp = (x[start + np.maximum(table, 0)] for x in every)
+      given = metrics.Likelihoods(losses, counts, exact, *map(jnp.asarray, (exists, right, sizes)), *sharp)
+      last = [metrics.smoothed(rule, given)] if smooth else []
+      results.append(jnp.stack([*rule.compute(given), *metrics.loss(given), *last]))
       start += int(exists.sum())
     values = jnp.concatenate(results, axis=1)
     if not competitors:
       return values
-    return values, Details(every[0], tuple(part[3] for part in parts), tuple(part[4] for part in parts))
+    return values, Details(every[0], tuple(part[-2] for part in parts), tuple(part[-1] for part in parts))
 
   data = (batches.buckets, batches.order)
   if mesh is None:

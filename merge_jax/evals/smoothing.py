@@ -10,12 +10,10 @@ import numpy as np
 
 from merge_jax.evals import uncertainty
 from merge_jax.evals.examples import Examples
-from merge_jax.evals.metrics import CHOICES, EXACT, LOSS
+from merge_jax.evals.metrics import CHOICES, EXACT, LOSS, SMOOTHING
 
 RELEVANT = 1e-3
 """A competitor whose chance against the target, smoothed, is less at every evaluated model is left out."""
-SMOOTHING = 0.5
-"""Temperature of a smoothed score; 1 rewards certainty more than right answers."""
 
 
 class Part(NamedTuple):

@@ -96,6 +96,7 @@ class Suite(abc.ABC):
     *,
     in_turn: bool = False,
     competitors: int = 0,
+    smooth: str = "",
   ) -> JittedObjective | StreamedObjective | FunctionObjective:
     """What scores the merges of a pool: `Merge`s, or what makes parameters of a point (`at`).
 
@@ -103,4 +104,5 @@ class Suite(abc.ABC):
       merges: by method.
       batch, layout, in_turn: see `JittedObjective`.
       competitors: see `make_scorer`; on the first split, where outputs can be had (`answers`).
+      smooth: a split on which scores are smoothed, too, where they can be.
     """

@@ -152,19 +152,21 @@ class TaskSuite(Suite):
     *,
     in_turn: bool = False,
     competitors: int = 0,
+    smooth: str = "",
   ) -> JittedObjective | StreamedObjective:
     """Merge and evaluation as one program a method and split; of a pool that is held elsewhere, two."""
-    scorers = self.scorers(competitors)
+    scorers = self.scorers(competitors, smooth)
     if all(isinstance(merge, Merge) for merge in merges.values()):
       return JittedObjective(merges, scorers, batch, layout, in_turn=in_turn)
     return StreamedObjective(merges, scorers, layout)
 
-  def scorers(self, competitors: int = 0) -> dict[str, Scorer]:
-    """What scores parameters, by split; with outputs on the first, see `objective`."""
+  def scorers(self, competitors: int = 0, smooth: str = "") -> dict[str, Scorer]:
+    """What scores parameters, by split; for the arguments see `objective`."""
     return {
       split: make_scorer(
         self._apply, self._tasks[split], batches, dtype=self._dtype, mesh=self._mesh,
         competitors=competitors if split == self.splits[0] else 0,
+        smooth=split == smooth and self._can_be_smoothed(split),
         generation=self._generations[split],
       )
       for split, batches in self._batches.items()
@@ -174,9 +176,10 @@ class TaskSuite(Suite):
   def answers(self) -> Answers | None:
     """How outputs on the first split are read; None where a metric cannot be smoothed."""
     first = self.splits[0]
-    if any(not METRICS[task.metric].smooth for task in self._tasks[first]):
-      return None
-    return Answers.of(self._tasks[first], self._batches[first])
+    return Answers.of(self._tasks[first], self._batches[first]) if self._can_be_smoothed(first) else None
+
+  def _can_be_smoothed(self, split: str) -> bool:
+    return all(METRICS[task.metric].smooth for task in self._tasks[split])
 
 
 def _tokens(tasks: Sequence[Task], rows: Rows, packed: Sequence[Group]) -> dict[str, int]:

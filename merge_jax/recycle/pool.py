@@ -15,6 +15,7 @@ from merge_jax.recycle import methods, metric
 from merge_jax.recycle.problem import Problem
 from merge_jax.recycle.window import OnDisk, OnHost, Window, slice_of
 from merge_jax.search.baselines import METHOD
+from merge_jax.search.loop import CHOOSING
 
 
 class InputsChanged(RuntimeError):
@@ -94,7 +95,7 @@ def place(problem: Problem) -> Pool:
   watch.check(copied=True)
   competitors = search.competitors if problem.foresees else 0
   objective = problem.suite.objective(
-    merges, search.batch, problem.layout, in_turn=search.in_turn, competitors=competitors
+    merges, search.batch, problem.layout, in_turn=search.in_turn, competitors=competitors, smooth=CHOOSING
   )
   return Pool(merges, Watched(objective, watch))
 

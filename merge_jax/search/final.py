@@ -6,7 +6,7 @@ own, the finalists compete on validation examples, and test examples are touched
 The rule is fixed in advance. Finalists stand in order of simplicity: one checkpoint, equal weights on all or
 some, weights along a run, then what was searched. The incumbent is the known point that is fittest on the
 search's examples; another finalist replaces it only where its gain on validation exceeds `caution` paired
-errors.
+errors. That gain may be of smoothed scores, whose errors are smaller; what is reported is the metric's.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -109,6 +109,7 @@ def select(
   *,
   caution: float = 0.0,
   error: Error = lambda one, other: None,
+  smoothed: bool = False,
 ) -> Choice:
   """The finalist that the rule above selects; what is equally good is the simpler one.
 
@@ -118,6 +119,7 @@ def select(
     records: of the search: its known points, and the singles that normalized scores refer to.
     caution: 0 takes the highest fitness on validation.
     error: of a finalist's gain; where it is not known, any gain counts.
+    smoothed: whether the scores of `validation` are smoothed, for the sentence.
 
   Raises:
     ValueError: if no finalist has a finite fitness.
@@ -133,8 +135,9 @@ def select(
       "scorer or the task, and begin anew with --overwrite."
     )
   incumbent = _incumbent({n: r for n, r in validation.items() if np.isfinite(heights[n])}, fitness, records)
+  kind = "smoothed " if smoothed else ""
   if incumbent is None:
-    return Choice(names[highest], None, None, None, None, _highest(names[highest]))
+    return Choice(names[highest], None, None, None, None, _highest(names[highest], kind))
   at = names.index(incumbent)
   gains = {name: heights[name] - heights[incumbent] for name in names if name != incumbent}
   errors = {name: nullable(error(name, incumbent)) for name in gains}
@@ -151,7 +154,7 @@ def select(
   name = rival if better and rival is not None else incumbent
   gain = None if rival is None else nullable(gains[rival])
   stderr = None if rival is None else errors[rival]
-  why = _why(name, incumbent, rival, gain, stderr, caution)
+  why = _why(name, incumbent, rival, gain, stderr, caution, kind)
   return Choice(name, incumbent, rival, gain, stderr, why)
 
 
@@ -164,31 +167,28 @@ def _incumbent(validation: Mapping[str, Record], fitness: Fitness, records: Sequ
   return None if at is None else list(there)[at]
 
 
-def _highest(name: str) -> str:
-  return f"{_spoken(name)} has the highest fitness on the validation examples."
+def _highest(name: str, kind: str) -> str:
+  return f"{_spoken(name)} has the highest {kind}fitness on the validation examples."
 
 
 def _why(
-  name: str, incumbent: str, rival: str | None, gain: float | None, stderr: float | None, caution: float
-) -> str:
+  name: str, incumbent: str, rival: str | None, gain: float | None, stderr: float | None, caution: float,
+  kind: str,
+) -> str:  # fmt: skip
   """The choice in a sentence."""
   if not caution:
-    return _highest(name)
+    return _highest(name, kind)
   known = "the best known point on the search examples"
   if rival is None or gain is None:
     return f"{_spoken(incumbent)} is {known}, and there is no other finalist."
-  found = f"{gain:+.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")
-  rule = f"{caution:g} paired errors" if stderr is not None else "0 (its error is not known)"
-  if name != incumbent:
-    if not gain:
-      return f"{_spoken(name)} is as good on validation as {_spoken(incumbent)}, {known}, and simpler."
-    return (
-      f"{_spoken(name)} replaces {_spoken(incumbent)}, {known}: its validation gain {found} exceeds {rule}."
-    )
-  return (
-    f"{_spoken(incumbent)} stays, {known}: the validation gain {found} of {_spoken(rival)} does not exceed "
-    f"{rule}."
-  )
+  found = f"{kind}validation gain {gain:+.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")
+  times = "its paired error" if caution == 1 else f"{caution:g} paired errors"
+  rule = times if stderr is not None else "0 (its error is not known)"
+  if name == incumbent:
+    return f"{_spoken(name)} stays, {known}: the {found} of {_spoken(rival)} does not exceed {rule}."
+  if not gain:
+    return f"{_spoken(name)} is as good on validation as {_spoken(incumbent)}, {known}, and simpler."
+  return f"{_spoken(name)} replaces {_spoken(incumbent)}, {known}: its {found} exceeds {rule}."
 
 
 def _spoken(name: str) -> str:

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from merge_jax.evals.examples import Examples
 from merge_jax.evals.uncertainty import paired_difference
-from merge_jax.recycle.choice import paired_errors
+from merge_jax.recycle.choice import choose
 from merge_jax.search import baselines, final
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.journal import Journal, Record
-from merge_jax.search.loop import REPORTED, Budget, Generations, Proposer, measure, search
+from merge_jax.search.loop import CHOOSING, REPORTED, Budget, Generations, Proposer, measure, search
 from merge_jax.search.options import Evidence, Options
 from merge_jax.search.outputs import Outputs
 from merge_jax.search.point import Candidate, Point
@@ -21,7 +21,6 @@ from merge_jax.study.pools.scores import Scores
 from merge_jax.study.pools.settings import Contestant
 
 Plain = dict[str, Any]
-VALIDATION = "validation"
 
 
 class Mark(NamedTuple):
@@ -140,11 +139,10 @@ def selected(
   """Name, finalist and validation fitness of what is chosen on validation examples."""
   rows = final.rows(records, fitness, scores.count, method, mean)
   names = final.finalists(rows)
-  measured = measure([rows[name] for name in names], VALIDATION, scores, Journal())
+  measured = measure([rows[name] for name in names], CHOOSING, scores, Journal())
   scored = dict(zip(names, measured, strict=True))
-  seen = {name: scores.evaluate([rows[name]], VALIDATION)[0].examples for name in names}
-  error = paired_errors(scored, seen, fitness, fitness.singles(records))
-  name = final.select(scored, fitness, records, caution=caution, error=error).name
+  seen = {name: scores.evaluate([rows[name]], CHOOSING)[0].examples for name in names}
+  name = choose(scored, seen, fitness, records, caution).name
   values = fitness.values([scored[name].scores], [scored[name].losses])
   return name, rows[name], nullable(float(fitness.aggregated(values, fitness.singles(records))[0]))
 

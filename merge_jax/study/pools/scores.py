@@ -12,6 +12,7 @@ from merge_jax.evals.objective import Evaluation
 from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.recycle import metric
 from merge_jax.search.fitness import Fitness
+from merge_jax.search.loop import CHOOSING
 from merge_jax.search.point import Candidate
 from merge_jax.study.pools.members import Pool
 from merge_jax.study.recycling.bench import Bench
@@ -35,8 +36,9 @@ class Scores:
   def __init__(self, pool: Pool, suite: TaskSuite, stop: Callable[[], bool] = lambda: False):
     folders = tuple(member.folder for member in pool.members.values())
     self.bench = Bench(
-      Opened(tuple(pool.members), folders, pool.base.folder), suite, 1, None, competitors=COMPETITORS
-    )
+      Opened(tuple(pool.members), folders, pool.base.folder), suite, 1, None,
+      competitors=COMPETITORS, smooth=CHOOSING,
+    )  # fmt: skip
     self.pool, self.suite, self._stop = pool, suite, stop
     self._known: dict[Any, Evaluation] = {}
     self._seconds: list[float] = []

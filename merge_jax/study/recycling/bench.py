@@ -50,13 +50,22 @@ class Bench:
     suite: its tasks; all of them are scored, whatever a search looks at.
     batch: candidates of one program call.
     mesh: of the suite; None: one device.
-    competitors: see `merge_jax.evals.make_scorer`.
+    competitors, smooth: see `merge_jax.evals.Suite.objective`.
 
   Raises:
     ValueError: names or checkpoints that do not go together.
   """
 
-  def __init__(self, pool: Pool, suite: TaskSuite, batch: int, mesh: Mesh | None, *, competitors: int = 0):
+  def __init__(
+    self,
+    pool: Pool,
+    suite: TaskSuite,
+    batch: int,
+    mesh: Mesh | None,
+    *,
+    competitors: int = 0,
+    smooth: str = "",
+  ):
     if not len(set(pool.names)) == len(pool.names) == len(pool.folders):
       raise ValueError(f"The pool has {len(pool.folders)} folders and the names {', '.join(pool.names)}; "
                        "expected a different one for each.")  # fmt: skip
@@ -67,7 +76,7 @@ class Bench:
     preflight.require(tuple(preflight.check(opened, base, memory=tuple, values=False)))
     self.pool, self.suite, self.batch = pool, suite, batch
     self.checkpoints, self.base = tuple(opened), base
-    self._mesh, self._competitors = mesh, competitors
+    self._mesh, self._competitors, self._smooth = mesh, competitors, smooth
     self._singles: dict[str, list[Evaluation]] = {}
 
   @property
@@ -100,7 +109,7 @@ class Bench:
   @functools.cached_property
   def objective(self) -> JittedObjective:
     """Compiled once."""
-    scorers = self.suite.scorers(self._competitors)
+    scorers = self.suite.scorers(self._competitors, self._smooth)
     return JittedObjective(self.merges, scorers, self.batch, self._layout)
 
   def singles(self, split: str) -> list[Evaluation]:
