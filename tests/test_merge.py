@@ -198,6 +198,19 @@ def test_the_config_says_whose_head_the_result_has(world, tmp_path, tied, untied
   assert built.config == config | expected
 
 
+def test_a_head_that_its_config_ties_is_the_embedding_or_refused(world, tmp_path):
+  same = tensors(5) | {"lm_head.weight": tensors(5)["model.embed_tokens.weight"]}
+  for name, values in {"same": same, "other": tensors(5)}.items():
+    save(tmp_path / name, values, CONFIG | {"tie_word_embeddings": True})
+  recipe = kit("linear", ("same", {}), ("same", {}), parameters={"weight": 1})
+  np.testing.assert_array_equal(merge(recipe)[1]["model.embed_tokens.weight"], same["lm_head.weight"])
+  with pytest.raises(
+    ValueError, match=r"other: config ties lm_head.weight .* set tie_word_embeddings to false"
+  ):
+    merge(kit("linear", ("same", {}), ("other", {}), parameters={"weight": 1}), "refused")
+  assert not here("refused").exists()
+
+
 def test_tied_models_that_store_a_head_stay_tied(world, tmp_path):
   for name in ("x", "y"):  # as T5
     values = {tensor: np.ones((6, 2), np.float32) for tensor in ("shared.weight", "lm_head.weight")}

@@ -35,7 +35,10 @@ def ties(models: Models) -> Iterator[Finding]:
   for label, checkpoint in models:
     for alias, name in checkpoint.aliases.items():
       if not np.array_equal(checkpoint.read_alias(alias), checkpoint.read(name)):
-        detail = f"{label}: config ties {alias} to {name}, but the tensors differ"
+        detail = (
+          f"{label}: config ties {alias} to {name}, but the tensors differ; set tie_word_embeddings to false "
+          "there to use both, or remove the head"
+        )
         yield Finding("error", "ties", detail)
 
 

@@ -107,14 +107,15 @@ def run(
   if not target.name.strip("."):
     raise ValueError(f"--output_dir is {str(output_dir)!r}; name the folder to make, as in out or ../out.")
   recipes, planned = reading.read(path), check(path, semantics)
-  sources = [c.path for built in planned for c in built.inputs.values() if not isinstance(c, Planned)]
-  storage.refuse_inside(target, sources, "--output_dir")
+  opened = [c for built in planned for c in built.inputs.values() if not isinstance(c, Planned)]
+  storage.refuse_inside(target, [checkpoint.path for checkpoint in opened], "--output_dir")
   stages, replaced = target.with_name(f".{target.name}.stages"), None
   if host.is_lead():
     replaced = manifest.owned(target) if overwrite else None
     if replaced is None:
       storage.refuse_taken(target)
     preflight.require_disk(target, sum(built.nbytes for built in planned) - _left(target, stages))
+  preflight.require(list(preflight.ties([(str(checkpoint.path), checkpoint) for checkpoint in opened])))
   total, before = sum(len(built.jobs) for built in planned), 0
   made: dict[str, Checkpoint] = {}
   for recipe, built in zip(recipes, planned, strict=True):
