@@ -86,11 +86,13 @@ def loss(given: Likelihoods) -> Ratio:
 def smoothed(metric: Metric, given: Likelihoods) -> Array:
   """Each example's numerator of the smoothed score, float32 `[n]`; its denominator is the metric's.
 
-      exact     softmax(logits / τ)[target], multiplied over the right target's tokens
-      choices   softmax(-costs / τ)[right]      costs: losses, over tokens or sizes if the metric divides by
-      loss      the loss                        them, and times the mean of these over the choices
+      exact     Π softmax(logits / τ)[target] over the right target's tokens
+      choices   softmax(-costs / τ)[right]
+      loss      the loss
 
-  with τ = `SMOOTHING`. Decisions have become chances, so that models that differ little can be told apart.
+  with τ = `SMOOTHING`. Costs are losses; where the metric divides them by tokens or sizes, they are scaled by
+  the mean of these over the choices, so that τ means the same. Decisions have become chances: models that
+  differ little can be told apart.
   """
   if metric.smooth == LOSS:
     return given.of_right(given.losses)
