@@ -161,7 +161,8 @@ class Unit:
       return contest.run(scores, one, seed, budgets, Journal(path), caution)
 
     words = f"{scores.pool.name} {name} {seed}"
-    return Cell("contest", words, spec | {"budgets": list(budgets), "caution": caution}, work)
+    rule = {"budgets": list(budgets), "caution": caution, "choice": "smoothed"}
+    return Cell("contest", words, spec | rule, work)
 
   def _tasks(self, pool: Pool) -> TaskSuite:
     """The tasks, as models of this size take them."""
