@@ -1,5 +1,6 @@
 """The choice among finalists on simulated pools, and what a choice is worth on other examples."""
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -53,7 +54,7 @@ def test_the_rule(searched, validation, errors, caution, name, why):
   assert why in found.why and found.why.endswith(".") and "_" not in found.why
 
 
-def smoothed_choice(smooth):
+def smoothed_choice(smooth, fitness=FITNESS):
   """Two finalists that decide differently on 5 of 40 examples, 3 of them better; chances rise on all."""
   names, hits = ("uniform", "search_best"), np.repeat([1.0, 0.0], 20)
   own = {name: np.stack([hits, np.ones(40), np.ones(40), np.ones(40)]) for name in names}
@@ -65,8 +66,9 @@ def smoothed_choice(smooth):
   scores = {name: one.scores()["a"] for name, one in examples.items()}
   at = {name: ROWS.index(name) for name in names}
   records = [record("search", at[name], value) for name, value in zip(names, (0.4, 0.9), strict=True)]
+  records += [msgspec.structs.replace(record("search", 0, score), kind="single") for score in (0.1, 0.3)]
   finalists = {name: record("validation", at[name], scores[name]) for name in names}
-  return choice.choose(finalists, examples, FITNESS, records, 1.0)
+  return choice.choose(finalists, examples, fitness, records, 1.0)
 
 
 def test_alike_models_are_told_apart_by_smoothed_scores():
@@ -78,6 +80,8 @@ def test_alike_models_are_told_apart_by_smoothed_scores():
     found = smoothed_choice(smooth)
     assert found.name == "uniform" and found.gain == pytest.approx(1 / 40)
     assert "the validation gain" in found.why and "does not exceed its paired error" in found.why
+  for unfit in ({"aggregate": "worst", "source": "metric"}, {"source": "auto"}):
+    assert "smoothed" not in smoothed_choice(ROWS, search.Fitness(("a",), (1.0,), **unfit)).why
 
 
 def test_without_caution_it_is_the_highest_validation_fitness():

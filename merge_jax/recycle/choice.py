@@ -88,7 +88,9 @@ def choose(
   smooth = {
     name: one.smoothed() for name, one in examples.items() if one is not None and one.smooth is not None
   }
-  smoothed = len(smooth) == len(validation) and not fitness.uses_losses
+  # Smoothed scores are lower, each task's by another amount: they do not tell which task is worst.
+  fits = not fitness.uses_losses and fitness.aggregate != "worst"
+  smoothed = fits and len(smooth) == len(validation)
   if smoothed:
     examples = smooth
     validation = {name: _rescored(record, smooth[name]) for name, record in validation.items()}
