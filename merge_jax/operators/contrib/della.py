@@ -89,9 +89,8 @@ class DropByMagnitude(Mask):
       return jnp.full(delta.shape, density)
     epsilon = jnp.where(density > 0, epsilon, 0.0)
     ranks = chosen[1] if chosen[1] is not None else rows.ranks_in_rows(selection.magnitude(delta))
-    rise = rounded(
-      ranks * (2 * epsilon * np.float32(1 / (size - 1)))
-    )  # blocks after this one compare its bits
+    # Blocks after this one compare what is divided by the probability, to the bit.
+    rise = rounded(ranks * (2 * epsilon * np.float32(1 / (size - 1))))
     return jnp.where(density >= 1, 1.0, density - epsilon + rise)
 
 
