@@ -23,6 +23,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from configs.study_small import llama
+from merge_jax.errors import unknown
 from merge_jax.study.data.puzzle_table import HELD_IN, HELD_OUT, INSTRUCT
 
 TASKS = {
@@ -80,7 +81,8 @@ def kinds() -> dict[str, dict[str, dict[str, Any]]]:
   }  # fmt: skip
 
 
-def get_config() -> config_dict.ConfigDict:
+def get_config(contestants: str = "") -> config_dict.ConfigDict:
+  """All contestants, or those named behind the file, as in `configs/pools_small.py:surrogate,random`."""
   c = config_dict.ConfigDict()
   every = (*sum((*HELD_IN.values(), *HELD_OUT.values()), ()), *INSTRUCT)
   others = tuple(name for name in every if name not in TASKS)
@@ -105,7 +107,7 @@ def get_config() -> config_dict.ConfigDict:
   c.opening = 10
   c.search_seeds = (0,)
   paper = {"proposer": "cma_es", "method": "linear", "space": "simplex", "start": "uniform", "known": False}
-  c.contestants = config_dict.ConfigDict({
+  every_way: dict[str, dict[str, Any]] = {
     "known points": {"proposer": "known"},
     "CMA-ES cold": paper,
     "CMA-ES warm": {"proposer": "cma_es"},
@@ -118,7 +120,12 @@ def get_config() -> config_dict.ConfigDict:
     "surrogate": {"proposer": "surrogate"},
     "surrogate few": {"proposer": "surrogate", "known": False},
     "surrogate careful": {"proposer": "surrogate", "options": {"caution": 1.0, "least": 1.0}},
-  })  # fmt: skip
+  }
+  names = contestants.split(",") if contestants else list(every_way)
+  for name in names:
+    if name not in every_way:
+      raise ValueError(unknown("contestant", name, every_way, "configs/pools_small.py"))
+  c.contestants = config_dict.ConfigDict({name: every_way[name] for name in names})
   c.attainable = config_dict.ConfigDict({
     "spaces": ("simplex", "free", "group", "layer"), "steps": 60, "rate": 0.05, "temperature": 0.5,
     "checks": 6,
