@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 import merge_jax as mj
-from merge_jax import checkpoints, evals, models
+from merge_jax import checkpoints, evals, models, sharding
 from merge_jax.evals import tasks as task_files
 from merge_jax.recycle import settings as recycle_settings
-from merge_jax.recycle import suites
 from merge_jax.reports import study_page
 from merge_jax.search import Candidate, Point
 from merge_jax.study import recycling
+from merge_jax.study.judge import Judge
 from merge_jax.study.recycling import search as recycle_search
 from merge_jax.study.recycling import settings as ways
 from merge_jax.study.recycling.bench import Bench, Members, Pool
@@ -52,26 +52,24 @@ def world(tmp_path_factory):
     words = ["".join(generator.choice(list("abcdefgh"), 4)) + str(i) for i in range(40)]
     lines = [{"prompt": f"{task} {w}=", "target": w[:2]} for w in words]
     (folder / f"{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-  names = tuple(f"m{i}" for i in range(5))
-  stages = {"m0": "sft", "m1": "po"}
-  return Pool(names, tuple(folder / name for name in names), folder / "base", stages, {"m4": 77})
+  return Pool({f"m{i}": folder / f"m{i}" for i in range(5)}, folder / "base", {"m0": "sft", "m1": "po"})
 
 
-def make_suite(world, fractions=(0.4, 0.2, 0.4)):
+def make_judge(world, fractions=(0.4, 0.2, 0.4)):
   tasks = task_files.load_all([f"{world.base.parent / task}.jsonl:loss" for task in TASKS])
   splits = evals.split(tasks, fractions).tasks
-  opened = [checkpoints.open(path) for path in world.folders]
-  return suites.task_suite(splits, opened, recycle_settings.Evals(max_shapes=1))
+  mesh = sharding.make_mesh("fsdp:1")
+  return Judge(world.folders.values(), splits, recycle_settings.Evals(max_shapes=1), mesh)
 
 
 @pytest.fixture(scope="module")
-def suite(world):
-  return make_suite(world)
+def judge(world):
+  return make_judge(world)
 
 
 @pytest.fixture(scope="module")
-def found(world, suite):
-  cells = recycling.cells(world, suite, ways.read(OPTIONS))
+def found(world, judge):
+  cells = recycling.cells(world, judge, ways.read(OPTIONS))
   return cells, [json.loads(json.dumps(cell.run(), allow_nan=False)) for cell in cells]
 
 
@@ -122,51 +120,49 @@ def test_an_ablation_varies_one_thing():
   assert ways.arms(ways.read(OPTIONS | {"ablations": []})) == []
 
 
-def test_refusals_come_before_anything_is_read(world, suite):
+def test_refusals_come_before_anything_is_read(world, judge):
   options = ways.read(OPTIONS)
   for changes, words in (
-    ({"names": world.names[:4]}, "5 folders"),
     ({"stages": {"m9": "po"}}, "no checkpoint 'm9'"),
-    ({"names": world.names[:1], "folders": world.folders[:1], "stages": {}, "tokens": {}}, "one checkpoint"),
+    ({"folders": {"m0": world.folders["m0"]}, "stages": {}}, "one checkpoint"),
   ):
     with pytest.raises(ValueError, match=words):
-      recycling.cells(world._replace(**changes), suite, options)
+      recycling.cells(world._replace(**changes), judge, options)
   with pytest.raises(ValueError, match="no task 'frist'"):
-    recycling.cells(world, suite, ways.read(OPTIONS | {"settings": {"x": ["copy", "frist"]}}))
+    recycling.cells(world, judge, ways.read(OPTIONS | {"settings": {"x": ["copy", "frist"]}}))
 
 
-def test_cells_are_told_apart_by_what_they_depend_on(world, suite, found, tmp_path):
+def test_cells_are_told_apart_by_what_they_depend_on(world, judge, found, tmp_path):
   cells, _ = found
   specs = [json.dumps(cell.spec, sort_keys=True, allow_nan=False) for cell in cells]
   assert len(set(specs)) == len(cells) == len({cell.name for cell in cells})
   assert len(cells) == 1 + 2 * (1 + 3 + 1)  # singles; of each seed two checkpoints, three ways, one step more
   moved = tmp_path / "moved"
   shutil.copytree(world.base.parent, moved)
-  other = world._replace(folders=tuple(moved / name for name in world.names), base=moved / "base")
+  other = world._replace(folders={name: moved / name for name in world.folders}, base=moved / "base")
   options = ways.read(OPTIONS)
-  assert [c.spec for c in recycling.cells(other, suite, options)] == [c.spec for c in cells]
-  fewer = recycling.cells(world, suite, ways.read(OPTIONS | {"seeds": [1], "ablations": []}))
+  assert [c.spec for c in recycling.cells(other, judge, options)] == [c.spec for c in cells]
+  fewer = recycling.cells(world, judge, ways.read(OPTIONS | {"seeds": [1], "ablations": []}))
   assert all(cell.spec in [c.spec for c in cells] for cell in fewer)
   with (moved / "m0" / "config.json").open("a") as file:
     file.write(" ")
-  assert recycling.cells(other, suite, options)[0].spec != cells[0].spec
-  changed = make_suite(world, (0.4, 0.2, 0.3))
-  assert changed.identity() != suite.identity() == make_suite(world).identity()
+  assert recycling.cells(other, judge, options)[0].spec != cells[0].spec
+  changed, again = (make_judge(world, (0.4, 0.2, last)).suite.identity() for last in (0.3, 0.4))
+  assert changed != judge.suite.identity() == again
 
 
-def test_a_cell_alone_gives_the_same(world, suite, found):
+def test_a_cell_alone_gives_the_same(world, judge, found):
   cells, results = found
-  alone = recycling.cells(world, suite, ways.read(OPTIONS))
+  alone = recycling.cells(world, judge, ways.read(OPTIONS))
   at = next(i for i, cell in enumerate(cells) if cell.spec.get("count") == 2)
   assert json.loads(json.dumps(alone[at].run())) == results[at]
 
 
-def test_members_weigh_what_the_program_of_all_says(world, suite):
-  bench = Bench(world, suite, 2, None)
-  members = Members(bench, (1, 3))
-  experts = [checkpoints.open(path).load() for path in world.folders]
+def test_members_weigh_what_the_program_of_all_says(world, judge):
+  members = Members(Bench(world, judge, 2), (1, 3))
+  experts = [checkpoints.open(path).load() for path in world.folders.values()]
   base = checkpoints.open(world.base).load()
-  scorer = suite.scorers()["test"]
+  scorer = judge.suite.scorers()["test"]
   score = jax.jit(scorer.function)
   two = [experts[1], experts[3]]
   for method, weights, merged in (
@@ -210,10 +206,10 @@ def test_searches_find_what_they_say(found):
       np.testing.assert_allclose([*examples.scores().values()], [*model["test"].values()])
 
 
-def test_a_smaller_budget_is_what_it_would_be_alone(world, suite, found):
+def test_a_smaller_budget_is_what_it_would_be_alone(world, judge, found):
   _, results = found
   (long,) = by(results, kind="search", count=5, seed=1, arm=PAPER)
-  short = recycle_search.run(Bench(world, suite, 2, None), ["copy", "first"], 5, ways.PAPER, 1, [4])
+  short = recycle_search.run(Bench(world, judge, 2), ["copy", "first"], 5, ways.PAPER, 1, [4])
   answer = long["answers"][0]
   models = {name: short["models"][place] for name, place in short["answers"][0]["rows"].items()}
   assert {name: long["models"][place]["weights"] for name, place in answer["rows"].items()} == {
@@ -254,7 +250,7 @@ def test_section_of_the_report(found):
   values = section["single_fitness"][0]["values"]
   np.testing.assert_allclose(max(values), rows["best_single"]["search"]["average"])
   cost = section["cost"]
-  trained = [1000, 1001, 1002, 1003, 77]
+  trained = [1000, 1001, 1002, 1003, 1004]
   rows = {(row["evaluations"], row["counted"]): row for row in cost["rows"]}
   read = sum(results[0]["tokens"][task] for task in ("copy", "first")) + 5
   samples = sum(results[0]["sizes"]["search"][task] for task in ("copy", "first"))

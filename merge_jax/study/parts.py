@@ -3,19 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from merge_jax import checkpoints, evals, models, sharding
+from merge_jax import checkpoints, evals, models
 from merge_jax.errors import unknown
-from merge_jax.evals.task_suite import TaskSuite
-from merge_jax.recycle import suites
 from merge_jax.study import recycling
 from merge_jax.study.cells import Cell, Result
+from merge_jax.study.judge import Judge
 from merge_jax.study.lineages import Lineage, Member, opened
 from merge_jax.study.settings import Recycled, Run
 from merge_jax.study.tasks import TEST, VALIDATION, Tasks
-from merge_jax.study.trainer import Trainer
+from merge_jax.study.trainer import Trainer, placed
 from merge_jax.study.trajectory.compare import along
 from merge_jax.study.trajectory.run import read as read_along
 
@@ -57,12 +55,9 @@ def run_cell(
   def run() -> Result:
     first = checkpoints.open(lineage.base.folder)
     model = models.build(first.config or {}, str(first.path))
-    placed = checkpoints.place(first, sharding.shardings(first.specs, mesh))
-    params = {name: value.astype(jnp.float32) for name, value in placed.items()}
-    suite = suites.task_suite(
-      {s: list(some) for s, some in tasks.splits.items()}, [first], tasks.evals, mesh=mesh
-    )
-    return along(model.apply, params, data, suite, options, held_in, folder=folder, mesh=mesh, stop=stop)
+    judge = Judge([first.path], tasks.splits, tasks.evals, mesh)
+    params = placed(model, first, mesh)
+    return along(model.apply, params, data, judge, options, held_in, folder, stop=stop)
 
   return Cell("along", f"{lineage.name}/along", spec, run, lineage.base.needs[-1:])
 
@@ -111,30 +106,26 @@ def searches(
   part: Recycled, found: Mapping[str, Member], lineage: Lineage, tasks: Tasks, mesh: Mesh
 ) -> list[Cell]:
   """The cells of the searches over a pool that is there."""
-  suite = _suite(found, tasks, part, mesh)
-  pool = recycling.Pool(
-    tuple(found), tuple(one.folder for one in found.values()), lineage.base.folder,
-    {name: one.stage for name, one in part.pool.items()},
-  )  # fmt: skip
-  return recycling.cells(pool, suite, read_searches(part, tasks), mesh=mesh, name=f"{lineage.name}/recycle")
+  options, folders = read_searches(part, tasks), {name: one.folder for name, one in found.items()}
+  judge = Judge(folders.values(), _splits(options, tasks), tasks.evals, mesh)
+  pool = recycling.Pool(folders, lineage.base.folder, {name: one.stage for name, one in part.pool.items()})
+  return recycling.cells(pool, judge, options, f"{lineage.name}/recycle")
 
 
-def _suite(found: Mapping[str, Member], tasks: Tasks, part: Recycled, mesh: Mesh) -> TaskSuite:
+def _splits(options: recycling.Recycling, tasks: Tasks) -> dict[str, list[evals.Task]]:
   """The tasks of the searches, and the held-out ones, which they score as well.
 
   Test examples are those of the study; its validation examples are divided, and those of held-out tasks.
   """
-  wanted = {task for some in read_searches(part, tasks).settings.values() for task in some}
+  wanted = {task for some in options.settings.values() for task in some}
   validation = [task for task in tasks.splits[VALIDATION] if task.name in wanted]
   test = {task.name: task for task in tasks.splits[TEST]}
   outside = [test[name] for names in tasks.held_out.values() for name in names]
   # Seeds of their own: these examples were chosen by the places that seed 0 gives them.
   inner = evals.split(validation, (SEARCH_SHARE, 1 - SEARCH_SHARE, 0.0), seed=1).tasks
   outer = evals.split(outside, (0.3, 0.1, 0.6), seed=1).tasks
-  splits = {
+  return {
     "search": [*inner["search"], *outer["search"]],
     "validation": [*inner["validation"], *outer["validation"]],
     "test": [*(test[task.name] for task in validation), *outer["test"]],
   }
-  opened = [checkpoints.open(member.folder) for member in found.values()]
-  return suites.task_suite(splits, opened, tasks.evals, mesh=mesh)

@@ -1,6 +1,5 @@
 """What a study consists of: its cells, and which of them say what."""
 
-import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -70,7 +69,11 @@ def plan(
   """
   tasks = read(settings, data.tasks)
   categories = list(tasks.held_in)
-  bench = Bench(functools.partial(_judge, tasks=tasks, mesh=mesh, batch=settings.batch))
+
+  def judge(lineage: Lineage) -> Judge:
+    return Judge([lineage.base.folder], tasks.splits, tasks.evals, mesh, settings.batch)
+
+  bench = Bench(judge)
   found, work, trainer = lineages.given(settings.families, categories), list[Cell | Group](), None
   parameters = {one.size: _size(one) for one in found}
   for one in found:
@@ -114,10 +117,6 @@ def plan(
   if settings.recycle is not None:
     origin = parts.base_of(settings.recycle, found, "recycle")
   return Plan(settings, tasks, found, work, scores, merges, parameters, key, pool, origin)
-
-
-def _judge(lineage: Lineage, tasks: Tasks, mesh: Mesh, batch: int) -> Judge:
-  return Judge(lineage.base.folder, tasks.splits, tasks.evals, mesh, batch)
 
 
 def _size(lineage: Lineage) -> int:

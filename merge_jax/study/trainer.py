@@ -269,11 +269,16 @@ class Trainer:
     return {key: made[key] for key in ("tokens", "steps", "final_loss", "curve", "seconds")}
 
   def _start(self, model: models.Model, recipe: Recipe, start: Member | None) -> dict[str, Array]:
+    if start is not None:
+      return placed(model, checkpoints.open(start.folder), self._mesh)
     shardings = sharding.shardings(model.specs, self._mesh)
-    if start is None:
-      return jax.jit(model.init, out_shardings=shardings)(jax.random.key(recipe.seed))
-    placed = checkpoints.place(checkpoints.open(start.folder), shardings)
-    return {name: placed[name].astype(jnp.float32) for name in model.specs}
+    return jax.jit(model.init, out_shardings=shardings)(jax.random.key(recipe.seed))
+
+
+def placed(model: models.Model, checkpoint: checkpoints.Checkpoint, mesh: Mesh) -> dict[str, Array]:
+  """The parameters that a training goes on from: float32, over the mesh."""
+  found = checkpoints.place(checkpoint, sharding.shardings(model.specs, mesh))
+  return {name: found[name].astype(jnp.float32) for name in model.specs}
 
 
 def _seeded(values: Mapping[str, Any], text: str, where: str) -> Recipe:

@@ -59,11 +59,9 @@ def ground(
   first = bench.checkpoints[0]
   model = models.build(first.config or {}, str(first.path))
   assert bench.base is not None  # every pool of a suite has one
-  scorers = bench.suite.scorers()
-  programs = {split: jax.jit(scorer.function) for split, scorer in scorers.items()}
 
   def score(params: Any, split: str) -> Examples:
-    return scorers[split].read(programs[split](params, scorers[split].batches))
+    return next(bench.judge.score([params], split))
 
   return Ground(
     [checkpoint.load() for checkpoint in bench.checkpoints], bench.base.load(), model.apply, tasks,

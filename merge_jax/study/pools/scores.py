@@ -9,11 +9,11 @@ import numpy as np
 
 from merge_jax import errors
 from merge_jax.evals.objective import Evaluation
-from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.recycle import metric
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.loop import CHOOSING
 from merge_jax.search.point import Candidate
+from merge_jax.study.judge import Judge
 from merge_jax.study.pools.members import Pool
 from merge_jax.study.recycling.bench import Bench
 from merge_jax.study.recycling.bench import Pool as Opened
@@ -27,19 +27,16 @@ class Scores:
 
   Args:
     pool: trained.
-    suite: its tasks, with the splits search, validation and test.
+    judge: of its models, by a suite with the splits search, validation and test.
     stop: asked before an evaluation; true ends it with `errors.Stopped`.
   """
 
   batch = 1
 
-  def __init__(self, pool: Pool, suite: TaskSuite, stop: Callable[[], bool] = lambda: False):
-    folders = tuple(member.folder for member in pool.members.values())
-    self.bench = Bench(
-      Opened(tuple(pool.members), folders, pool.base.folder), suite, 1, None,
-      competitors=COMPETITORS, smooth=CHOOSING,
-    )  # fmt: skip
-    self.pool, self.suite, self._stop = pool, suite, stop
+  def __init__(self, pool: Pool, judge: Judge, stop: Callable[[], bool] = lambda: False):
+    opened = Opened({name: member.folder for name, member in pool.members.items()}, pool.base.folder)
+    self.bench = Bench(opened, judge, 1, competitors=COMPETITORS, smooth=CHOOSING)
+    self.pool, self.suite, self._stop = pool, judge.suite, stop
     self._known: dict[Any, Evaluation] = {}
     self._seconds: list[float] = []
 

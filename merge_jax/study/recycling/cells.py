@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
-from jax.sharding import Mesh
 
-from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.study.cells import Cell
+from merge_jax.study.judge import Judge
 from merge_jax.study.recycling import search
 from merge_jax.study.recycling.bench import Bench, Pool
 from merge_jax.study.recycling.settings import MAIN, PAPER, Arm, Recycling, arms
@@ -16,16 +15,14 @@ from merge_jax.study.recycling.settings import MAIN, PAPER, Arm, Recycling, arms
 KIND = "recycle"
 
 
-def cells(
-  pool: Pool, suite: TaskSuite, options: Recycling, *, mesh: Mesh | None = None, name: str = "recycle"
-) -> list[Cell]:
+def cells(pool: Pool, judge: Judge, options: Recycling, name: str = "recycle") -> list[Cell]:
   """What there is to do, the checkpoints alone first. One placed pool serves all of them.
 
   Args:
     pool: opened here; its tensors are read by the first cell that runs.
-    suite: with the splits search, validation and test; the tasks of all settings are in each.
+    judge: of its models, by a suite with the splits search, validation and test; the tasks of all settings
+      are in each.
     options: see there.
-    mesh: of the suite; None: one device.
     name: of the pool, for people.
 
   Raises:
@@ -33,15 +30,15 @@ def cells(
       does not have.
   """
   for split in ("search", "validation", "test"):
-    if split not in suite.splits:
-      raise ValueError(f"The suite has no {split} examples; its splits are {', '.join(suite.splits)}.")
-  bench = Bench(pool, suite, options.batch, mesh)
+    if split not in judge.suite.splits:
+      raise ValueError(f"The suite has no {split} examples; its splits are {', '.join(judge.suite.splits)}.")
+  bench = Bench(pool, judge, options.batch)
   if bench.count < 2:
     raise ValueError("The pool has one checkpoint; give at least two to recycle.")
   for tasks in options.settings.values():
     bench.fitness(tasks)
   about = bench.digests() | {"batch": options.batch}
-  scored = {"stages": dict(pool.stages), "tokens": dict(pool.tokens), "names": list(pool.names)}
+  scored = {"stages": dict(pool.stages), "tokens": {}, "names": list(pool.folders)}  # keys stay as they were
   found = [Cell(KIND, f"{name} singles", about | scored, functools.partial(search.singles, bench))]
   for spec in dict.fromkeys(_searches(options, bench.count)):
     setting, count, arm, seed, budgets = spec
