@@ -14,7 +14,7 @@ from merge_jax.study.judge import Judge
 from merge_jax.study.trajectory import compare as along
 from merge_jax.study.trajectory import run as along_run
 from merge_jax.training import Stopped, begin, corpus, pool, puzzles, train
-from tests.test_study_recycling import CONFIG
+from tests.pools import TINY
 
 OPTIONS = {
   "recipe": {"mixture": {"up": 1.0, "down": 1.0}, "learning_rate": 3e-3, "warmup": 10, "batch_size": 8},
@@ -161,9 +161,9 @@ def test_an_interrupted_run_continues_bit_for_bit(params, data, tmp_path, monkey
 
 
 def test_results_are_scores_of_merges_chosen_on_validation(data, tmp_path):
-  model = models.build(CONFIG)
+  model = models.build(TINY)
   init = model.init(jax.random.key(0))
-  pool.save(tmp_path / "base", init, CONFIG, puzzles.tokenizer().to_str(), {})
+  pool.save(tmp_path / "base", init, TINY, puzzles.tokenizer().to_str(), {})
   splits = {"validation": tasks(1, ["up", "down"], 12), "test": tasks(2, ["up", "down", "skip"], 12)}
   judge = Judge([tmp_path / "base"], splits, Evals(max_shapes=1), sharding.make_mesh("fsdp:1"))
   options = read(decays=["linear"])

@@ -15,6 +15,7 @@ from merge_jax.recycle import settings as recycle_settings
 from merge_jax.reports import study_page
 from merge_jax.search import Candidate, Point
 from merge_jax.study import recycling
+from merge_jax.study.analysis.recycle_claims import Inputs
 from merge_jax.study.judge import Judge
 from merge_jax.study.recycling import search as recycle_search
 from merge_jax.study.recycling import settings as ways
@@ -23,13 +24,8 @@ from merge_jax.study.recycling.cost import cost
 from merge_jax.study.recycling.found import Setting
 from merge_jax.training import pool as writing
 from merge_jax.training import puzzles
+from tests.pools import TINY
 
-CONFIG = {
-  "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 97, "hidden_size": 16,
-  "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-  "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "eos_token_id": 1,
-  "pad_token_id": 0, "bos_token_id": None,
-}  # fmt: skip
 TASKS = ("copy", "first", "other")
 OPTIONS = {"settings": {"both": ["copy", "first"]}, "counts": [2, 8], "budgets": [4, 7], "seeds": [0, 1],
            "ablations": ["sigma"], "sigmas": [0.1], "batch": 2, "bootstrap": 100}  # fmt: skip
@@ -39,14 +35,14 @@ OPTIONS = {"settings": {"both": ["copy", "first"]}, "counts": [2, 8], "budgets":
 def world(tmp_path_factory):
   """Five checkpoints around a base, and three tasks scored by loss: chance separates them."""
   folder = tmp_path_factory.mktemp("pool")
-  base = {name: np.asarray(v) for name, v in models.build(CONFIG).init(jax.random.key(0)).items()}
+  base = {name: np.asarray(v) for name, v in models.build(TINY).init(jax.random.key(0)).items()}
   text = puzzles.tokenizer().to_str()
-  writing.save(folder / "base", base, CONFIG, text, {"tokens": 9000})
+  writing.save(folder / "base", base, TINY, text, {"tokens": 9000})
   for i in range(5):
     generator = np.random.default_rng(i)
     params = {name: v + 0.05 * generator.standard_normal(v.shape, np.float32) for name, v in base.items()}
     about = {"tokens": 1000 + i, "steps": 10, "recipe": {"batch_size": 4}}
-    writing.save(folder / f"m{i}", params, CONFIG, text, about)
+    writing.save(folder / f"m{i}", params, TINY, text, about)
   generator = np.random.default_rng(0)
   for task in TASKS:
     words = ["".join(generator.choice(list("abcdefgh"), 4)) + str(i) for i in range(40)]
@@ -263,28 +259,30 @@ def test_section_of_the_report(found):
 def test_what_is_missing_is_left_out(found):
   _, results = found
   assert recycling.summary([]) == recycling.summary(results[1:]) == {}
-  assert recycling.evidence(results[1:]) == {}
+  assert recycling.inputs(results[1:]) == Inputs()
   no_paper = [one for one in results if one.get("arm") != PAPER]
   section = json.loads(json.dumps(recycling.summary(no_paper, 100), allow_nan=False))
   assert section["sweep"] == section["weights"] == section["settings"][0]["front"] == []
   assert any(row["name"] == "ours" for row in section["settings"][0]["rows"])
-  assert recycling.evidence(no_paper)["settings"][0]["baselines"] == {}
+  assert recycling.inputs(no_paper).settings == []
 
 
-def test_evidence_has_single_scores(found):
+def test_claims_are_judged_by_the_papers_searches_at_its_budget(found):
   _, results = found
-  given = json.loads(json.dumps(recycling.evidence(results), allow_nan=False))
-  assert given["stages"] == ["sft", "po", None, None, None] and len(given["singles"]) == 5
-  (setting,) = given["settings"]
-  assert setting["baselines"].keys() == {
+  given = recycling.inputs(results)
+  assert given.stages == ("sft", "po", "", "", "") and len(given.singles) == 5
+  (setting,) = given.settings
+  assert setting.rows.keys() == {
     "best_single", "uniform", "merge_best", "greedy", "best_on_copy", "best_on_first"
   }  # fmt: skip
-  assert len(given["sweep"]) == 4 and given["sweep"][0]["n"] == 2
-  found = [(one["seed"], one["evaluations"], len(one["fitness"])) for one in setting["searches"]["search"]]
-  assert found == [(0, 4, 4), (0, 7, 7), (1, 4, 4), (1, 7, 7)]
-  for model in (*setting["baselines"].values(), setting["searches"]["ours"][0]["mean"], *given["singles"]):
-    scores = evals.Examples.from_plain(model["examples"], given["signs"]).scores()
-    np.testing.assert_allclose([*scores.values()], [*model["test"].values()])
+  assert len(given.sweep) == 4 and given.sweep[0]["n"] == 2
+  for search, one in zip(setting.searches, by(results, kind="search", count=5, arm=PAPER), strict=True):
+    best = one["models"][one["answers"][0]["rows"]["search_best"]]
+    assert list(search.fitness) == one["fitness"][one["known"] :][:4]
+    np.testing.assert_allclose([*search.examples.scores().values()], [*best["test"].values()])
+    np.testing.assert_allclose(search.average, np.mean([best["search"][task] for task in setting.tasks]))
+  for examples, model in zip(given.singles, results[0]["models"], strict=True):
+    np.testing.assert_allclose([*examples.scores().values()], [*model["test"].values()])
 
 
 def test_the_papers_account_of_cost():
