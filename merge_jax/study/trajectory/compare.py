@@ -16,7 +16,7 @@ from merge_jax.evals import Evaluation, Examples, uncertainty
 from merge_jax.operators.contrib import trajectory
 from merge_jax.search.baselines import METHOD
 from merge_jax.search.point import Candidate, Point
-from merge_jax.search.scores import nullable, signed
+from merge_jax.search.scores import nullable
 from merge_jax.study.judge import Judge
 from merge_jax.study.trajectory import run as along_run
 from merge_jax.study.trajectory.run import Along, Params
@@ -49,8 +49,7 @@ class Scored(NamedTuple):
 
   def average(self, split: str) -> float:
     """Mean over tasks, a score that is better low with a minus; NaN without tasks."""
-    of = self.examples[split]
-    return float(signed([of.scores()], of.tasks, of.signs).mean()) if of.tasks else float("nan")
+    return self.examples[split].average()
 
 
 def along(
