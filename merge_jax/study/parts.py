@@ -96,7 +96,7 @@ def pool_of(part: Recycled, lineage: Lineage, trainer: Trainer | None) -> dict[s
       raise ValueError(f"{where}: give a folder, or a recipe where the study trains its models.")
     else:
       start = find(one.start, (*asked, name)) if one.start else lineage.base
-      found[name] = trainer.further(name, lineage, one.recipe, start, f"{where}.recipe")
+      (found[name],) = trainer.further(name, lineage, one.recipe, start, f"{where}.recipe")
     return found[name]
 
   return {name: find(name, ()) for name in part.pool}

@@ -99,8 +99,8 @@ class Trainer:
     return self._corpus(EXPERT)
 
   def further(
-    self, name: str, lineage: Lineage, values: Mapping[str, Any], start: Member, where: str
-  ) -> Member:
+    self, name: str, lineage: Lineage, values: Mapping[str, Any], start: Member, where: str, every: int = 0
+  ) -> list[Member]:
     """Adds the cell that trains one more model on the held-in tasks.
 
     Args:
@@ -109,19 +109,15 @@ class Trainer:
       values: settings of its recipe; without a mixture all tasks alike.
       start: the model that it is trained from.
       where: of the settings, for errors.
+      every: the models at multiples of so many steps are kept, too; 0: none.
+
+    Returns:
+      The models in order, that of all steps at last.
     """
     values = {"mixture": dict.fromkeys(self._files[EXPERT], 1.0), **values}
     recipe = _seeded(values, f"{lineage.name}/{name}", where)
-    return self._add(f"{lineage.name}/further/{name}", EXPERT, recipe, lineage.size, start)
-
-  def along(
-    self, name: str, lineage: Lineage, values: Mapping[str, Any], start: Member, every: int, where: str
-  ) -> list[Member]:
-    """As `further`, a model after those at each multiple of `every` steps before it."""
-    values = {"mixture": dict.fromkeys(self._files[EXPERT], 1.0), **values}
-    recipe = _seeded(values, f"{lineage.name}/{name}", where)
     last = self._add(f"{lineage.name}/further/{name}", EXPERT, recipe, lineage.size, start, every)
-    before = range(every, recipe.steps, every)
+    before = range(every, recipe.steps, every) if every else ()
     return [last._replace(folder=last.folder / f"step-{step}", identity=f"{last.identity}/{step}")
             for step in before] + [last]  # fmt: skip
 

@@ -85,12 +85,8 @@ def _pool(
     if name not in made:
       member, label, where = members[name], f"{kind}/{name}", f"config: kinds.{kind}.{name}.recipe"
       start = list(of(member.start).values())[-1] if member.start else lineage.base
-      values = _values(member, common)
-      if member.every:
-        run = trainer.along(label, lineage, values, start, member.every, where)
-        made[name] = {f"{name}-{i}": one for i, one in enumerate(run, 1)}
-      else:
-        made[name] = {name: trainer.further(label, lineage, values, start, where)}
+      run = trainer.further(label, lineage, _values(member, common), start, where, member.every)
+      made[name] = {f"{name}-{i}" if member.every else name: one for i, one in enumerate(run, 1)}
     return made[name]
 
   every = {name: of(name) for name in members}
