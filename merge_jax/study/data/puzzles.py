@@ -6,8 +6,6 @@ on are told in none of them.
 """
 
 import dataclasses
-import hashlib
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -16,10 +14,10 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from merge_jax import decoding, storage
+from merge_jax import decoding
 from merge_jax.errors import unknown
 from merge_jax.evals.splits import position
-from merge_jax.study.data import Data
+from merge_jax.study.data import Data, once, write_lines
 from merge_jax.study.data.puzzle_table import TABLE
 from merge_jax.training import puzzles
 
@@ -97,12 +95,12 @@ def make(folder: Path, options: Mapping[str, Any], seed: int = 0) -> Data:
     if name in every[:i]:
       raise ValueError(f"config.data.options: puzzle {name!r} stands twice; a puzzle has one part.")
   said = msgspec.to_builtins(chosen) | {"seed": seed, "version": VERSION}
-  digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
-  target = folder / f"puzzles-{digest}"
-  if not target.is_dir():
-    with storage.new_folder(target) as partial:
-      for name in every:
-        _write(partial, name, chosen, seed)
+
+  def write(partial: Path) -> None:
+    for name in every:
+      _write(partial, name, chosen, seed)
+
+  target = once(folder, "puzzles", said, write)
   return Data(
     puzzles.tokenizer().to_str(),
     train={name: target / "train" / f"{name}.jsonl" for name in chosen.held_in},
@@ -122,9 +120,7 @@ def _write(folder: Path, name: str, options: Options, seed: int) -> None:
   else:
     files["tasks"] = questions(name, items.evaluation, seed)
   for part, records in files.items():
-    path = folder / part / f"{name}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_lines(folder / part / f"{name}.jsonl", records)
 
 
 def draw(name: str, options: Options, seed: int) -> Items:
@@ -218,3 +214,14 @@ def wrong(question: str, answer: str, random_: random.Random) -> list[str]:
     if len(found) == CHOICES - 1:
       return found
   raise ValueError(f"Question {question!r} with answer {answer!r} has too few different characters.")
+
+
+def llama(hidden: int, layers: int, heads: int = 4) -> dict[str, Any]:
+  """Content of `config.json` of a small model for the puzzles' tokenizer."""
+  return {
+    "architectures": ("LlamaForCausalLM",), "model_type": "llama", "vocab_size": 97,
+    "hidden_size": hidden, "intermediate_size": hidden * 11 // 4, "num_hidden_layers": layers,
+    "num_attention_heads": heads, "num_key_value_heads": heads, "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True, "eos_token_id": 1,
+    "pad_token_id": 0, "initializer_range": hidden**-0.5,
+  }  # fmt: skip

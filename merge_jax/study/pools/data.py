@@ -1,7 +1,5 @@
 """Task files of a suite of pools: every task with choices, so that it serves likelihoods and preferences."""
 
-import hashlib
-import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from merge_jax import evals, storage
+from merge_jax import evals
 from merge_jax.errors import unknown
 from merge_jax.evals import metrics
 from merge_jax.evals import tasks as task_files
-from merge_jax.study.data import Data, puzzles
+from merge_jax.study.data import Data, once, puzzles, write_lines
 from merge_jax.study.data.puzzle_table import TABLE
 from merge_jax.study.pools.settings import Puzzles
 from merge_jax.training import puzzles as tokens
@@ -36,12 +34,12 @@ def make(folder: Path, options: Puzzles) -> Data:
   if len(set(every)) != len(every):
     raise ValueError("config: data: a puzzle stands in tasks and in others; it has one part.")
   said = msgspec.to_builtins(options) | {"version": VERSION}
-  digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
-  target = folder / f"puzzles-{digest}"
-  if not target.is_dir():
-    with storage.new_folder(target) as partial:
-      for name in every:
-        _write(partial, name, options)
+
+  def write(partial: Path) -> None:
+    for name in every:
+      _write(partial, name, options)
+
+  target = once(folder, "puzzles", said, write)
 
   def files(part: str, names: Iterable[str]) -> dict[str, Path]:
     return {name: target / part / f"{name}.jsonl" for name in names}
@@ -71,9 +69,7 @@ def _write(folder: Path, name: str, options: Puzzles) -> None:
     files["train"] = with_choices(name, items.train)
     files["tasks"] = (with_choices if asked else puzzles.instructions)(name, items.evaluation)
   for part, records in files.items():
-    path = folder / part / f"{name}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_lines(folder / part / f"{name}.jsonl", records)
 
 
 def with_choices(name: str, items: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
