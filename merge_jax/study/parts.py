@@ -10,7 +10,7 @@ from merge_jax.errors import unknown
 from merge_jax.study import recycling
 from merge_jax.study.cells import Cell, Result
 from merge_jax.study.judge import Judge
-from merge_jax.study.lineages import Lineage, Member, opened
+from merge_jax.study.lineages import Lineage, Member, in_turn, opened
 from merge_jax.study.settings import Recycled, Run
 from merge_jax.study.tasks import TEST, VALIDATION, Tasks
 from merge_jax.study.trainer import Trainer, placed
@@ -76,30 +76,20 @@ def pool_of(part: Recycled, lineage: Lineage, trainer: Trainer | None) -> dict[s
   """The checkpoints of a pool, in order; those to train become cells of the trainer.
 
   Raises:
-    ValueError: a checkpoint that starts from one that is not there or from itself, or that is neither in a
-      folder nor can be trained.
+    ValueError: as of `in_turn`; a checkpoint that is neither in a folder nor can be trained.
   """
   found: dict[str, Member] = {}
-
-  def find(name: str, asked: tuple[str, ...]) -> Member:
-    if name not in part.pool or name in asked:
-      told = f"config: recycle.pool.{asked[-1]}: it starts from {name!r}"
-      raise ValueError(
-        f"{told}, which {'is no checkpoint of the pool' if name not in part.pool else 'starts from it'}."
-      )
-    if name in found:
-      return found[name]
+  starts = {name: "" if one.folder else one.start for name, one in part.pool.items()}
+  for name in in_turn(starts, "config: recycle.pool"):
     one, where = part.pool[name], f"config: recycle.pool.{name}"
     if one.folder:
       found[name] = opened(one.folder)
     elif trainer is None or not one.recipe:
       raise ValueError(f"{where}: give a folder, or a recipe where the study trains its models.")
     else:
-      start = find(one.start, (*asked, name)) if one.start else lineage.base
+      start = found[one.start] if one.start else lineage.base
       (found[name],) = trainer.further(name, lineage, one.recipe, start, f"{where}.recipe")
-    return found[name]
-
-  return {name: find(name, ()) for name in part.pool}
+  return {name: found[name] for name in part.pool}
 
 
 def searches(

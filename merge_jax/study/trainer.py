@@ -82,6 +82,7 @@ class Trainer:
     parsed = [
       models.parse(config, f"config: training.sizes.{n}.model") for n, config in self._configs.items()
     ]
+    self._corpora: dict[tuple[str, bool], Corpus] = {}
     self._longest = min(config.max_positions for config in parsed)
     self._models = {name: models.build(config) for name, config in self._configs.items()}
     self.parameters = {
@@ -223,10 +224,6 @@ class Trainer:
         paired=paired,
       )
     return self._corpora[stage, paired]
-
-  @functools.cached_property
-  def _corpora(self) -> dict[tuple[str, bool], Corpus]:
-    return {}
 
   @functools.cached_property
   def _digests(self) -> dict[str, dict[str, str]]:

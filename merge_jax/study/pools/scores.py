@@ -34,7 +34,7 @@ class Scores:
   batch = 1
 
   def __init__(self, pool: Pool, judge: Judge, stop: Callable[[], bool] = lambda: False):
-    opened = Opened({name: member.folder for name, member in pool.members.items()}, pool.base.folder)
+    opened = Opened(pool.folders, pool.base.folder)
     self.bench = Bench(opened, judge, 1, competitors=COMPETITORS, smooth=CHOOSING)
     self.pool, self.suite, self._stop = pool, judge.suite, stop
     self._known: dict[Any, Evaluation] = {}

@@ -78,7 +78,7 @@ class Unit:
     for pool in self._plan.pools:
       if self._kinds and pool.kind not in self._kinds:
         continue
-      if missing := [name for name, member in pool.members.items() if not member.folder.is_dir()]:
+      if missing := [name for name, folder in pool.folders.items() if not folder.is_dir()]:
         found["failed"][pool.name] = f"the training of {missing[0]!r} failed."
         continue
       for part, rows in self._pool(pool, found["failed"], say).items():
@@ -87,8 +87,8 @@ class Unit:
     return found
 
   def _pool(self, pool: Pool, failed: dict[str, str], say: Say) -> dict[str, list[Result]]:
-    folders = [member.folder for member in pool.members.values()]
-    scores = Scores(pool, Judge(folders, self._splits, Evals(), self._mesh), self._stop)
+    judge = Judge(pool.folders.values(), self._splits, Evals(), self._mesh)
+    scores = Scores(pool, judge, self._stop)
     about = {"pool": scores.bench.digests()}
     first = Cell("known", f"{pool.name} known points", about, lambda: contest.known(scores))
     cells, places = [first] if self._names or self._attainable else [], []
