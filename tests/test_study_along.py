@@ -3,7 +3,6 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,7 +13,9 @@ from merge_jax.study.judge import Judge
 from merge_jax.study.trajectory import compare as along
 from merge_jax.study.trajectory import run as along_run
 from merge_jax.training import Stopped, begin, corpus, pool, puzzles, train
+from tests import test_training
 from tests.pools import TINY
+from tests.test_training import apply
 
 OPTIONS = {
   "recipe": {"mixture": {"up": 1.0, "down": 1.0}, "learning_rate": 3e-3, "warmup": 10, "batch_size": 8},
@@ -22,6 +23,7 @@ OPTIONS = {
   "schedules": ["uniform", "ema", "cosine"], "bootstrap": 100,
 }  # fmt: skip
 TOKENS = evals.Tokens(puzzles.tokenizer(), 1)
+params, standard_promotion = test_training.params, test_training.standard_promotion
 
 
 def read(**changes):
@@ -41,27 +43,9 @@ def tasks(seed, names, count):
   return [evals.Task(name, "loss", tuple(example(name) for _ in range(count))) for name in names]
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-  """Optax promotes step counts to floats."""
-  with jax.numpy_dtype_promotion("standard"):
-    yield
-
-
 @pytest.fixture(scope="module")
 def data():
   return corpus(tasks(0, ["up", "down"], 50), TOKENS)
-
-
-def apply(params, tokens, asked):
-  """Logits from the token alone, through one hidden layer: compiled in no time."""
-  return jnp.tanh(params["embed"][jnp.take_along_axis(tokens, asked, 1)]) @ params["head"]
-
-
-@pytest.fixture
-def params():
-  a, b = jax.random.split(jax.random.key(0))
-  return {"embed": jax.random.normal(a, (97, 8)), "head": jax.random.normal(b, (8, 97))}
 
 
 def equal(a, b):

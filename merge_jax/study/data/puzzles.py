@@ -89,11 +89,7 @@ def make(folder: Path, options: Mapping[str, Any], seed: int = 0) -> Data:
   """
   chosen = decoding.convert(dict(options), Options, "config.data.options")
   every = (*chosen.held_in, *chosen.held_out, *chosen.instruct)
-  for i, name in enumerate(every):
-    if name not in TABLE:
-      raise ValueError(unknown("puzzle", name, TABLE, "config.data.options"))
-    if name in every[:i]:
-      raise ValueError(f"config.data.options: puzzle {name!r} stands twice; a puzzle has one part.")
+  check(every, "config.data.options")
   said = msgspec.to_builtins(chosen) | {"seed": seed, "version": VERSION}
 
   def write(partial: Path) -> None:
@@ -110,6 +106,15 @@ def make(folder: Path, options: Mapping[str, Any], seed: int = 0) -> Data:
   )
 
 
+def check(names: Sequence[str], where: str) -> None:
+  """Raises ValueError for a puzzle that is not known, or that stands twice."""
+  for i, name in enumerate(names):
+    if name not in TABLE:
+      raise ValueError(unknown("puzzle", name, TABLE, where))
+    if name in names[:i]:
+      raise ValueError(f"{where}: puzzle {name!r} stands twice; a puzzle has one part.")
+
+
 def _write(folder: Path, name: str, options: Options, seed: int) -> None:
   items = draw(name, options, seed)
   files = {"pretrain": texts(name, items.train)}
@@ -118,7 +123,7 @@ def _write(folder: Path, name: str, options: Options, seed: int) -> None:
   elif name in options.held_in:
     files |= {"train": instructions(name, items.train), "tasks": instructions(name, items.evaluation)}
   else:
-    files["tasks"] = questions(name, items.evaluation, seed)
+    files["tasks"] = with_choices(name, items.evaluation, QUESTION, f"{seed} {name}")
   for part, records in files.items():
     write_lines(folder / part / f"{name}.jsonl", records)
 
@@ -181,13 +186,15 @@ def instructions(name: str, items: Sequence[tuple[str, str]]) -> Iterator[dict[s
     yield {"prompt": INSTRUCTION.format(noun=TABLE[name].noun, x=question), "target": answer}
 
 
-def questions(name: str, items: Sequence[tuple[str, str]], seed: int) -> Iterator[dict[str, Any]]:
+def with_choices(
+  name: str, items: Sequence[tuple[str, str]], wording: str, seed: str
+) -> Iterator[dict[str, Any]]:
   """The format of held-out tasks: choices of one length, in an order that says nothing."""
   for question, answer in items:
-    random_ = random.Random(f"{seed} {name} {question}")
+    random_ = random.Random(f"{seed} {question}")
     choices = [answer, *wrong(question, answer, random_)]
     random_.shuffle(choices)
-    prompt = QUESTION.format(noun=TABLE[name].noun, x=question)
+    prompt = wording.format(noun=TABLE[name].noun, x=question)
     yield {"prompt": prompt, "choices": choices, "answer": choices.index(answer)}
 
 
