@@ -1,5 +1,6 @@
 """Models of one shape on a mesh: what loads them, and scores them and their merges, for all of a study."""
 
+import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 from merge_jax import checkpoints, evals
 from merge_jax.evals.examples import Examples
 from merge_jax.evals.objective import JittedObjective, Merge, using
+from merge_jax.evals.scoring import Scorer
 from merge_jax.recycle import methods, placing, suites
 from merge_jax.recycle.settings import Evals, Placement
 
@@ -50,8 +52,10 @@ class Judge:
     self.mesh, self.suite = mesh, suites.task_suite(splits, opened, options, mesh=mesh)
     self._specs, self._batch = opened[0].specs, batch
     self._layout = placing.layout(self._specs, mesh, Placement(), self.suite.stacks, self.suite.axes)
-    self._scorers = self.suite.scorers()
-    self._programs = {split: self._program(scorer.function) for split, scorer in self._scorers.items()}
+
+  @functools.cached_property
+  def _programs(self) -> dict[str, tuple[Scorer, Callable[[Sequence[Params], Any], Any]]]:
+    return {split: (one, self._program(one.function)) for split, one in self.suite.scorers().items()}
 
   def _program(self, function: Callable[[Any, Any], Any]) -> Callable[[Sequence[Params], Any], Any]:
     def run(models: Sequence[Params], data: Any) -> Any:
@@ -90,11 +94,11 @@ class Judge:
 
   def score(self, models: Iterable[Params], split: str) -> Iterator[Examples]:
     """What every example of the split scored, model by model; models are taken a batch at a time."""
-    scorer = self._scorers[split]
+    scorer, program = self._programs[split]
     for chunk in _chunks(models, self._batch):
       padded = (*chunk, *[chunk[-1]] * (self._batch - len(chunk)))
       with using(self._layout):
-        values = jax.tree.map(np.asarray, self._programs[split](padded, scorer.batches))
+        values = jax.tree.map(np.asarray, program(padded, scorer.batches))
       for i in range(len(chunk)):
         yield scorer.read(jax.tree.map(lambda x, i=i: x[i], values))
 

@@ -1,7 +1,7 @@
 """The cells of searches over a pool."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -38,14 +38,14 @@ def cells(pool: Pool, judge: Judge, options: Recycling, name: str = "recycle") -
   for tasks in options.settings.values():
     bench.fitness(tasks)
   about = bench.digests() | {"batch": options.batch}
-  scored = {"stages": dict(pool.stages), "tokens": {}, "names": list(pool.folders)}  # keys stay as they were
+  # Tokens of checkpoints could be given once; keys are of the spec, and stay.
+  scored = {"stages": dict(pool.stages), "tokens": {}, "names": list(pool.folders)}
   found = [Cell(KIND, f"{name} singles", about | scored, functools.partial(search.singles, bench))]
-  for spec in dict.fromkeys(_searches(options, bench.count)):
-    setting, count, arm, seed, budgets = spec
+  for setting, count, arm, seed, budgets in dict.fromkeys(_searches(options, bench.count)):
     plain = {"setting": setting, "tasks": list(options.settings[setting]), "count": count,
              "arm": msgspec.to_builtins(arm), "seed": seed, "budgets": list(budgets)}  # fmt: skip
     words = f"{name} {setting} N={count} {arm.proposer} {arm.space} σ={arm.sigma:g} {arm.start} seed {seed}"
-    found.append(Cell(KIND, words, about | plain, _search(bench, plain, arm)))
+    found.append(Cell(KIND, words, about | plain, functools.partial(_search, bench, plain, arm)))
   return found
 
 
@@ -64,9 +64,6 @@ def _searches(options: Recycling, most: int) -> Iterator[Search]:
         yield setting, count, PAPER, seed, options.budgets[:1]
 
 
-def _search(bench: Bench, plain: Mapping[str, Any], arm: Arm) -> Callable[[], dict[str, Any]]:
-  def run() -> dict[str, Any]:
-    found = search.run(bench, plain["tasks"], plain["count"], arm, plain["seed"], plain["budgets"])
-    return {**plain, **found}
-
-  return run
+def _search(bench: Bench, plain: Mapping[str, Any], arm: Arm) -> dict[str, Any]:
+  found = search.run(bench, plain["tasks"], plain["count"], arm, plain["seed"], plain["budgets"])
+  return {**plain, **found}
