@@ -31,7 +31,8 @@ def make_pool(folder: Path, count: int = 3, scale: float = 0.005) -> list[Path]:
       name: (value + scale * generator.normal(size=value.shape)).astype(np.float32)
       for name, value in base.items()
     }
-    pool.save(folder / f"m{i}", params, CONFIG, text, {"tokens": 500})
+    about = {"tokens": 500, "steps": 10, "recipe": {"batch_size": 4}}
+    pool.save(folder / f"m{i}", params, CONFIG, text, about)
     paths.append(folder / f"m{i}")
   return paths
 
