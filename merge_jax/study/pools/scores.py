@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from merge_jax import errors
-from merge_jax.evals.objective import Evaluation
+from merge_jax.evals.objective import Evaluation, JittedObjective
 from merge_jax.recycle import metric
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.loop import CHOOSING
@@ -34,8 +34,7 @@ class Scores:
   batch = 1
 
   def __init__(self, pool: Pool, judge: Judge, stop: Callable[[], bool] = lambda: False):
-    opened = Opened(pool.folders, pool.base.folder)
-    self.bench = Bench(opened, judge, 1, competitors=COMPETITORS, smooth=CHOOSING)
+    self.bench = Bench(Opened(pool.folders, pool.base.folder), judge)
     self.pool, self.suite, self._stop = pool, judge.suite, stop
     self._known: dict[Any, Evaluation] = {}
     self._seconds: list[float] = []
@@ -60,10 +59,15 @@ class Scores:
       if self._stop():
         raise errors.Stopped("Stopped within a search; the same command continues.")
       began = time.perf_counter()
-      (self._known[key],) = self.bench.objective.evaluate([candidate], split)
+      (self._known[key],) = self._objective.evaluate([candidate], split)
       if split == "search":
         self._seconds.append(time.perf_counter() - began)
     return self._known[key]
+
+  @functools.cached_property
+  def _objective(self) -> JittedObjective:
+    merges = self.bench.merges
+    return self.bench.judge.objective(merges, self.batch, competitors=COMPETITORS, smooth=CHOOSING)
 
   @property
   def seconds(self) -> float:

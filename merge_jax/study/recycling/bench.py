@@ -40,22 +40,20 @@ class Bench:
     pool: see there.
     judge: of its models; all of its tasks are scored, whatever a search looks at.
     batch: candidates of one program call.
-    competitors, smooth: see `merge_jax.evals.Suite.objective`.
 
   Raises:
     ValueError: checkpoints that do not go together, a stage of one that is not there.
   """
 
-  def __init__(self, pool: Pool, judge: Judge, batch: int, *, competitors: int = 0, smooth: str = ""):
+  def __init__(self, pool: Pool, judge: Judge, batch: int = 1):
     for name in pool.stages:
       if name not in pool.folders:
         raise ValueError(f"The pool has no checkpoint {name!r}; its names are {', '.join(pool.folders)}.")
     folders = [str(path) for path in pool.folders.values()]
     opened, base = preflight.open_pool(folders, str(pool.base or "") or None)
     preflight.require(tuple(preflight.check(opened, base, memory=tuple, values=False)))
-    self.pool, self.judge, self.suite = pool, judge, judge.suite
+    self.pool, self.judge, self.suite, self._batch = pool, judge, judge.suite, batch
     self.checkpoints, self.base = tuple(opened), base
-    self._batch, self._competitors, self._smooth = batch, competitors, smooth
     self._singles: dict[str, list[Evaluation]] = {}
 
   @property
@@ -77,7 +75,7 @@ class Bench:
   @functools.cached_property
   def objective(self) -> JittedObjective:
     """Compiled once."""
-    return self.judge.objective(self.merges, self._batch, competitors=self._competitors, smooth=self._smooth)
+    return self.judge.objective(self.merges, self._batch)
 
   def singles(self, split: str) -> list[Evaluation]:
     """What each checkpoint scores."""
