@@ -22,9 +22,9 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from configs.study_small import llama
 from merge_jax.errors import unknown
 from merge_jax.study.data.puzzle_table import HELD_IN, HELD_OUT, INSTRUCT
+from merge_jax.study.data.puzzles import llama
 
 TASKS = {
   "swap": "exact_match", "down": "exact_match", "dec": "exact_match", "count": "choice_accuracy",

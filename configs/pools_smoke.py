@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from configs.study_smoke import llama
+from merge_jax.study.data.puzzles import llama
 
 TASKS = {"up": "exact_match", "least": "choice_accuracy", "hex": "loss"}
 
@@ -25,7 +25,7 @@ def get_config() -> config_dict.ConfigDict:
     "pretrained": alike | {"mixture": every, "steps": 80},
     "member": alike | {"steps": 20, "mixture": dict.fromkeys(TASKS, 1.0)},
   })  # fmt: skip
-  c.sizes = config_dict.ConfigDict({"tiny": {"model": llama(16, 1)}})
+  c.sizes = config_dict.ConfigDict({"tiny": {"model": llama(16, 1, heads=2)}})
   c.seeds = config_dict.ConfigDict({"tune": (0,), "confirm": (1,)})
   mixed: dict[str, Any] = {f"mix{name}": {"recipe": {"mixture": {name: 1.0}}} for name in TASKS}
   staged: dict[str, Any] = {"run": {"every": 20, "recipe": {"steps": 40}}}

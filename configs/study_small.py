@@ -12,16 +12,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from merge_jax.study.data.puzzle_table import HELD_IN, HELD_OUT, INSTRUCT
-
-
-def llama(hidden: int, layers: int, heads: int = 4) -> dict[str, object]:
-  return {
-    "architectures": ("LlamaForCausalLM",), "model_type": "llama", "vocab_size": 97,
-    "hidden_size": hidden, "intermediate_size": hidden * 11 // 4, "num_hidden_layers": layers,
-    "num_attention_heads": heads, "num_key_value_heads": heads, "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True, "eos_token_id": 1,
-    "pad_token_id": 0, "initializer_range": hidden**-0.5,
-  }  # fmt: skip
+from merge_jax.study.data.puzzles import llama
 
 
 def get_config() -> config_dict.ConfigDict:

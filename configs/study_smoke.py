@@ -7,19 +7,11 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from merge_jax.study.data.puzzles import llama
+
 HELD_IN = {"reversal": ("rev", "swap"), "sorting": ("up", "down"), "conversion": ("hex", "quad")}
 HELD_OUT = {"paths": ("walk",), "pooling": ("pool",)}
 INSTRUCT = ("map",)
-
-
-def llama(hidden: int, layers: int, heads: int = 2) -> dict[str, object]:
-  return {
-    "architectures": ("LlamaForCausalLM",), "model_type": "llama", "vocab_size": 97,
-    "hidden_size": hidden, "intermediate_size": hidden * 11 // 4, "num_hidden_layers": layers,
-    "num_attention_heads": heads, "num_key_value_heads": heads, "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True, "eos_token_id": 1,
-    "pad_token_id": 0, "initializer_range": hidden**-0.5,
-  }  # fmt: skip
 
 
 def get_config() -> config_dict.ConfigDict:
@@ -43,8 +35,8 @@ def get_config() -> config_dict.ConfigDict:
   c.training.kinds = ("pretrained", "instruct")
   c.training.one_shape = True
   c.training.sizes = config_dict.ConfigDict({
-    "tiny": {"model": llama(16, 1), "seeds": (0,)},
-    "small": {"model": llama(32, 1), "seeds": (0,)},
+    "tiny": {"model": llama(16, 1, heads=2), "seeds": (0,)},
+    "small": {"model": llama(32, 1, heads=2), "seeds": (0,)},
   })  # fmt: skip
   every = dict.fromkeys((*held_in, *held_out, *INSTRUCT), 1.0)
   # One schedule, and so one compiled program, for all stages of a size.

@@ -15,6 +15,7 @@ CONFIG = {
   "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-6,
   "tie_word_embeddings": True, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None,
 }  # fmt: skip
+TINY = CONFIG | {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
 
 
 def make_pool(folder: Path, count: int = 3, scale: float = 0.005) -> list[Path]:
@@ -30,7 +31,8 @@ def make_pool(folder: Path, count: int = 3, scale: float = 0.005) -> list[Path]:
       name: (value + scale * generator.normal(size=value.shape)).astype(np.float32)
       for name, value in base.items()
     }
-    pool.save(folder / f"m{i}", params, CONFIG, text, {"tokens": 500})
+    about = {"tokens": 500, "steps": 10, "recipe": {"batch_size": 4}}
+    pool.save(folder / f"m{i}", params, CONFIG, text, about)
     paths.append(folder / f"m{i}")
   return paths
 

@@ -17,13 +17,9 @@ from merge_jax.study.cells import Cell, Group, Store, run, share
 from merge_jax.study.tasks import Tasks
 from merge_jax.training import pool, puzzles
 from tests.further import further
+from tests.pools import TINY
 
-CONFIG = {
-  "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 97, "hidden_size": 16,
-  "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
-  "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True,
-  "eos_token_id": 1, "pad_token_id": 0,
-}  # fmt: skip
+CONFIG = TINY | {"num_hidden_layers": 1}
 CATEGORIES = ("letters", "digits", "mixed")
 
 

@@ -3,17 +3,19 @@
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import merge_jax as mj
-from merge_jax import evals, models
-from merge_jax.evals.task_suite import TaskSuite
+from merge_jax import checkpoints, evals, models, sharding
+from merge_jax.recycle.settings import Evals
+from merge_jax.study.judge import Judge
 from merge_jax.study.trajectory import compare as along
 from merge_jax.study.trajectory import run as along_run
-from merge_jax.training import Stopped, begin, corpus, puzzles, train
-from tests.test_study_recycling import CONFIG
+from merge_jax.training import Stopped, begin, corpus, pool, puzzles, train
+from tests import test_training
+from tests.pools import TINY
+from tests.test_training import apply
 
 OPTIONS = {
   "recipe": {"mixture": {"up": 1.0, "down": 1.0}, "learning_rate": 3e-3, "warmup": 10, "batch_size": 8},
@@ -21,6 +23,7 @@ OPTIONS = {
   "schedules": ["uniform", "ema", "cosine"], "bootstrap": 100,
 }  # fmt: skip
 TOKENS = evals.Tokens(puzzles.tokenizer(), 1)
+params, standard_promotion = test_training.params, test_training.standard_promotion
 
 
 def read(**changes):
@@ -40,27 +43,9 @@ def tasks(seed, names, count):
   return [evals.Task(name, "loss", tuple(example(name) for _ in range(count))) for name in names]
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-  """Optax promotes step counts to floats."""
-  with jax.numpy_dtype_promotion("standard"):
-    yield
-
-
 @pytest.fixture(scope="module")
 def data():
   return corpus(tasks(0, ["up", "down"], 50), TOKENS)
-
-
-def apply(params, tokens, asked):
-  """Logits from the token alone, through one hidden layer: compiled in no time."""
-  return jnp.tanh(params["embed"][jnp.take_along_axis(tokens, asked, 1)]) @ params["head"]
-
-
-@pytest.fixture
-def params():
-  a, b = jax.random.split(jax.random.key(0))
-  return {"embed": jax.random.normal(a, (97, 8)), "head": jax.random.normal(b, (8, 97))}
 
 
 def equal(a, b):
@@ -112,67 +97,71 @@ def test_merges_end_where_decays_begin_and_end():
   assert not any(m.kind.endswith(":4") for m in found if m.step == 60)  # only three are there
 
 
-def test_checkpoints_and_decays_are_those_of_whole_runs(params, data):
+def load(folder, name):
+  return checkpoints.open(folder / name).load()
+
+
+def test_checkpoints_and_decays_are_those_of_whole_runs(params, data, tmp_path):
   options = read()
-  kept = along_run.trained(apply, params, data, options)
+  kept = along_run.trained(apply, params, data, options, tmp_path)
   constant = options.constant()
-  equal(kept[along_run.at(100)], train(apply, begin(params, constant), data, constant).params)
+  equal(load(kept, along_run.at(100)), train(apply, begin(params, constant), data, constant).params)
   recipe = options.decayed(60, "minus_sqrt")
   assert recipe.steps == 100
   whole = train(apply, begin(params, recipe), data, recipe).params
-  equal(kept[along_run.decayed(60, "minus_sqrt", 40)], whole)
+  equal(load(kept, along_run.decayed(60, "minus_sqrt", 40)), whole)
   with pytest.raises(AssertionError):  # and it is no other one
-    equal(kept[along_run.decayed(60, "linear", 40)], whole)
+    equal(load(kept, along_run.decayed(60, "linear", 40)), whole)
 
 
-def test_an_interrupted_run_continues_bit_for_bit(params, data, tmp_path):
-  options, made = read(), []
-  memory = along_run.trained(apply, params, data, options)
-  for most in (1, 2, 6):  # stopped after each, in the middle of the decays among them
+def test_an_interrupted_run_continues_bit_for_bit(params, data, tmp_path, monkeypatch):
+  options, made, write = read(), [], along_run.saving.write
+
+  def interrupted(*args):
+    write(*args)
+    made.append(args)
+    if len(made) == 5:
+      raise KeyboardInterrupt
+
+  whole = along_run.trained(apply, params, data, options, tmp_path / "whole")
+  monkeypatch.setattr(along_run.saving, "write", interrupted)
+  for most in (1, 2, 7):  # stopped after each, and in the middle of the decays
     with pytest.raises((Stopped, KeyboardInterrupt)):
       along_run.trained(
-        apply, params, data, options, tmp_path, stop=lambda most=most: len(made) >= most,
-        progress=lambda step, name: made.append(name) if len(made) != 4 else interrupt(made, name),
-      )  # fmt: skip
-  kept = along_run.trained(
-    apply, params, data, options, tmp_path, progress=lambda step, name: made.append(name)
-  )
+        apply, params, data, options, tmp_path / "parts", stop=lambda most=most: len(made) >= most
+      )
+  kept = along_run.trained(apply, params, data, options, tmp_path / "parts")
   for name in along_run.names(options):
-    equal(memory[name], kept[name])
-  (folder,) = tmp_path.iterdir()
-  assert sorted(p.name for p in folder.iterdir()) == sorted(along_run.names(options))  # no states any more
+    equal(load(whole, name), load(kept, name))
+  assert sorted(p.name for p in kept.iterdir()) == sorted(along_run.names(options))  # no states any more
 
   def never(*_):
     raise AssertionError("trained again")
 
-  along_run.trained(never, params, data, options, tmp_path)
+  along_run.trained(never, params, data, options, tmp_path / "parts")
   other = {"recipe": OPTIONS["recipe"] | {"seed": 1}}
   with pytest.raises(AssertionError, match="trained again"):
-    along_run.trained(never, params, data, read(**other), tmp_path)
-
-
-def interrupt(made, name):
-  made.append(name)
-  raise KeyboardInterrupt
+    along_run.trained(never, params, data, read(**other), tmp_path / "parts")
 
 
 def test_results_are_scores_of_merges_chosen_on_validation(data, tmp_path):
-  model = models.build(CONFIG)
+  model = models.build(TINY)
   init = model.init(jax.random.key(0))
+  pool.save(tmp_path / "base", init, TINY, puzzles.tokenizer().to_str(), {})
   splits = {"validation": tasks(1, ["up", "down"], 12), "test": tasks(2, ["up", "down", "skip"], 12)}
-  suite = TaskSuite(splits, model.apply, TOKENS, vocabulary=97, max_length=64, max_shapes=1)
+  judge = Judge([tmp_path / "base"], splits, Evals(max_shapes=1), sharding.make_mesh("fsdp:1"))
   options = read(decays=["linear"])
   with pytest.raises(ValueError, match="no validation examples of the held-in task 'skip'"):
-    along.along(model.apply, init, data, suite, options, ["skip"])
-  result = along.along(model.apply, init, data, suite, options, ["up", "down"], folder=tmp_path, batch=2)
+    along.along(model.apply, init, data, judge, options, ["skip"], tmp_path)
+  result = along.along(model.apply, init, data, judge, options, ["up", "down"], tmp_path)
   kept = along_run.trained(model.apply, init, data, options, tmp_path)
   result = json.loads(json.dumps(result, allow_nan=False))
   scored = {(row["step"], row["kind"], row["split"]): row["value"] for row in result["points"]}
   assert len(scored) == len(result["points"]) == 3 * len(along.candidates(options))
   assert {split for *_, split in scored} == {"validation", "test", "heldout"}
   weights = {along_run.at(step): 0.25 for step in (40, 60, 80, 100)}
-  merged = mj.merge(mj.linear(), [kept[name] for name in weights], list(weights.values()))
-  test = suite.scorers()["test"]
+  merged = mj.merge(mj.linear(), [load(kept, name) for name in weights], list(weights.values()))
+  test = judge.suite.scorers()["test"]
   scores = test.read(jax.jit(test.function)(merged, test.batches)).scores()
   np.testing.assert_allclose(
     scored[100, "merge:uniform:4", "test"], -(scores["up"] + scores["down"]) / 2, rtol=1e-5

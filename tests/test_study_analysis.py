@@ -23,7 +23,7 @@ from merge_jax.study.analysis.intervals import (
 )
 from merge_jax.study.analysis.recycle_claims import Cost, Inputs
 from merge_jax.study.analysis.scores import Categories, Model, Scored
-from merge_jax.study.analysis.searches import Search, Setting, inference_flops, training_flops
+from merge_jax.study.analysis.searches import Search, Setting
 from merge_jax.study.analysis.summary import summarise
 from merge_jax.study.analysis.verdicts import (
   FAILS,
@@ -587,11 +587,6 @@ def test_the_printed_row_that_is_no_checkpoint():
 
 
 def test_the_papers_accounting():
-  """1.8: sequences are counted on both sides."""
-  training = training_flops(1e11, 64, 1554) + 4.57e16
-  assert training == pytest.approx(1.057e17, rel=5e-3)
-  assert training_flops(1e11, 64, 1182) == pytest.approx(4.54e16, rel=1e-3)  # printed 4.57e16
-  assert inference_flops(1e11, 541) == pytest.approx(1.09e14, rel=1e-2)
   paper_cost = Cost("paper", 50, 1.01e14 + 1.09e14, 1.057e17)
   assert paper_cost.evaluations * paper_cost.evaluation == pytest.approx(1.05e16)
   assert paper_cost.share == pytest.approx(0.099, abs=5e-4)

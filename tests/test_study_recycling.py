@@ -9,27 +9,21 @@ import numpy as np
 import pytest
 
 import merge_jax as mj
-from merge_jax import checkpoints, evals, models
+from merge_jax import checkpoints, evals, sharding
 from merge_jax.evals import tasks as task_files
 from merge_jax.recycle import settings as recycle_settings
-from merge_jax.recycle import suites
 from merge_jax.reports import study_page
 from merge_jax.search import Candidate, Point
 from merge_jax.study import recycling
+from merge_jax.study.analysis.recycle_claims import Inputs
+from merge_jax.study.judge import Judge
 from merge_jax.study.recycling import search as recycle_search
 from merge_jax.study.recycling import settings as ways
 from merge_jax.study.recycling.bench import Bench, Members, Pool
 from merge_jax.study.recycling.cost import cost
 from merge_jax.study.recycling.found import Setting
-from merge_jax.training import pool as writing
-from merge_jax.training import puzzles
+from tests.pools import make_pool
 
-CONFIG = {
-  "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 97, "hidden_size": 16,
-  "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-  "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "eos_token_id": 1,
-  "pad_token_id": 0, "bos_token_id": None,
-}  # fmt: skip
 TASKS = ("copy", "first", "other")
 OPTIONS = {"settings": {"both": ["copy", "first"]}, "counts": [2, 8], "budgets": [4, 7], "seeds": [0, 1],
            "ablations": ["sigma"], "sigmas": [0.1], "batch": 2, "bootstrap": 100}  # fmt: skip
@@ -39,39 +33,30 @@ OPTIONS = {"settings": {"both": ["copy", "first"]}, "counts": [2, 8], "budgets":
 def world(tmp_path_factory):
   """Five checkpoints around a base, and three tasks scored by loss: chance separates them."""
   folder = tmp_path_factory.mktemp("pool")
-  base = {name: np.asarray(v) for name, v in models.build(CONFIG).init(jax.random.key(0)).items()}
-  text = puzzles.tokenizer().to_str()
-  writing.save(folder / "base", base, CONFIG, text, {"tokens": 9000})
-  for i in range(5):
-    generator = np.random.default_rng(i)
-    params = {name: v + 0.05 * generator.standard_normal(v.shape, np.float32) for name, v in base.items()}
-    about = {"tokens": 1000 + i, "steps": 10, "recipe": {"batch_size": 4}}
-    writing.save(folder / f"m{i}", params, CONFIG, text, about)
+  make_pool(folder, 5, 0.05)
   generator = np.random.default_rng(0)
   for task in TASKS:
     words = ["".join(generator.choice(list("abcdefgh"), 4)) + str(i) for i in range(40)]
     lines = [{"prompt": f"{task} {w}=", "target": w[:2]} for w in words]
     (folder / f"{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-  names = tuple(f"m{i}" for i in range(5))
-  stages = {"m0": "sft", "m1": "po"}
-  return Pool(names, tuple(folder / name for name in names), folder / "base", stages, {"m4": 77})
+  return Pool({f"m{i}": folder / f"m{i}" for i in range(5)}, folder / "base", {"m0": "sft", "m1": "po"})
 
 
-def make_suite(world, fractions=(0.4, 0.2, 0.4)):
+def make_judge(world, fractions=(0.4, 0.2, 0.4)):
   tasks = task_files.load_all([f"{world.base.parent / task}.jsonl:loss" for task in TASKS])
   splits = evals.split(tasks, fractions).tasks
-  opened = [checkpoints.open(path) for path in world.folders]
-  return suites.task_suite(splits, opened, recycle_settings.Evals(max_shapes=1))
+  mesh = sharding.make_mesh("fsdp:1")
+  return Judge(world.folders.values(), splits, recycle_settings.Evals(max_shapes=1), mesh)
 
 
 @pytest.fixture(scope="module")
-def suite(world):
-  return make_suite(world)
+def judge(world):
+  return make_judge(world)
 
 
 @pytest.fixture(scope="module")
-def found(world, suite):
-  cells = recycling.cells(world, suite, ways.read(OPTIONS))
+def found(world, judge):
+  cells = recycling.cells(world, judge, ways.read(OPTIONS))
   return cells, [json.loads(json.dumps(cell.run(), allow_nan=False)) for cell in cells]
 
 
@@ -122,51 +107,49 @@ def test_an_ablation_varies_one_thing():
   assert ways.arms(ways.read(OPTIONS | {"ablations": []})) == []
 
 
-def test_refusals_come_before_anything_is_read(world, suite):
+def test_refusals_come_before_anything_is_read(world, judge):
   options = ways.read(OPTIONS)
   for changes, words in (
-    ({"names": world.names[:4]}, "5 folders"),
     ({"stages": {"m9": "po"}}, "no checkpoint 'm9'"),
-    ({"names": world.names[:1], "folders": world.folders[:1], "stages": {}, "tokens": {}}, "one checkpoint"),
+    ({"folders": {"m0": world.folders["m0"]}, "stages": {}}, "one checkpoint"),
   ):
     with pytest.raises(ValueError, match=words):
-      recycling.cells(world._replace(**changes), suite, options)
+      recycling.cells(world._replace(**changes), judge, options)
   with pytest.raises(ValueError, match="no task 'frist'"):
-    recycling.cells(world, suite, ways.read(OPTIONS | {"settings": {"x": ["copy", "frist"]}}))
+    recycling.cells(world, judge, ways.read(OPTIONS | {"settings": {"x": ["copy", "frist"]}}))
 
 
-def test_cells_are_told_apart_by_what_they_depend_on(world, suite, found, tmp_path):
+def test_cells_are_told_apart_by_what_they_depend_on(world, judge, found, tmp_path):
   cells, _ = found
   specs = [json.dumps(cell.spec, sort_keys=True, allow_nan=False) for cell in cells]
   assert len(set(specs)) == len(cells) == len({cell.name for cell in cells})
   assert len(cells) == 1 + 2 * (1 + 3 + 1)  # singles; of each seed two checkpoints, three ways, one step more
   moved = tmp_path / "moved"
   shutil.copytree(world.base.parent, moved)
-  other = world._replace(folders=tuple(moved / name for name in world.names), base=moved / "base")
+  other = world._replace(folders={name: moved / name for name in world.folders}, base=moved / "base")
   options = ways.read(OPTIONS)
-  assert [c.spec for c in recycling.cells(other, suite, options)] == [c.spec for c in cells]
-  fewer = recycling.cells(world, suite, ways.read(OPTIONS | {"seeds": [1], "ablations": []}))
+  assert [c.spec for c in recycling.cells(other, judge, options)] == [c.spec for c in cells]
+  fewer = recycling.cells(world, judge, ways.read(OPTIONS | {"seeds": [1], "ablations": []}))
   assert all(cell.spec in [c.spec for c in cells] for cell in fewer)
   with (moved / "m0" / "config.json").open("a") as file:
     file.write(" ")
-  assert recycling.cells(other, suite, options)[0].spec != cells[0].spec
-  changed = make_suite(world, (0.4, 0.2, 0.3))
-  assert changed.identity() != suite.identity() == make_suite(world).identity()
+  assert recycling.cells(other, judge, options)[0].spec != cells[0].spec
+  changed, again = (make_judge(world, (0.4, 0.2, last)).suite.identity() for last in (0.3, 0.4))
+  assert changed != judge.suite.identity() == again
 
 
-def test_a_cell_alone_gives_the_same(world, suite, found):
+def test_a_cell_alone_gives_the_same(world, judge, found):
   cells, results = found
-  alone = recycling.cells(world, suite, ways.read(OPTIONS))
+  alone = recycling.cells(world, judge, ways.read(OPTIONS))
   at = next(i for i, cell in enumerate(cells) if cell.spec.get("count") == 2)
   assert json.loads(json.dumps(alone[at].run())) == results[at]
 
 
-def test_members_weigh_what_the_program_of_all_says(world, suite):
-  bench = Bench(world, suite, 2, None)
-  members = Members(bench, (1, 3))
-  experts = [checkpoints.open(path).load() for path in world.folders]
+def test_members_weigh_what_the_program_of_all_says(world, judge):
+  members = Members(Bench(world, judge, 2), (1, 3))
+  experts = [checkpoints.open(path).load() for path in world.folders.values()]
   base = checkpoints.open(world.base).load()
-  scorer = suite.scorers()["test"]
+  scorer = judge.suite.scorers()["test"]
   score = jax.jit(scorer.function)
   two = [experts[1], experts[3]]
   for method, weights, merged in (
@@ -210,10 +193,10 @@ def test_searches_find_what_they_say(found):
       np.testing.assert_allclose([*examples.scores().values()], [*model["test"].values()])
 
 
-def test_a_smaller_budget_is_what_it_would_be_alone(world, suite, found):
+def test_a_smaller_budget_is_what_it_would_be_alone(world, judge, found):
   _, results = found
   (long,) = by(results, kind="search", count=5, seed=1, arm=PAPER)
-  short = recycle_search.run(Bench(world, suite, 2, None), ["copy", "first"], 5, ways.PAPER, 1, [4])
+  short = recycle_search.run(Bench(world, judge, 2), ["copy", "first"], 5, ways.PAPER, 1, [4])
   answer = long["answers"][0]
   models = {name: short["models"][place] for name, place in short["answers"][0]["rows"].items()}
   assert {name: long["models"][place]["weights"] for name, place in answer["rows"].items()} == {
@@ -254,12 +237,11 @@ def test_section_of_the_report(found):
   values = section["single_fitness"][0]["values"]
   np.testing.assert_allclose(max(values), rows["best_single"]["search"]["average"])
   cost = section["cost"]
-  trained = [1000, 1001, 1002, 1003, 77]
   rows = {(row["evaluations"], row["counted"]): row for row in cost["rows"]}
   read = sum(results[0]["tokens"][task] for task in ("copy", "first")) + 5
   samples = sum(results[0]["sizes"]["search"][task] for task in ("copy", "first"))
-  np.testing.assert_allclose(rows[4, "pool"]["share"], 4 * read / (3 * sum(trained)))
-  np.testing.assert_allclose(rows[7, "tokens"]["share"], 7 * read / (3 * np.median(trained)))
+  np.testing.assert_allclose(rows[4, "pool"]["share"], 4 * read / (3 * 5 * 500))
+  np.testing.assert_allclose(rows[7, "tokens"]["share"], 7 * read / (3 * 500))
   np.testing.assert_allclose(rows[4, "sequences"]["share"], 4 * samples / (3 * 40))
   assert "Cost of the searches" in study_page.render({"recycle": section}, {}, [])
 
@@ -267,28 +249,30 @@ def test_section_of_the_report(found):
 def test_what_is_missing_is_left_out(found):
   _, results = found
   assert recycling.summary([]) == recycling.summary(results[1:]) == {}
-  assert recycling.evidence(results[1:]) == {}
+  assert recycling.inputs(results[1:]) == Inputs()
   no_paper = [one for one in results if one.get("arm") != PAPER]
   section = json.loads(json.dumps(recycling.summary(no_paper, 100), allow_nan=False))
   assert section["sweep"] == section["weights"] == section["settings"][0]["front"] == []
   assert any(row["name"] == "ours" for row in section["settings"][0]["rows"])
-  assert recycling.evidence(no_paper)["settings"][0]["baselines"] == {}
+  assert recycling.inputs(no_paper).settings == []
 
 
-def test_evidence_has_single_scores(found):
+def test_claims_are_judged_by_the_papers_searches_at_its_budget(found):
   _, results = found
-  given = json.loads(json.dumps(recycling.evidence(results), allow_nan=False))
-  assert given["stages"] == ["sft", "po", None, None, None] and len(given["singles"]) == 5
-  (setting,) = given["settings"]
-  assert setting["baselines"].keys() == {
+  given = recycling.inputs(results)
+  assert given.stages == ("sft", "po", "", "", "") and len(given.singles) == 5
+  (setting,) = given.settings
+  assert setting.rows.keys() == {
     "best_single", "uniform", "merge_best", "greedy", "best_on_copy", "best_on_first"
   }  # fmt: skip
-  assert len(given["sweep"]) == 4 and given["sweep"][0]["n"] == 2
-  found = [(one["seed"], one["evaluations"], len(one["fitness"])) for one in setting["searches"]["search"]]
-  assert found == [(0, 4, 4), (0, 7, 7), (1, 4, 4), (1, 7, 7)]
-  for model in (*setting["baselines"].values(), setting["searches"]["ours"][0]["mean"], *given["singles"]):
-    scores = evals.Examples.from_plain(model["examples"], given["signs"]).scores()
-    np.testing.assert_allclose([*scores.values()], [*model["test"].values()])
+  assert len(given.sweep) == 4 and given.sweep[0]["n"] == 2
+  for search, one in zip(setting.searches, by(results, kind="search", count=5, arm=PAPER), strict=True):
+    best = one["models"][one["answers"][0]["rows"]["search_best"]]
+    assert list(search.fitness) == one["fitness"][one["known"] :][:4]
+    np.testing.assert_allclose([*search.examples.scores().values()], [*best["test"].values()])
+    np.testing.assert_allclose(search.average, np.mean([best["search"][task] for task in setting.tasks]))
+  for examples, model in zip(given.singles, results[0]["models"], strict=True):
+    np.testing.assert_allclose([*examples.scores().values()], [*model["test"].values()])
 
 
 def test_the_papers_account_of_cost():

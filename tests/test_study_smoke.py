@@ -16,6 +16,7 @@ import pytest
 
 from merge_jax import sharding
 from merge_jax.study import job, settings
+from tests.test_study import plain
 
 pytest.importorskip("reasoning_gym")
 pytestmark = pytest.mark.thorough
@@ -26,11 +27,6 @@ def values(folder):
   from configs.study_smoke import get_config
 
   return {**get_config().to_dict(), "output_dir": str(folder)}
-
-
-def numbers(result):
-  """What does not depend on the clock."""
-  return {key: value for key, value in result.items() if key not in ("cost", "title")}
 
 
 def study(folder, progress):
@@ -86,7 +82,7 @@ def test_what_is_there_is_not_made_again(done):
   folder, result, _ = done
   before = {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
   again = study(folder, lambda *said: None)
-  assert numbers(again) == numbers(result)
+  assert plain(again) == plain(result)
   assert before == {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
 
 
@@ -117,4 +113,4 @@ def test_kills_change_nothing(tmp_path, workers):
     process.wait()
   assert start(tmp_path / "killed").wait() == 0
   one, other = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "killed"))
-  assert numbers(one) == numbers(other)
+  assert plain(one) == plain(other)

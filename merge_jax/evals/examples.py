@@ -54,6 +54,11 @@ class Examples:
       result[name] = float(top.sum() / bottom.sum())
     return result
 
+  def average(self) -> float:
+    """The mean of the tasks' scores, higher is better; NaN without tasks."""
+    values = np.array([*self.scores().values()]) * np.array(self.signs)
+    return float(values.mean()) if len(values) else np.nan
+
   def only(self, chosen: npt.NDArray[np.bool_]) -> "Examples":
     """Those examples that are marked: bool `[examples]`."""
     ends = np.cumsum(self.counts)

@@ -228,7 +228,7 @@ def _tuned(
     experts = [bench.params(lineage, lineage.experts[category]) for category in merge.members]
     key = jax.random.fold_in(jax.random.key(lineage.seed), merge.subset)
     base = bench.params(lineage, lineage.base)
-    return _merged(method, operator(method, method.grid[trial]), experts, base, key, judge.axes)
+    return _merged(method, operator(method, method.grid[trial]), experts, base, key, judge.suite.axes)
 
   tries = [(merge, trial) for merge in some for trial in range(len(methods[merge.method].grid))]
   made = dict(zip(tries, judge.score(map(model, tries), VALIDATION), strict=True))

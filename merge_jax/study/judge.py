@@ -1,7 +1,8 @@
-"""Scores models of one shape: several in one program, each on all tasks of a split."""
+"""Models of one shape on a mesh: what loads them, and scores them and their merges, for all of a study."""
 
+import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,26 @@ from jax.sharding import Mesh
 
 from merge_jax import checkpoints, evals
 from merge_jax.evals.examples import Examples
-from merge_jax.evals.objective import using
-from merge_jax.recycle import placing, suites
+from merge_jax.evals.objective import JittedObjective, Merge, using
+from merge_jax.evals.scoring import Scorer
+from merge_jax.recycle import methods, placing, suites
 from merge_jax.recycle.settings import Evals, Placement
 
 Params = dict[str, Any]
 
 
 class Judge:
-  """Loads and scores models that have the config, tokenizer and tensors of one of them.
+  """Loads and scores models that have the config, tokenizer and tensors of the first of some.
 
   Args:
-    folder: of that model.
+    folders: of these; layers are stacked where all of them can be stacked alike.
     tasks: by split.
     options: how tasks are scored.
     mesh: whose devices hold the models.
-    batch: models of one program call, side by side; fewer are padded by repetition.
+    batch: models of one call of `score`'s program, side by side; fewer are padded by repetition.
 
   Attributes:
-    axes: leaves that are stacks of layers, for the operators.
+    mesh: as given.
     suite: the tasks as models are scored on them.
 
   Raises:
@@ -39,21 +41,21 @@ class Judge:
 
   def __init__(
     self,
-    folder: Path,
+    folders: Collection[Path],
     tasks: Mapping[str, Sequence[evals.Task]],
     options: Evals,
     mesh: Mesh,
     batch: int = 1,
   ):
-    first = checkpoints.open(folder)
-    suite = suites.task_suite(
-      {split: list(some) for split, some in tasks.items()}, [first], options, mesh=mesh
-    )
-    self._specs, self._stacks, self._batch = dict(first.specs), suite.stacks, batch
-    self._layout = placing.layout(first.specs, mesh, Placement(), suite.stacks, suite.axes)
-    self._scorers = suite.scorers()
-    self._programs = {split: self._program(scorer.function) for split, scorer in self._scorers.items()}
-    self.axes, self.suite = suite.axes, suite
+    opened = [checkpoints.open(folder) for folder in folders]
+    splits = {split: list(some) for split, some in tasks.items()}
+    self.mesh, self.suite = mesh, suites.task_suite(splits, opened, options, mesh=mesh)
+    self._specs, self._batch = opened[0].specs, batch
+    self._layout = placing.layout(self._specs, mesh, Placement(), self.suite.stacks, self.suite.axes)
+
+  @functools.cached_property
+  def _programs(self) -> dict[str, tuple[Scorer, Callable[[Sequence[Params], Any], Any]]]:
+    return {split: (one, self._program(one.function)) for split, one in self.suite.scorers().items()}
 
   def _program(self, function: Callable[[Any, Any], Any]) -> Callable[[Sequence[Params], Any], Any]:
     def run(models: Sequence[Params], data: Any) -> Any:
@@ -75,15 +77,28 @@ class Judge:
       if got is None or got.shape != spec.shape:
         have = "is missing" if got is None else f"has shape {got.shape}"
         raise ValueError(f"{folder}: tensor {name!r} {have}; expected shape {spec.shape}, as its base has.")
-    return checkpoints.place(checkpoint, self._layout.shardings, self._stacks)
+    return checkpoints.place(checkpoint, self._layout.shardings, self.suite.stacks)
+
+  def merges(
+    self, names: tuple[str, ...], folders: Iterable[Path], base: Path | None = None
+  ) -> dict[str, Merge]:
+    """Models ready to be merged by some methods; see `recycle.methods.merges`."""
+    experts = [self.load(folder) for folder in folders]
+    return methods.merges(names, experts, None if base is None else self.load(base), self.suite.axes)
+
+  def objective(
+    self, merges: Mapping[str, Merge], batch: int = 1, *, competitors: int = 0, smooth: str = ""
+  ) -> JittedObjective:
+    """Scores merges of models that were loaded here; see `evals.Suite.objective`."""
+    return JittedObjective(merges, self.suite.scorers(competitors, smooth), batch, self._layout)
 
   def score(self, models: Iterable[Params], split: str) -> Iterator[Examples]:
     """What every example of the split scored, model by model; models are taken a batch at a time."""
-    scorer = self._scorers[split]
+    scorer, program = self._programs[split]
     for chunk in _chunks(models, self._batch):
       padded = (*chunk, *[chunk[-1]] * (self._batch - len(chunk)))
       with using(self._layout):
-        values = jax.tree.map(np.asarray, self._programs[split](padded, scorer.batches))
+        values = jax.tree.map(np.asarray, program(padded, scorer.batches))
       for i in range(len(chunk)):
         yield scorer.read(jax.tree.map(lambda x, i=i: x[i], values))
 

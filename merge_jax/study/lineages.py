@@ -1,6 +1,6 @@
 """Bases with the experts and multitask models that come from them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,6 +72,31 @@ def given(families: Sequence[Family], categories: Sequence[str]) -> list[Lineage
     multitask = opened(one.multitask) if one.multitask else None
     found[key] = Lineage(*key, opened(one.base), experts, multitask)
   return list(found.values())
+
+
+def in_turn(starts: Mapping[str, str], where: str) -> list[str]:
+  """The members of a pool, each after the one that it is trained from.
+
+  Args:
+    starts: what each is trained from; "" is none of them.
+    where: of the settings, for errors.
+
+  Raises:
+    ValueError: a start that is not there, or that is trained from what starts from it.
+
+  >>> in_turn({"a": "b", "b": "", "c": "a"}, "config")
+  ['b', 'a', 'c']
+  """
+  found: dict[str, None] = {}
+  for name in starts:
+    chain = [name]
+    while start := starts[chain[-1]]:
+      if start not in starts or start in chain:
+        told = "is no member of the pool" if start not in starts else "starts from it"
+        raise ValueError(f"{where}.{chain[-1]} starts from {start!r}, which {told}.")
+      chain.append(start)
+    found |= dict.fromkeys(reversed(chain))
+  return list(found)
 
 
 def opened(folder: str) -> Member:

@@ -3,19 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from merge_jax import checkpoints, evals, models, sharding
+from merge_jax import checkpoints, evals, models
 from merge_jax.errors import unknown
-from merge_jax.evals.task_suite import TaskSuite
-from merge_jax.recycle import suites
 from merge_jax.study import recycling
 from merge_jax.study.cells import Cell, Result
-from merge_jax.study.lineages import Lineage, Member, opened
+from merge_jax.study.judge import Judge
+from merge_jax.study.lineages import Lineage, Member, in_turn, opened
 from merge_jax.study.settings import Recycled, Run
 from merge_jax.study.tasks import TEST, VALIDATION, Tasks
-from merge_jax.study.trainer import Trainer
+from merge_jax.study.trainer import Trainer, placed
 from merge_jax.study.trajectory.compare import along
 from merge_jax.study.trajectory.run import read as read_along
 
@@ -57,12 +55,9 @@ def run_cell(
   def run() -> Result:
     first = checkpoints.open(lineage.base.folder)
     model = models.build(first.config or {}, str(first.path))
-    placed = checkpoints.place(first, sharding.shardings(first.specs, mesh))
-    params = {name: value.astype(jnp.float32) for name, value in placed.items()}
-    suite = suites.task_suite(
-      {s: list(some) for s, some in tasks.splits.items()}, [first], tasks.evals, mesh=mesh
-    )
-    return along(model.apply, params, data, suite, options, held_in, folder=folder, mesh=mesh, stop=stop)
+    judge = Judge([first.path], tasks.splits, tasks.evals, mesh)
+    params = placed(model, first, mesh)
+    return along(model.apply, params, data, judge, options, held_in, folder, stop=stop)
 
   return Cell("along", f"{lineage.name}/along", spec, run, lineage.base.needs[-1:])
 
@@ -81,60 +76,46 @@ def pool_of(part: Recycled, lineage: Lineage, trainer: Trainer | None) -> dict[s
   """The checkpoints of a pool, in order; those to train become cells of the trainer.
 
   Raises:
-    ValueError: a checkpoint that starts from one that is not there or from itself, or that is neither in a
-      folder nor can be trained.
+    ValueError: as of `in_turn`; a checkpoint that is neither in a folder nor can be trained.
   """
   found: dict[str, Member] = {}
-
-  def find(name: str, asked: tuple[str, ...]) -> Member:
-    if name not in part.pool or name in asked:
-      told = f"config: recycle.pool.{asked[-1]}: it starts from {name!r}"
-      raise ValueError(
-        f"{told}, which {'is no checkpoint of the pool' if name not in part.pool else 'starts from it'}."
-      )
-    if name in found:
-      return found[name]
+  starts = {name: "" if one.folder else one.start for name, one in part.pool.items()}
+  for name in in_turn(starts, "config: recycle.pool"):
     one, where = part.pool[name], f"config: recycle.pool.{name}"
     if one.folder:
       found[name] = opened(one.folder)
     elif trainer is None or not one.recipe:
       raise ValueError(f"{where}: give a folder, or a recipe where the study trains its models.")
     else:
-      start = find(one.start, (*asked, name)) if one.start else lineage.base
-      found[name] = trainer.further(name, lineage, one.recipe, start, f"{where}.recipe")
-    return found[name]
-
-  return {name: find(name, ()) for name in part.pool}
+      start = found[one.start] if one.start else lineage.base
+      (found[name],) = trainer.further(name, lineage, one.recipe, start, f"{where}.recipe")
+  return {name: found[name] for name in part.pool}
 
 
 def searches(
   part: Recycled, found: Mapping[str, Member], lineage: Lineage, tasks: Tasks, mesh: Mesh
 ) -> list[Cell]:
   """The cells of the searches over a pool that is there."""
-  suite = _suite(found, tasks, part, mesh)
-  pool = recycling.Pool(
-    tuple(found), tuple(one.folder for one in found.values()), lineage.base.folder,
-    {name: one.stage for name, one in part.pool.items()},
-  )  # fmt: skip
-  return recycling.cells(pool, suite, read_searches(part, tasks), mesh=mesh, name=f"{lineage.name}/recycle")
+  options, folders = read_searches(part, tasks), {name: one.folder for name, one in found.items()}
+  judge = Judge(folders.values(), _splits(options, tasks), tasks.evals, mesh)
+  pool = recycling.Pool(folders, lineage.base.folder, {name: one.stage for name, one in part.pool.items()})
+  return recycling.cells(pool, judge, options, f"{lineage.name}/recycle")
 
 
-def _suite(found: Mapping[str, Member], tasks: Tasks, part: Recycled, mesh: Mesh) -> TaskSuite:
+def _splits(options: recycling.Recycling, tasks: Tasks) -> dict[str, list[evals.Task]]:
   """The tasks of the searches, and the held-out ones, which they score as well.
 
   Test examples are those of the study; its validation examples are divided, and those of held-out tasks.
   """
-  wanted = {task for some in read_searches(part, tasks).settings.values() for task in some}
+  wanted = {task for some in options.settings.values() for task in some}
   validation = [task for task in tasks.splits[VALIDATION] if task.name in wanted]
   test = {task.name: task for task in tasks.splits[TEST]}
   outside = [test[name] for names in tasks.held_out.values() for name in names]
   # Seeds of their own: these examples were chosen by the places that seed 0 gives them.
   inner = evals.split(validation, (SEARCH_SHARE, 1 - SEARCH_SHARE, 0.0), seed=1).tasks
   outer = evals.split(outside, (0.3, 0.1, 0.6), seed=1).tasks
-  splits = {
+  return {
     "search": [*inner["search"], *outer["search"]],
     "validation": [*inner["validation"], *outer["validation"]],
     "test": [*(test[task.name] for task in validation), *outer["test"]],
   }
-  opened = [checkpoints.open(member.folder) for member in found.values()]
-  return suites.task_suite(splits, opened, tasks.evals, mesh=mesh)

@@ -1,6 +1,5 @@
 """What a study consists of: its cells, and which of them say what."""
 
-import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -70,7 +69,11 @@ def plan(
   """
   tasks = read(settings, data.tasks)
   categories = list(tasks.held_in)
-  bench = Bench(functools.partial(_judge, tasks=tasks, mesh=mesh, batch=settings.batch))
+
+  def judge(lineage: Lineage) -> Judge:
+    return Judge([lineage.base.folder], tasks.splits, tasks.evals, mesh, settings.batch)
+
+  bench = Bench(judge)
   found, work, trainer = lineages.given(settings.families, categories), list[Cell | Group](), None
   parameters = {one.size: _size(one) for one in found}
   for one in found:
@@ -83,10 +86,11 @@ def plan(
   names = [lineage.name for lineage in found]
   if twice := [name for i, name in enumerate(names) if name in names[:i]]:
     raise ValueError(f"config: training makes the lineage {twice[0]} (size/kind/seed), which is given, too.")
-  pool: dict[str, Member] = {}
+  pool, origin = dict[str, Member](), None
   if settings.recycle is not None:
     parts.read_searches(settings.recycle, tasks)
-    pool = parts.pool_of(settings.recycle, parts.base_of(settings.recycle, found, "recycle"), trainer)
+    origin = parts.base_of(settings.recycle, found, "recycle")
+    pool = parts.pool_of(settings.recycle, origin, trainer)
   work += trainer.cells if trainer is not None else []
   scores, merges = dict[str, dict[str, str]](), dict[str, dict[Merge, str]]()
   for lineage in found:
@@ -94,16 +98,14 @@ def plan(
     work.append(group)
     scores[lineage.name] = dict(zip(lineage.members, (cell.key for cell in group.cells), strict=True))
     experts = {c: scores[lineage.name][f"{lineages.EXPERT}:{c}"] for c in categories}
-    some, merges[lineage.name] = (
-      grid.merges(settings.methods, categories, settings.counts, settings.subsets),
-      {},
-    )
+    some = grid.merges(settings.methods, categories, settings.counts, settings.subsets)
+    merges[lineage.name] = {}
     for _, alike in itertools.groupby(some, lambda merge: (merge.method, len(merge.members))):
       part = list(alike)
       group = grid.merged(lineage, part, settings.methods, tasks, bench, store, experts)
       work.append(group)
       merges[lineage.name] |= dict(zip(part, (cell.key for cell in group.cells), strict=True))
-  origin, key = None, None
+  key = None
   if settings.along is not None:
     if trainer is None:
       raise ValueError("config: along needs training, whose examples it reads.")
@@ -111,13 +113,7 @@ def plan(
     cell = parts.run_cell(settings.along, trainer, start, tasks, folder / "along", mesh, stop)
     work.append(cell)
     key = cell.key
-  if settings.recycle is not None:
-    origin = parts.base_of(settings.recycle, found, "recycle")
   return Plan(settings, tasks, found, work, scores, merges, parameters, key, pool, origin)
-
-
-def _judge(lineage: Lineage, tasks: Tasks, mesh: Mesh, batch: int) -> Judge:
-  return Judge(lineage.base.folder, tasks.splits, tasks.evals, mesh, batch)
 
 
 def _size(lineage: Lineage) -> int:

@@ -82,6 +82,7 @@ class Trainer:
     parsed = [
       models.parse(config, f"config: training.sizes.{n}.model") for n, config in self._configs.items()
     ]
+    self._corpora: dict[tuple[str, bool], Corpus] = {}
     self._longest = min(config.max_positions for config in parsed)
     self._models = {name: models.build(config) for name, config in self._configs.items()}
     self.parameters = {
@@ -99,8 +100,8 @@ class Trainer:
     return self._corpus(EXPERT)
 
   def further(
-    self, name: str, lineage: Lineage, values: Mapping[str, Any], start: Member, where: str
-  ) -> Member:
+    self, name: str, lineage: Lineage, values: Mapping[str, Any], start: Member, where: str, every: int = 0
+  ) -> list[Member]:
     """Adds the cell that trains one more model on the held-in tasks.
 
     Args:
@@ -109,19 +110,15 @@ class Trainer:
       values: settings of its recipe; without a mixture all tasks alike.
       start: the model that it is trained from.
       where: of the settings, for errors.
+      every: the models at multiples of so many steps are kept, too; 0: none.
+
+    Returns:
+      The models in order, that of all steps at last.
     """
     values = {"mixture": dict.fromkeys(self._files[EXPERT], 1.0), **values}
     recipe = _seeded(values, f"{lineage.name}/{name}", where)
-    return self._add(f"{lineage.name}/further/{name}", EXPERT, recipe, lineage.size, start)
-
-  def along(
-    self, name: str, lineage: Lineage, values: Mapping[str, Any], start: Member, every: int, where: str
-  ) -> list[Member]:
-    """As `further`, a model after those at each multiple of `every` steps before it."""
-    values = {"mixture": dict.fromkeys(self._files[EXPERT], 1.0), **values}
-    recipe = _seeded(values, f"{lineage.name}/{name}", where)
     last = self._add(f"{lineage.name}/further/{name}", EXPERT, recipe, lineage.size, start, every)
-    before = range(every, recipe.steps, every)
+    before = range(every, recipe.steps, every) if every else ()
     return [last._replace(folder=last.folder / f"step-{step}", identity=f"{last.identity}/{step}")
             for step in before] + [last]  # fmt: skip
 
@@ -229,10 +226,6 @@ class Trainer:
     return self._corpora[stage, paired]
 
   @functools.cached_property
-  def _corpora(self) -> dict[tuple[str, bool], Corpus]:
-    return {}
-
-  @functools.cached_property
   def _digests(self) -> dict[str, dict[str, str]]:
     return {
       stage: {name: _digest(path.read_bytes()) for name, path in some.items()}
@@ -269,11 +262,16 @@ class Trainer:
     return {key: made[key] for key in ("tokens", "steps", "final_loss", "curve", "seconds")}
 
   def _start(self, model: models.Model, recipe: Recipe, start: Member | None) -> dict[str, Array]:
+    if start is not None:
+      return placed(model, checkpoints.open(start.folder), self._mesh)
     shardings = sharding.shardings(model.specs, self._mesh)
-    if start is None:
-      return jax.jit(model.init, out_shardings=shardings)(jax.random.key(recipe.seed))
-    placed = checkpoints.place(checkpoints.open(start.folder), shardings)
-    return {name: placed[name].astype(jnp.float32) for name in model.specs}
+    return jax.jit(model.init, out_shardings=shardings)(jax.random.key(recipe.seed))
+
+
+def placed(model: models.Model, checkpoint: checkpoints.Checkpoint, mesh: Mesh) -> dict[str, Array]:
+  """The parameters that a training goes on from: float32, over the mesh."""
+  found = checkpoints.place(checkpoint, sharding.shardings(model.specs, mesh))
+  return {name: found[name].astype(jnp.float32) for name in model.specs}
 
 
 def _seeded(values: Mapping[str, Any], text: str, where: str) -> Recipe:

@@ -24,9 +24,9 @@ def same_units(draws: Draws, a: Sequence[int], b: Sequence[int]) -> tuple[list[i
   return picked[0], picked[1]
 
 
-def mean_over(draws: Draws, cells: Sequence[Sequence[int]], out: bool = False) -> np.ndarray:
-  """Mean over cells of their mean score relative to the experts, or to the base."""
-  return np.mean([draws.mean(draws.held(rows, out), rows) for rows in cells], axis=0)
+def mean_over(draws: Draws, cells: Sequence[Sequence[int]]) -> np.ndarray:
+  """Mean over cells of their mean score relative to the experts."""
+  return np.mean([draws.mean(draws.held(rows, out=False), rows) for rows in cells], axis=0)
 
 
 def shares(draws: Draws, out: bool, counted: Callable[[np.ndarray], np.ndarray]) -> list[Value]:

@@ -5,11 +5,12 @@ the whole array; its value is that at index 0 and its interval is of the others.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from merge_jax.evals.examples import Examples
+from merge_jax.search.scores import nullable
 
 LEVEL = 0.95
 DEFINED = 0.9
@@ -23,6 +24,11 @@ class Interval(NamedTuple):
   low: float
   high: float
   n: int
+
+  def plain(self) -> dict[str, Any]:
+    """For a JSON file; NaN is None."""
+    value, low, high = map(nullable, self[:3])
+    return {"value": value, "low": low, "high": high, "n": self.n}
 
 
 @np.errstate(invalid="ignore", divide="ignore")

@@ -158,9 +158,9 @@ def normalise(scores: np.ndarray, refer: np.ndarray, places: Columns, kept: np.n
   return result
 
 
-def mean_defined(values: np.ndarray, axis: int = -1) -> np.ndarray:
-  """Mean of what is not NaN; NaN where nothing is."""
+def mean_defined(values: np.ndarray) -> np.ndarray:
+  """Mean over the last axis of what is not NaN; NaN where nothing is."""
   defined = ~np.isnan(values)
-  count = defined.sum(axis=axis)
-  sums = np.where(defined, values, 0).sum(axis=axis)
+  count = defined.sum(axis=-1)
+  sums = np.where(defined, values, 0).sum(axis=-1)
   return np.divide(sums, count, out=np.full(sums.shape, np.nan), where=count > 0)

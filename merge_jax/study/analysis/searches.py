@@ -163,21 +163,3 @@ def rank_correlations(a: np.ndarray, b: np.ndarray, draws: int, seed: int) -> np
   ranks = [stats.rankdata(np.asarray(side, np.float64)[index], axis=1) for side in (a, b)]
   x, y = (one - one.mean(axis=1, keepdims=True) for one in ranks)
   return (x * y).sum(axis=1) / np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
-
-
-def training_flops(parameters: float, batch: float, steps: float) -> float:
-  """6 N B S; the paper counts sequences, not tokens.
-
-  >>> f"{training_flops(1e11, 64, 1554):.2e}"
-  '5.97e+16'
-  """
-  return 6 * parameters * batch * steps
-
-
-def inference_flops(parameters: float, samples: float) -> float:
-  """2 N a sample, counted as above.
-
-  >>> f"{inference_flops(1e11, 1300):.1e}"
-  '2.6e+14'
-  """
-  return 2 * parameters * samples

@@ -10,7 +10,7 @@ from merge_jax.study.analysis import gate
 from merge_jax.study.analysis.claims import claims
 from merge_jax.study.analysis.comparisons import spreads
 from merge_jax.study.analysis.draws import Draws, resample
-from merge_jax.study.analysis.intervals import Interval, interval
+from merge_jax.study.analysis.intervals import interval
 from merge_jax.study.analysis.scores import Categories, Scored
 
 HELD = {"in": False, "out": True}
@@ -61,7 +61,7 @@ def curves(sample: Draws) -> list[dict[str, Any]]:
   """Of every cell, tuned and untuned."""
   return [
     {"size": size, "kind": kind, "method": method, "count": count, "held": held, "tuned": tuned}
-    | _plain(interval(sample.mean(sample.held(rows, out), rows), len(rows)))
+    | interval(sample.mean(sample.held(rows, out), rows), len(rows)).plain()
     | {"raw": nullable(sample.raw(rows, out))}
     for tuned in (True, False)
     for size, kind in sample.families
@@ -89,7 +89,7 @@ def multitask(sample: Draws) -> list[dict[str, Any]]:
         mean = sample.mean(np.stack(values, axis=1), rows)
         found.append(
           {"size": size, "kind": kind, "count": count, "held": held}
-          | _plain(interval(mean, len(set(others))))
+          | interval(mean, len(set(others))).plain()
         )
   return found
 
@@ -99,18 +99,9 @@ def spread(sample: Draws) -> list[dict[str, Any]]:
   return [
     {
       "size": size, "kind": kind, "count": count,
-      "methods": _plain(interval(one.methods, one.n)), "units": _plain(interval(one.units, one.n)),
+      "methods": interval(one.methods, one.n).plain(), "units": interval(one.units, one.n).plain(),
       "noise": nullable(one.noise),
     }
     for size, kind in sample.families
     for count, one in spreads(sample, size, kind).items()
   ]  # fmt: skip
-
-
-def _plain(found: Interval) -> dict[str, Any]:
-  return {
-    "value": nullable(found.value),
-    "low": nullable(found.low),
-    "high": nullable(found.high),
-    "n": found.n,
-  }

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from merge_jax.search.scores import nullable
 from merge_jax.study.analysis.intervals import Interval
 
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell here"
@@ -93,11 +92,7 @@ class Claim(NamedTuple):
 
   def plain(self) -> dict[str, Any]:
     """For a JSON file."""
-    values = [
-      {"size": size, "value": nullable(value), "low": nullable(low), "high": nullable(high), "n": n}
-      for size, (value, low, high, n) in self.values
-    ]
-    return self._asdict() | {"values": values}
+    return self._asdict() | {"values": [{"size": one.size} | one.interval.plain() for one in self.values]}
 
 
 def every(checks: Sequence[Check], contradictions: Sequence[Check] = ()) -> Judgement:

@@ -1,6 +1,8 @@
 """Where the examples of a study come from."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,3 +56,19 @@ def from_files(options: Mapping[str, Any]) -> Data:
   train, pretrain, instruct = ({n: task_files.path_of(one) for n, one in part.items()} for part in parts)
   tokenizer = storage.path(given.tokenizer).read_text("utf-8") if given.tokenizer else ""
   return Data(tokenizer, train, {}, pretrain, instruct)
+
+
+def once(folder: Path, kind: str, said: Mapping[str, Any], write: Callable[[Path], None]) -> Path:
+  """A folder in `folder` that is written whole or not at all, or is there: its name is a digest of `said`."""
+  digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+  target = folder / f"{kind}-{digest}"
+  if not target.is_dir():
+    with storage.new_folder(target) as partial:
+      write(partial)
+  return target
+
+
+def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+  """Writes a task file."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))

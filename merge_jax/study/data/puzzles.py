@@ -6,8 +6,6 @@ on are told in none of them.
 """
 
 import dataclasses
-import hashlib
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -16,10 +14,10 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from merge_jax import decoding, storage
+from merge_jax import decoding
 from merge_jax.errors import unknown
 from merge_jax.evals.splits import position
-from merge_jax.study.data import Data
+from merge_jax.study.data import Data, once, write_lines
 from merge_jax.study.data.puzzle_table import TABLE
 from merge_jax.training import puzzles
 
@@ -91,18 +89,14 @@ def make(folder: Path, options: Mapping[str, Any], seed: int = 0) -> Data:
   """
   chosen = decoding.convert(dict(options), Options, "config.data.options")
   every = (*chosen.held_in, *chosen.held_out, *chosen.instruct)
-  for i, name in enumerate(every):
-    if name not in TABLE:
-      raise ValueError(unknown("puzzle", name, TABLE, "config.data.options"))
-    if name in every[:i]:
-      raise ValueError(f"config.data.options: puzzle {name!r} stands twice; a puzzle has one part.")
+  check(every, "config.data.options")
   said = msgspec.to_builtins(chosen) | {"seed": seed, "version": VERSION}
-  digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
-  target = folder / f"puzzles-{digest}"
-  if not target.is_dir():
-    with storage.new_folder(target) as partial:
-      for name in every:
-        _write(partial, name, chosen, seed)
+
+  def write(partial: Path) -> None:
+    for name in every:
+      _write(partial, name, chosen, seed)
+
+  target = once(folder, "puzzles", said, write)
   return Data(
     puzzles.tokenizer().to_str(),
     train={name: target / "train" / f"{name}.jsonl" for name in chosen.held_in},
@@ -110,6 +104,15 @@ def make(folder: Path, options: Mapping[str, Any], seed: int = 0) -> Data:
     pretrain={name: target / "pretrain" / f"{name}.jsonl" for name in every},
     instruct={name: target / "instruct" / f"{name}.jsonl" for name in chosen.instruct},
   )
+
+
+def check(names: Sequence[str], where: str) -> None:
+  """Raises ValueError for a puzzle that is not known, or that stands twice."""
+  for i, name in enumerate(names):
+    if name not in TABLE:
+      raise ValueError(unknown("puzzle", name, TABLE, where))
+    if name in names[:i]:
+      raise ValueError(f"{where}: puzzle {name!r} stands twice; a puzzle has one part.")
 
 
 def _write(folder: Path, name: str, options: Options, seed: int) -> None:
@@ -120,11 +123,9 @@ def _write(folder: Path, name: str, options: Options, seed: int) -> None:
   elif name in options.held_in:
     files |= {"train": instructions(name, items.train), "tasks": instructions(name, items.evaluation)}
   else:
-    files["tasks"] = questions(name, items.evaluation, seed)
+    files["tasks"] = with_choices(name, items.evaluation, QUESTION, f"{seed} {name}")
   for part, records in files.items():
-    path = folder / part / f"{name}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_lines(folder / part / f"{name}.jsonl", records)
 
 
 def draw(name: str, options: Options, seed: int) -> Items:
@@ -185,13 +186,15 @@ def instructions(name: str, items: Sequence[tuple[str, str]]) -> Iterator[dict[s
     yield {"prompt": INSTRUCTION.format(noun=TABLE[name].noun, x=question), "target": answer}
 
 
-def questions(name: str, items: Sequence[tuple[str, str]], seed: int) -> Iterator[dict[str, Any]]:
+def with_choices(
+  name: str, items: Sequence[tuple[str, str]], wording: str, seed: str
+) -> Iterator[dict[str, Any]]:
   """The format of held-out tasks: choices of one length, in an order that says nothing."""
   for question, answer in items:
-    random_ = random.Random(f"{seed} {name} {question}")
+    random_ = random.Random(f"{seed} {question}")
     choices = [answer, *wrong(question, answer, random_)]
     random_.shuffle(choices)
-    prompt = QUESTION.format(noun=TABLE[name].noun, x=question)
+    prompt = wording.format(noun=TABLE[name].noun, x=question)
     yield {"prompt": prompt, "choices": choices, "answer": choices.index(answer)}
 
 
@@ -218,3 +221,14 @@ def wrong(question: str, answer: str, random_: random.Random) -> list[str]:
     if len(found) == CHOICES - 1:
       return found
   raise ValueError(f"Question {question!r} with answer {answer!r} has too few different characters.")
+
+
+def llama(hidden: int, layers: int, heads: int = 4) -> dict[str, Any]:
+  """Content of `config.json` of a small model for the puzzles' tokenizer."""
+  return {
+    "architectures": ("LlamaForCausalLM",), "model_type": "llama", "vocab_size": 97,
+    "hidden_size": hidden, "intermediate_size": hidden * 11 // 4, "num_hidden_layers": layers,
+    "num_attention_heads": heads, "num_key_value_heads": heads, "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": True, "eos_token_id": 1,
+    "pad_token_id": 0, "initializer_range": hidden**-0.5,
+  }  # fmt: skip

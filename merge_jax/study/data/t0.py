@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from merge_jax import decoding, storage
 from merge_jax.errors import unknown
 from merge_jax.evals.metrics import METRICS
-from merge_jax.study.data import Data, leaks, t0_bigbench, t0_corpora, t0_rows, t0_sources
+from merge_jax.study.data import Data, leaks, once, t0_bigbench, t0_corpora, t0_rows, t0_sources, write_lines
 from merge_jax.study.data.t0_rows import Record, answer, guessing, length
 from merge_jax.study.data.t0_sources import ROWS, SOURCES
 from merge_jax.training.puzzles import END, PAD
@@ -96,12 +96,7 @@ def make(folder: Path, options: Mapping[str, Any], seed: int = 0) -> Data:
   }
   said = msgspec.to_builtins(chosen) | {name: _identity(name, path) for name, path in sources.items()}
   said |= {"seed": seed, "version": VERSION}
-  name = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
-  target = folder / f"t0-{name}"
-  if not (target / ABOUT).is_file():
-    with storage.new_folder(target) as partial:
-      _write(partial, chosen, seed)
-  return _found(target)
+  return _found(once(folder, "t0", said, lambda partial: _write(partial, chosen, seed)))
 
 
 def _identity(name: str, given: str) -> str:
@@ -177,9 +172,7 @@ def _write(folder: Path, options: Options, seed: int) -> None:
     texts = [line["prompt"] + line["target"] for lines in files.values() for line in lines]
     tokenizer = train_tokenizer(texts, options.vocabulary)
   for file, lines in (files | {f"tasks/{name}": lines for name, lines in tasks.items()}).items():
-    path = folder / f"{file}.jsonl"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(folder / f"{file}.jsonl", lines)
   (folder / "tokenizer.json").write_text(tokenizer, "utf-8")
   sizes = {name: len(lines) for name, lines in corpora.items()}
   storage.write_json(folder / ABOUT, {"tasks": about, "corpora": sizes})

@@ -20,6 +20,8 @@ from pathlib import Path
 
 from merge_jax.study.data.t0_sources import Line
 
+PIECE = 700
+"""Characters of a piece that questions are about, at most."""
 SHORTEST = 80
 """Characters of a line that is a passage rather than a title or a wording."""
 
@@ -105,18 +107,17 @@ def puzzles(count: int, seed: int) -> Iterator[dict[str, str]]:
         yield {"prompt": item["question"].strip(), "target": f" {answer}"}
 
 
-def readings(texts: Sequence[str], count: int, seed: int, most: int = 700) -> Iterator[dict[str, str]]:
+def readings(texts: Sequence[str], count: int, seed: int) -> Iterator[dict[str, str]]:
   """`count` questions about pieces of texts, see `QUESTIONS`.
 
   Args:
     texts: with sentences.
     count: of lines; fewer where texts are few.
     seed: of what is drawn.
-    most: characters of a piece.
   """
   draw, names, found = random.Random(f"readings/{seed}"), sorted(QUESTIONS), 0
   for _ in range(4 * count if texts else 0):
-    sentences, elsewhere = (_sentences(draw.choice(texts), most) for _ in range(2))
+    sentences, elsewhere = (_sentences(draw.choice(texts)) for _ in range(2))
     text = " ".join(sentences)
     words, others = _words(text), [word for word in _words(" ".join(elsewhere)) if word not in text]
     if len(sentences) < 2 or len(words) < 8 or len(others) < 8:
@@ -130,8 +131,8 @@ def readings(texts: Sequence[str], count: int, seed: int, most: int = 700) -> It
       return
 
 
-def _sentences(text: str, most: int) -> list[str]:
-  piece = " ".join(next(chunks(text, most), "").split())
+def _sentences(text: str) -> list[str]:
+  piece = " ".join(next(chunks(text, PIECE), "").split())
   found = re.findall(r"\S[^.!?]*[.!?](?=\s|$)", piece)
   return [sentence for sentence in found if 4 <= len(sentence.split()) <= 30][:6]
 

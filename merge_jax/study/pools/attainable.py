@@ -3,7 +3,7 @@
 Both see the search's examples, and what they found is chosen on validation examples, as of a search.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +15,9 @@ from jax import Array
 from merge_jax import evals, models, tuning
 from merge_jax import operators as mj
 from merge_jax.evals.examples import Examples
-from merge_jax.evals.uncertainty import paired_difference
 from merge_jax.recipes.own_methods import factory
-from merge_jax.search.scores import nullable, nullables
+from merge_jax.search.scores import nullable
+from merge_jax.study.pools.contest import worth
 from merge_jax.study.pools.settings import Attainable
 from merge_jax.study.pools.smooth import smoothed
 from merge_jax.study.recycling.bench import Bench
@@ -33,42 +33,32 @@ class Ground(NamedTuple):
   """What both need of a pool.
 
   Attributes:
+    bench: of the pool.
     experts, base: parameters.
-    apply: of the model.
     tasks: by split.
-    score: `(parameters, split) -> examples`, one program a split for all that is tried.
-    tokens: of the models.
     greedy: weights of the greedy soup.
     reference: what it scores on test examples.
   """
 
+  bench: Bench
   experts: list[dict[str, Any]]
   base: dict[str, Any]
-  apply: Callable[..., Array]
   tasks: Mapping[str, Sequence[evals.Task]]
-  score: Callable[[Any, str], Examples]
-  tokens: evals.Tokens
   greedy: Sequence[float]
   reference: Examples
+
+  def score(self, params: Any, split: str) -> Examples:
+    """Of all that is tried, by one program a split."""
+    return next(self.bench.judge.score([params], split))
 
 
 def ground(
   bench: Bench, tasks: Mapping[str, Sequence[evals.Task]], known: Plain, reference: Examples
 ) -> Ground:
   """Reads a pool; `known` is the result of `contest.known`."""
-  first = bench.checkpoints[0]
-  model = models.build(first.config or {}, str(first.path))
   assert bench.base is not None  # every pool of a suite has one
-  scorers = bench.suite.scorers()
-  programs = {split: jax.jit(scorer.function) for split, scorer in scorers.items()}
-
-  def score(params: Any, split: str) -> Examples:
-    return scorers[split].read(programs[split](params, scorers[split].batches))
-
-  return Ground(
-    [checkpoint.load() for checkpoint in bench.checkpoints], bench.base.load(), model.apply, tasks,
-    score, evals.Tokens.from_folder(first.path), known["rows"]["greedy"]["weights"], reference,
-  )  # fmt: skip
+  experts = [checkpoint.load() for checkpoint in bench.checkpoints]
+  return Ground(bench, experts, bench.base.load(), tasks, known["rows"]["greedy"]["weights"], reference)
 
 
 def ascent(own: Ground, space: str, options: Attainable) -> Plain:
@@ -98,8 +88,11 @@ def ascent(own: Ground, space: str, options: Attainable) -> Plain:
   def weights(values: Array) -> mj.Weights:
     return mj.Weights(jax.nn.softmax(values, axis=-1) if simplex else values, first.patterns)
 
-  score = smoothed(own.apply, own.tasks["search"], options.temperature)
-  data = _packed(own, "search")
+  checkpoint, tasks = own.bench.checkpoints[0], own.tasks["search"]
+  model = models.build(checkpoint.config or {}, str(checkpoint.path))
+  score = smoothed(model.apply, tasks, options.temperature)
+  batches = evals.pack(evals.encode(tasks, evals.Tokens.from_folder(checkpoint.path)), batch_tokens=PASS)
+  data = jax.device_put((batches.buckets, batches.order))
   optimizer = optax.adam(optax.cosine_decay_schedule(options.rate * (5 if simplex else 1), options.steps))
 
   @jax.jit
@@ -115,7 +108,7 @@ def ascent(own: Ground, space: str, options: Attainable) -> Plain:
   merge = jax.jit(lambda prepared, values: mj.combine(prepared, weights(values)))
 
   def validated(values: Array) -> float:
-    return _average(own.score(merge(prepared, values), "validation"))
+    return own.score(merge(prepared, values), "validation").average()
 
   state, smooth, checks = optimizer.init(values), [], [(0, values, validated(values))]
   marks = {round(options.steps * (i + 1) / options.checks) for i in range(options.checks)}
@@ -129,7 +122,7 @@ def ascent(own: Ground, space: str, options: Attainable) -> Plain:
   return {
     "space": space, "step": at, "smooth": smooth, "validation": nullable(validation),
     "patterns": list(found.patterns), "weights": np.asarray(found.values, np.float64).tolist(),
-  } | _judged(own, own.score(merge(prepared, best), "test"))  # fmt: skip
+  } | worth(own.score(merge(prepared, best), "test"), own.reference)  # fmt: skip
 
 
 def numbers(own: Ground, name: str, ranges: Mapping[str, tuple[float, float]], options: Attainable) -> Plain:
@@ -163,33 +156,12 @@ def numbers(own: Ground, name: str, ranges: Mapping[str, tuple[float, float]], o
       only = np.arange(len(names)) == generator.integers(len(names))
       x = np.clip(centre + (step * only if generator.random() < 0.5 else step), low, high)
     tried.append(x)
-    values.append(_average(scored(x, "search")))
+    values.append(scored(x, "search").average())
   order = np.argsort(-np.nan_to_num(values, nan=-np.inf), kind="stable")[:FINALISTS]
-  validation = [_average(scored(tried[i], "validation")) for i in order]
+  validation = [scored(tried[i], "validation").average() for i in order]
   best = int(np.argmax(np.nan_to_num(validation, nan=-np.inf)))
   x = tried[order[best]]
   return {
     "space": name, "numbers": dict(zip(names, x.tolist(), strict=True)),
     "validation": nullable(validation[best]), "fitness": [nullable(value) for value in values],
-  } | _judged(own, scored(x, "test"))  # fmt: skip
-
-
-def _judged(own: Ground, examples: Examples) -> Plain:
-  gain, error = paired_difference(examples, own.reference)
-  table = nullables(examples.scores())
-  return {
-    "test": table,
-    "average": nullable(_average(examples)),
-    "gain": nullable(gain),
-    "stderr": nullable(error),
-  }
-
-
-def _average(examples: Examples) -> float:
-  return float(np.mean(np.array(list(examples.scores().values())) * np.array(examples.signs)))
-
-
-def _packed(own: Ground, split: str) -> Any:
-  rows = evals.encode(own.tasks[split], own.tokens)
-  batches = evals.pack(rows, batch_tokens=PASS)
-  return jax.device_put((batches.buckets, batches.order))
+  } | worth(scored(x, "test"), own.reference)  # fmt: skip

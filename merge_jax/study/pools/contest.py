@@ -15,7 +15,7 @@ from merge_jax.search.options import Evidence, Options
 from merge_jax.search.outputs import Outputs
 from merge_jax.search.point import Candidate, Point
 from merge_jax.search.proposers import proposer
-from merge_jax.search.scores import nullable, nullables, signed
+from merge_jax.search.scores import nullable, nullables
 from merge_jax.search.space import space
 from merge_jax.study.pools.scores import Scores
 from merge_jax.study.pools.settings import Contestant
@@ -151,17 +151,24 @@ def judged(scores: Scores, candidate: Candidate, compared: Examples) -> Plain:
   """What a merge is worth on test examples.
 
   Returns:
-    `method`, `weights`, `numbers`; `test`: scores by task; `average`: their mean, higher is better;
-    `gain`, `stderr`: over what it is compared with, paired by example; `sums` of each example, as text.
+    `method`, `weights`, `numbers`; what `worth` says; `sums` of each example, as text.
   """
   own, point = examples(scores, candidate), candidate.point
+  about = {"method": candidate.method, "weights": point.weights, "numbers": point.numbers}
+  return about | worth(own, compared) | {"sums": _columns(own, "sums")}
+
+
+def worth(own: Examples, compared: Examples) -> Plain:
+  """What test examples say.
+
+  Returns:
+    `test`: scores by task; `average`: their mean, higher is better; `gain`, `stderr`: over what they are
+    compared with, paired by example.
+  """
   gain, error = paired_difference(own, compared)
-  table = nullables(own.scores())
-  average = float(signed([table], own.tasks, own.signs).mean())
   return {
-    "method": candidate.method, "weights": point.weights, "numbers": point.numbers, "test": table,
-    "average": nullable(average), "gain": nullable(gain), "stderr": nullable(error), 
-    "sums": _columns(own, "sums"),
+    "test": nullables(own.scores()), "average": nullable(own.average()), "gain": nullable(gain),
+    "stderr": nullable(error),
   }  # fmt: skip
 
 

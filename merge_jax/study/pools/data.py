@@ -1,20 +1,16 @@
 """Task files of a suite of pools: every task with choices, so that it serves likelihoods and preferences."""
 
-import hashlib
-import json
-import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from merge_jax import evals, storage
-from merge_jax.errors import unknown
+from merge_jax import evals
 from merge_jax.evals import metrics
 from merge_jax.evals import tasks as task_files
-from merge_jax.study.data import Data, puzzles
-from merge_jax.study.data.puzzle_table import TABLE
+from merge_jax.study.data import Data, once, puzzles, write_lines
 from merge_jax.study.pools.settings import Puzzles
 from merge_jax.training import puzzles as tokens
 
@@ -30,18 +26,14 @@ def make(folder: Path, options: Puzzles) -> Data:
     ModuleNotFoundError: reasoning-gym is missing.
   """
   every = (*options.tasks, *options.others)
-  for name in every:
-    if name not in TABLE:
-      raise ValueError(unknown("puzzle", name, TABLE, "config: data"))
-  if len(set(every)) != len(every):
-    raise ValueError("config: data: a puzzle stands in tasks and in others; it has one part.")
+  puzzles.check(every, "config: data")
   said = msgspec.to_builtins(options) | {"version": VERSION}
-  digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
-  target = folder / f"puzzles-{digest}"
-  if not target.is_dir():
-    with storage.new_folder(target) as partial:
-      for name in every:
-        _write(partial, name, options)
+
+  def write(partial: Path) -> None:
+    for name in every:
+      _write(partial, name, options)
+
+  target = once(folder, "puzzles", said, write)
 
   def files(part: str, names: Iterable[str]) -> dict[str, Path]:
     return {name: target / part / f"{name}.jsonl" for name in names}
@@ -67,20 +59,9 @@ def _write(folder: Path, name: str, options: Puzzles) -> None:
   items = puzzles.draw(name, drawn, 0)
   files: dict[str, Iterable[Mapping[str, Any]]] = {"pretrain": puzzles.texts(name, items.train)}
   if name in options.tasks:
-    asked = metrics.named(options.tasks[name]).fits("choices") and options.tasks[name] != "loss"
-    files["train"] = with_choices(name, items.train)
-    files["tasks"] = (with_choices if asked else puzzles.instructions)(name, items.evaluation)
+    asked = functools.partial(puzzles.with_choices, name, wording=puzzles.INSTRUCTION, seed=name)
+    chosen = metrics.named(options.tasks[name]).fits("choices") and options.tasks[name] != "loss"
+    files["train"] = asked(items.train)
+    files["tasks"] = asked(items.evaluation) if chosen else puzzles.instructions(name, items.evaluation)
   for part, records in files.items():
-    path = folder / part / f"{name}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
-def with_choices(name: str, items: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-  """Instructions with the right answer and three wrong ones (see `puzzles.wrong`), in an order by chance."""
-  for question, answer in items:
-    generator = random.Random(f"{name} {question}")
-    choices = [answer, *puzzles.wrong(question, answer, generator)]
-    generator.shuffle(choices)
-    prompt = puzzles.INSTRUCTION.format(noun=TABLE[name].noun, x=question)
-    yield {"prompt": prompt, "choices": choices, "answer": choices.index(answer)}
+    write_lines(folder / part / f"{name}.jsonl", records)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from merge_jax import models
 from merge_jax.study.cells import Cell
 from merge_jax.study.data import Data
-from merge_jax.study.lineages import PRETRAINED, Lineage
+from merge_jax.study.lineages import PRETRAINED, Lineage, in_turn
 from merge_jax.study.lineages import Member as Trained
 from merge_jax.study.pools.settings import Member, Pools
 from merge_jax.study.settings import Size, Training
@@ -40,6 +40,11 @@ class Pool(NamedTuple):
   def name(self) -> str:
     """For people."""
     return f"{self.size}/{self.kind}/{self.seed}"
+
+  @property
+  def folders(self) -> dict[str, Path]:
+    """Of the members."""
+    return {name: member.folder for name, member in self.members.items()}
 
 
 class Plan(NamedTuple):
@@ -79,24 +84,16 @@ def _values(member: Member, common: Mapping[str, Any]) -> dict[str, Any]:
 def _pool(
   trainer: Trainer, lineage: Lineage, kind: str, members: Mapping[str, Member], common: Mapping[str, Any]
 ) -> Pool:
-  made = dict[str, dict[str, Trained]]()  # what each stands for
-
-  def of(name: str) -> dict[str, Trained]:
-    if name not in made:
-      member, label, where = members[name], f"{kind}/{name}", f"config: kinds.{kind}.{name}.recipe"
-      start = list(of(member.start).values())[-1] if member.start else lineage.base
-      values = _values(member, common)
-      if member.every:
-        run = trainer.along(label, lineage, values, start, member.every, where)
-        made[name] = {f"{name}-{i}": one for i, one in enumerate(run, 1)}
-      else:
-        made[name] = {name: trainer.further(label, lineage, values, start, where)}
-    return made[name]
-
-  every = {name: of(name) for name in members}
+  made = dict[str, list[Trained]]()  # of a run all of its checkpoints, in order
+  for name in in_turn({name: one.start for name, one in members.items()}, f"config: kinds.{kind}"):
+    member, label, where = members[name], f"{kind}/{name}", f"config: kinds.{kind}.{name}.recipe"
+    start = made[member.start][-1] if member.start else lineage.base
+    made[name] = trainer.further(label, lineage, _values(member, common), start, where, member.every)
   shown = {
-    name: one for outer, some in every.items() if not members[outer].hidden for name, one in some.items()
-  }
+    f"{name}-{i}" if member.every else name: one
+    for name, member in members.items() if not member.hidden
+    for i, one in enumerate(made[name], 1)
+  }  # fmt: skip
   return Pool(lineage.size, kind, lineage.seed, shown, lineage.base)
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from merge_jax import errors
-from merge_jax.evals.objective import Evaluation
-from merge_jax.evals.task_suite import TaskSuite
+from merge_jax.evals.objective import Evaluation, JittedObjective
 from merge_jax.recycle import metric
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.loop import CHOOSING
 from merge_jax.search.point import Candidate
+from merge_jax.study.judge import Judge
 from merge_jax.study.pools.members import Pool
 from merge_jax.study.recycling.bench import Bench
 from merge_jax.study.recycling.bench import Pool as Opened
@@ -27,19 +27,15 @@ class Scores:
 
   Args:
     pool: trained.
-    suite: its tasks, with the splits search, validation and test.
+    judge: of its models, by a suite with the splits search, validation and test.
     stop: asked before an evaluation; true ends it with `errors.Stopped`.
   """
 
   batch = 1
 
-  def __init__(self, pool: Pool, suite: TaskSuite, stop: Callable[[], bool] = lambda: False):
-    folders = tuple(member.folder for member in pool.members.values())
-    self.bench = Bench(
-      Opened(tuple(pool.members), folders, pool.base.folder), suite, 1, None,
-      competitors=COMPETITORS, smooth=CHOOSING,
-    )  # fmt: skip
-    self.pool, self.suite, self._stop = pool, suite, stop
+  def __init__(self, pool: Pool, judge: Judge, stop: Callable[[], bool] = lambda: False):
+    self.bench = Bench(Opened(pool.folders, pool.base.folder), judge)
+    self.pool, self.suite, self._stop = pool, judge.suite, stop
     self._known: dict[Any, Evaluation] = {}
     self._seconds: list[float] = []
 
@@ -63,10 +59,15 @@ class Scores:
       if self._stop():
         raise errors.Stopped("Stopped within a search; the same command continues.")
       began = time.perf_counter()
-      (self._known[key],) = self.bench.objective.evaluate([candidate], split)
+      (self._known[key],) = self._objective.evaluate([candidate], split)
       if split == "search":
         self._seconds.append(time.perf_counter() - began)
     return self._known[key]
+
+  @functools.cached_property
+  def _objective(self) -> JittedObjective:
+    merges = self.bench.merges
+    return self.bench.judge.objective(merges, self.batch, competitors=COMPETITORS, smooth=CHOOSING)
 
   @property
   def seconds(self) -> float:

@@ -13,6 +13,7 @@ from merge_jax.evals import metrics
 from merge_jax.recycle import methods
 from merge_jax.search.options import STARTS
 from merge_jax.search.proposers import PROPOSERS
+from merge_jax.study.lineages import in_turn
 from merge_jax.study.settings import Count, Part, Positive, Size
 
 SEEDS = ("tune", "confirm")
@@ -164,13 +165,7 @@ def from_mapping(values: Mapping[str, Any]) -> Pools:
         f"config: {shown(name)} cannot be a name here; expected letters, digits, blanks, .,+=-_"
       )
   for kind, members in made.kinds.items():
-    for name in members:
-      chain = [name]
-      while start := members[chain[-1]].start:
-        if start not in members or start in chain:
-          told = "is no member of the pool" if start not in members else "starts from it"
-          raise ValueError(f"config: kinds.{kind}.{chain[-1]} starts from {start!r}, which {told}.")
-        chain.append(start)
+    in_turn({name: one.start for name, one in members.items()}, f"config: kinds.{kind}")
   for name, one in made.contestants.items():
     _check(one, f"config: contestants.{name}")
   return made

@@ -8,13 +8,12 @@ from typing import Any
 
 import msgspec
 
-from merge_jax import checkpoints, sharding
-from merge_jax.evals.task_suite import TaskSuite
-from merge_jax.recycle import suites
+from merge_jax import sharding
 from merge_jax.recycle.settings import Evals
 from merge_jax.search.journal import Journal
 from merge_jax.study.cells import Cell, Outcome, Result, Store, run
 from merge_jax.study.data import Data
+from merge_jax.study.judge import Judge
 from merge_jax.study.pools import attainable, contest, data
 from merge_jax.study.pools.members import Pool, plan
 from merge_jax.study.pools.scores import Scores
@@ -55,8 +54,8 @@ class Unit:
     self._names, self._kinds, self._store = names, kinds, Store(folder / "cells")
     self._attainable = attainable
     self.size, self.seed = size, seed
-    mesh = sharding.make_mesh("fsdp:1")
-    self._plan = plan(suite, files, size, seed, folder / "models", mesh, stop)
+    self._mesh = sharding.make_mesh("fsdp:1")
+    self._plan = plan(suite, files, size, seed, folder / "models", self._mesh, stop)
 
   @property
   def name(self) -> str:
@@ -79,7 +78,7 @@ class Unit:
     for pool in self._plan.pools:
       if self._kinds and pool.kind not in self._kinds:
         continue
-      if missing := [name for name, member in pool.members.items() if not member.folder.is_dir()]:
+      if missing := [name for name, folder in pool.folders.items() if not folder.is_dir()]:
         found["failed"][pool.name] = f"the training of {missing[0]!r} failed."
         continue
       for part, rows in self._pool(pool, found["failed"], say).items():
@@ -88,8 +87,8 @@ class Unit:
     return found
 
   def _pool(self, pool: Pool, failed: dict[str, str], say: Say) -> dict[str, list[Result]]:
-    suite = self._tasks(pool)
-    scores = Scores(pool, suite, self._stop)
+    judge = Judge(pool.folders.values(), self._splits, Evals(), self._mesh)
+    scores = Scores(pool, judge, self._stop)
     about = {"pool": scores.bench.digests()}
     first = Cell("known", f"{pool.name} known points", about, lambda: contest.known(scores))
     cells, places = [first] if self._names or self._attainable else [], []
@@ -163,11 +162,6 @@ class Unit:
     words = f"{scores.pool.name} {name} {seed}"
     rule = {"budgets": list(budgets), "caution": caution, "choice": "smoothed"}
     return Cell("contest", words, spec | rule, work)
-
-  def _tasks(self, pool: Pool) -> TaskSuite:
-    """The tasks, as models of this size take them."""
-    opened = [checkpoints.open(member.folder) for member in pool.members.values()]
-    return suites.task_suite(self._splits, opened, Evals(), mesh=sharding.make_mesh("fsdp:1"))
 
   @functools.cached_property
   def _splits(self) -> dict[str, Any]:

@@ -6,37 +6,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
 
-from merge_jax import checkpoints, preflight, sharding
-from merge_jax.checkpoints import Checkpoint
+from merge_jax import preflight
 from merge_jax.evals.objective import Evaluation, JittedObjective, Merge
-from merge_jax.evals.task_suite import TaskSuite
-from merge_jax.recycle import methods, placing
-from merge_jax.recycle.settings import Placement
 from merge_jax.search.baselines import METHOD, one_hot
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.loop import SPLIT
 from merge_jax.search.point import Candidate, Point
-from merge_jax.sharding import Layout
+from merge_jax.study.judge import Judge
 
 
 class Pool(NamedTuple):
   """Checkpoints to recycle.
 
   Attributes:
-    names: short ones, in order.
-    folders: of the checkpoints.
+    folders: of the checkpoints by name, in order.
     base: folder of their common ancestor, or None.
     stages: what each was trained by, by name: "sft" or "po"; others may be left out.
-    tokens: that the training of each read, by name; of others it is what their `training.json` says.
   """
 
-  names: tuple[str, ...]
-  folders: tuple[Path, ...]
+  folders: Mapping[str, Path]
   base: Path | None = None
   stages: Mapping[str, str] = {}
-  tokens: Mapping[str, int] = {}
 
 
 class Bench:
@@ -47,36 +38,22 @@ class Bench:
 
   Args:
     pool: see there.
-    suite: its tasks; all of them are scored, whatever a search looks at.
+    judge: of its models; all of its tasks are scored, whatever a search looks at.
     batch: candidates of one program call.
-    mesh: of the suite; None: one device.
-    competitors, smooth: see `merge_jax.evals.Suite.objective`.
 
   Raises:
-    ValueError: names or checkpoints that do not go together.
+    ValueError: checkpoints that do not go together, a stage of one that is not there.
   """
 
-  def __init__(
-    self,
-    pool: Pool,
-    suite: TaskSuite,
-    batch: int,
-    mesh: Mesh | None,
-    *,
-    competitors: int = 0,
-    smooth: str = "",
-  ):
-    if not len(set(pool.names)) == len(pool.names) == len(pool.folders):
-      raise ValueError(f"The pool has {len(pool.folders)} folders and the names {', '.join(pool.names)}; "
-                       "expected a different one for each.")  # fmt: skip
-    for name in (*pool.stages, *pool.tokens):
-      if name not in pool.names:
-        raise ValueError(f"The pool has no checkpoint {name!r}; its names are {', '.join(pool.names)}.")
-    opened, base = preflight.open_pool([str(path) for path in pool.folders], str(pool.base or "") or None)
+  def __init__(self, pool: Pool, judge: Judge, batch: int = 1):
+    for name in pool.stages:
+      if name not in pool.folders:
+        raise ValueError(f"The pool has no checkpoint {name!r}; its names are {', '.join(pool.folders)}.")
+    folders = [str(path) for path in pool.folders.values()]
+    opened, base = preflight.open_pool(folders, str(pool.base or "") or None)
     preflight.require(tuple(preflight.check(opened, base, memory=tuple, values=False)))
-    self.pool, self.suite, self.batch = pool, suite, batch
+    self.pool, self.judge, self.suite, self._batch = pool, judge, judge.suite, batch
     self.checkpoints, self.base = tuple(opened), base
-    self._mesh, self._competitors, self._smooth = mesh, competitors, smooth
     self._singles: dict[str, list[Evaluation]] = {}
 
   @property
@@ -91,26 +68,14 @@ class Bench:
     return {"checkpoints": found, "base": base, "tasks": self.suite.identity()}
 
   @functools.cached_property
-  def _layout(self) -> Layout:
-    first, suite, mesh = self.checkpoints[0], self.suite, self._mesh or sharding.make_mesh("fsdp:1")
-    return placing.layout(first.specs, mesh, Placement(), suite.stacks, suite.axes)
-
-  @functools.cached_property
   def merges(self) -> dict[str, Merge]:
     """The pool, placed once: `linear` for known points and most searches, `task_arithmetic` on the base."""
-
-    def placed(checkpoint: Checkpoint) -> dict[str, Any]:
-      return checkpoints.place(checkpoint, self._layout.shardings, self.suite.stacks)
-
-    experts = [placed(checkpoint) for checkpoint in self.checkpoints]
-    base = None if self.base is None else placed(self.base)
-    return methods.merges((METHOD, "task_arithmetic"), experts, base, self.suite.axes)
+    return self.judge.merges((METHOD, "task_arithmetic"), self.pool.folders.values(), self.pool.base)
 
   @functools.cached_property
   def objective(self) -> JittedObjective:
     """Compiled once."""
-    scorers = self.suite.scorers(self._competitors, self._smooth)
-    return JittedObjective(self.merges, scorers, self.batch, self._layout)
+    return self.judge.objective(self.merges, self._batch)
 
   def singles(self, split: str) -> list[Evaluation]:
     """What each checkpoint scores."""

@@ -1,14 +1,13 @@
 """The cells of searches over a pool."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
-from jax.sharding import Mesh
 
-from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.study.cells import Cell
+from merge_jax.study.judge import Judge
 from merge_jax.study.recycling import search
 from merge_jax.study.recycling.bench import Bench, Pool
 from merge_jax.study.recycling.settings import MAIN, PAPER, Arm, Recycling, arms
@@ -16,16 +15,14 @@ from merge_jax.study.recycling.settings import MAIN, PAPER, Arm, Recycling, arms
 KIND = "recycle"
 
 
-def cells(
-  pool: Pool, suite: TaskSuite, options: Recycling, *, mesh: Mesh | None = None, name: str = "recycle"
-) -> list[Cell]:
+def cells(pool: Pool, judge: Judge, options: Recycling, name: str = "recycle") -> list[Cell]:
   """What there is to do, the checkpoints alone first. One placed pool serves all of them.
 
   Args:
     pool: opened here; its tensors are read by the first cell that runs.
-    suite: with the splits search, validation and test; the tasks of all settings are in each.
+    judge: of its models, by a suite with the splits search, validation and test; the tasks of all settings
+      are in each.
     options: see there.
-    mesh: of the suite; None: one device.
     name: of the pool, for people.
 
   Raises:
@@ -33,22 +30,22 @@ def cells(
       does not have.
   """
   for split in ("search", "validation", "test"):
-    if split not in suite.splits:
-      raise ValueError(f"The suite has no {split} examples; its splits are {', '.join(suite.splits)}.")
-  bench = Bench(pool, suite, options.batch, mesh)
+    if split not in judge.suite.splits:
+      raise ValueError(f"The suite has no {split} examples; its splits are {', '.join(judge.suite.splits)}.")
+  bench = Bench(pool, judge, options.batch)
   if bench.count < 2:
     raise ValueError("The pool has one checkpoint; give at least two to recycle.")
   for tasks in options.settings.values():
     bench.fitness(tasks)
   about = bench.digests() | {"batch": options.batch}
-  scored = {"stages": dict(pool.stages), "tokens": dict(pool.tokens), "names": list(pool.names)}
+  # Tokens of checkpoints could be given once; keys are of the spec, and stay.
+  scored = {"stages": dict(pool.stages), "tokens": {}, "names": list(pool.folders)}
   found = [Cell(KIND, f"{name} singles", about | scored, functools.partial(search.singles, bench))]
-  for spec in dict.fromkeys(_searches(options, bench.count)):
-    setting, count, arm, seed, budgets = spec
+  for setting, count, arm, seed, budgets in dict.fromkeys(_searches(options, bench.count)):
     plain = {"setting": setting, "tasks": list(options.settings[setting]), "count": count,
              "arm": msgspec.to_builtins(arm), "seed": seed, "budgets": list(budgets)}  # fmt: skip
     words = f"{name} {setting} N={count} {arm.proposer} {arm.space} σ={arm.sigma:g} {arm.start} seed {seed}"
-    found.append(Cell(KIND, words, about | plain, _search(bench, plain, arm)))
+    found.append(Cell(KIND, words, about | plain, functools.partial(_search, bench, plain, arm)))
   return found
 
 
@@ -67,9 +64,6 @@ def _searches(options: Recycling, most: int) -> Iterator[Search]:
         yield setting, count, PAPER, seed, options.budgets[:1]
 
 
-def _search(bench: Bench, plain: Mapping[str, Any], arm: Arm) -> Callable[[], dict[str, Any]]:
-  def run() -> dict[str, Any]:
-    found = search.run(bench, plain["tasks"], plain["count"], arm, plain["seed"], plain["budgets"])
-    return {**plain, **found}
-
-  return run
+def _search(bench: Bench, plain: Mapping[str, Any], arm: Arm) -> dict[str, Any]:
+  found = search.run(bench, plain["tasks"], plain["count"], arm, plain["seed"], plain["budgets"])
+  return {**plain, **found}

@@ -106,8 +106,7 @@ class Setting:
     if key not in self._drawn:
       signs = {task: self.signs[task] for task in tasks}
       examples = Examples.from_plain({task: model["examples"][task] for task in tasks}, signs)
-      average = signed([examples.scores()], examples.tasks, examples.signs).mean()
-      self._drawn[key] = float(average), uncertainty.resampled(examples, draws).mean(axis=1)
+      self._drawn[key] = examples.average(), uncertainty.resampled(examples, draws).mean(axis=1)
     return self._drawn[key]
 
 

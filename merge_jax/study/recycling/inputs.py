@@ -1,53 +1,70 @@
 """What searches over a pool found, as the claims of the paper "Recycle" take it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from merge_jax.evals.examples import Examples
+from merge_jax.study.analysis import searches
 from merge_jax.study.analysis.recycle_claims import Cost, Inputs
-from merge_jax.study.analysis.searches import Search, Setting
-from merge_jax.study.recycling.evidence import evidence
+from merge_jax.study.recycling.cost import cost
+from merge_jax.study.recycling.found import Setting, proposed, row, settings
+from merge_jax.study.recycling.settings import PAPER
+from merge_jax.study.recycling.summary import BASELINES
 
-Plain = Mapping[str, Any]
+Plain = dict[str, Any]
 
 
-def inputs(results: Sequence[dict[str, Any]]) -> Inputs:
-  """The claims' inputs, from the results of the cells; searches are the paper's, at its budget.
+def inputs(results: Iterable[Plain]) -> Inputs:
+  """The claims' inputs, from the results of the cells; nothing where the checkpoints alone are missing.
+
+  Searches are the paper's, at its budget.
 
   Args:
     results: of the cells of `recycling.cells`.
   """
-  found = evidence(results)
+  found = settings(results)
   if not found:
     return Inputs()
-  signs = found["signs"]
+  alone = found[0].singles
+  return Inputs(
+    settings=[_setting(one) for one in found if one.of(PAPER)],
+    sweep=[point for one in found for point, _ in one.sweep()],
+    costs=[
+      Cost(f"{line['setting']}, {line['counted']}", line["evaluations"], line["evaluation"], line["training"])
+      for line in cost(found)["rows"]
+    ],
+    singles=[_examples(found[0], model) for model in alone["models"]],
+    stages=tuple(stage or "" for stage in alone["stages"]),
+  )
 
-  def examples(model: Plain) -> Examples:
-    return Examples.from_plain(model["examples"], signs)
 
-  def setting(one: Plain) -> Setting:
-    made = one["searches"].get("search", [])
-    fewest = min((search["evaluations"] for search in made), default=0)
-    answers = [
-      Search(
-        examples(search["fittest"]), search["top"], search["fitness"],
-        average([search["fittest"]["search"][task] for task in one["tasks"]]),
-      )
-      for search in made if search["evaluations"] == fewest
-    ]  # fmt: skip
-    return Setting(
-      one["name"], one["tasks"], {name: examples(model) for name, model in one["baselines"].items()}, answers,
-      singles, one["single_fitness"],
-    )  # fmt: skip
-
-  singles = [examples(model) for model in found["singles"]]
-  costs = [
-    Cost(f"{row['setting']}, {row['counted']}", row["evaluations"], row["evaluation"], row["training"])
-    for row in found["cost"]["rows"]
+def _setting(one: Setting) -> searches.Setting:
+  papers = one.of(PAPER)
+  made = [
+    (answer["evaluations"], i, search) for search in papers for i, answer in enumerate(search["answers"])
   ]
-  settings = [setting(one) for one in found["settings"]]
-  stages = tuple(stage or "" for stage in found["stages"])
-  return Inputs([one for one in settings if one.searches], found["sweep"], costs, singles, stages)
+  fewest = min(evaluations for evaluations, *_ in made)
+  names = (*BASELINES, *(f"best_on_{task}" for task in one.tasks))
+  known = papers[0]["answers"][0]["rows"]
+  return searches.Setting(
+    one.name, one.tasks,
+    {name: _examples(one, row(papers[0], name)) for name in names if name in known},
+    [_search(one, search, i) for evaluations, i, search in made if evaluations == fewest],
+    [_examples(one, model) for model in one.singles["models"]], one.single_fitness(),
+  )  # fmt: skip
+
+
+def _search(one: Setting, search: Plain, budget: int) -> searches.Search:
+  answer, fittest = search["answers"][budget], row(search, "search_best", budget)
+  return searches.Search(
+    _examples(one, fittest), answer["top"],
+    proposed(search, search["fitness"])[: answer["evaluations"]],
+    average([fittest["search"][task] for task in one.tasks]),
+  )  # fmt: skip
+
+
+def _examples(one: Setting, model: Plain) -> Examples:
+  return Examples.from_plain(model["examples"], one.signs)
 
 
 def average(scores: Sequence[float | None]) -> float | None:

@@ -41,17 +41,14 @@ def singles(bench: Bench) -> Plain:
   first = scored[REPORTED][0].examples
   return {
     "kind": "singles",
-    "checkpoints": list(pool.names),
-    "stages": [pool.stages.get(name) for name in pool.names],
+    "checkpoints": list(pool.folders),
+    "stages": [pool.stages.get(name) for name in pool.folders],
     "signs": dict(zip(first.tasks, first.signs, strict=True)) if first else {},
     "sizes": {split: suite.sizes(split) for split in suite.splits},
     "tokens": {task: suite.tokens(SPLIT, [task]) for task in suite.names},
     "models": [_single(scored, i) for i in range(bench.count)],
     "parameters": bench.checkpoints[0].parameters,
-    "trained": [
-      pool.tokens.get(name, results.training_tokens([one]))
-      for name, one in zip(pool.names, bench.checkpoints, strict=True)
-    ],
+    "trained": [results.training_tokens([one]) for one in bench.checkpoints],
     "base_trained": None if bench.base is None else results.training_tokens([bench.base]),
     "sequences": [_sequences(checkpoint) for checkpoint in bench.checkpoints],
   }

@@ -9,23 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh
 
-from merge_jax import models, sharding
 from merge_jax.evals import Evaluation, Examples, uncertainty
-from merge_jax.evals.objective import JittedObjective
-from merge_jax.evals.task_suite import TaskSuite
 from merge_jax.operators.contrib import trajectory
-from merge_jax.recycle import methods, placing
-from merge_jax.recycle.settings import Placement
 from merge_jax.search.baselines import METHOD
 from merge_jax.search.point import Candidate, Point
-from merge_jax.search.scores import nullable, signed
+from merge_jax.search.scores import nullable
+from merge_jax.study.judge import Judge
 from merge_jax.study.trajectory import run as along_run
-from merge_jax.study.trajectory.run import Along, Kept, Params
+from merge_jax.study.trajectory.run import Along, Params
 from merge_jax.training.corpus import Corpus
 
 CONSTANT, DECAY, MERGE = "constant", "decay", "merge"
@@ -55,35 +49,29 @@ class Scored(NamedTuple):
 
   def average(self, split: str) -> float:
     """Mean over tasks, a score that is better low with a minus; NaN without tasks."""
-    of = self.examples[split]
-    return float(signed([of.scores()], of.tasks, of.signs).mean()) if of.tasks else float("nan")
+    return self.examples[split].average()
 
 
 def along(
   apply: Callable[..., Array],
   params: Params,
   data: Corpus,
-  suite: TaskSuite,
+  judge: Judge,
   options: Along,
   held_in: Sequence[str],
+  folder: Path,
   *,
-  folder: Path | None = None,
-  batch: int = 1,
-  mesh: Mesh | None = None,
   stop: Callable[[], bool] = lambda: False,
-  progress: Callable[[int, str], None] = lambda step, name: None,
 ) -> dict[str, Any]:
   """Trains, merges and scores.
 
   Args:
     apply, params, data: model, parameters to start from and training examples, as of `training.train`.
-    suite: of the same model, with the splits validation and test.
+    judge: of the same models, by a suite with the splits validation and test; its mesh also trains.
     options: see there.
     held_in: tasks that decide on merges, those that are trained on; the others of the test split are held
       out.
-    folder, stop, progress: see `along_run.trained`.
-    batch: models scored in one program call.
-    mesh: of training and suite; None: one device.
+    folder, stop: see `along_run.trained`.
 
   Returns:
     `points`: of every model and split "validation", "test" and "heldout" the mean `value` over tasks and its
@@ -99,11 +87,11 @@ def along(
     training.Diverged, training.Stopped: see `along_run.trained`.
   """
   for split in ("validation", "test"):
-    tasks = suite.sizes(split) if split in suite.splits else {}
+    tasks = judge.suite.sizes(split) if split in judge.suite.splits else {}
     if missing := [task for task in held_in if task not in tasks]:
       raise ValueError(f"The suite has no {split} examples of the held-in task {missing[0]!r}.")
-  kept = along_run.trained(apply, params, data, options, folder, stop=stop, progress=progress, mesh=mesh)
-  scored = _scored(kept, candidates(options), suite, options, held_in, batch, mesh)
+  kept = along_run.trained(apply, params, data, options, folder, stop=stop, mesh=judge.mesh)
+  scored = _scored([kept / name for name in along_run.names(options)], candidates(options), judge, held_in)
   draws, splits = options.bootstrap, ("validation", "test", "heldout")
   points = [
     {"step": one.model.step, "kind": one.model.kind, "split": split, "value": nullable(one.average(split)),
@@ -167,16 +155,9 @@ def _of_decay(decay: str, steps: np.ndarray, window: int) -> np.ndarray:
 
 
 def _scored(
-  kept: Kept, chosen: Sequence[Model], suite: TaskSuite, options: Along, held_in: Sequence[str],
-  batch: int, mesh: Mesh | None,
-) -> list[Scored]:  # fmt: skip
-  loaded = [models.stack(kept[name], suite.stacks) for name in along_run.names(options)]
-  specs = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in loaded[0].items()}
-  mesh = mesh or sharding.make_mesh("fsdp:1")
-  layout = placing.layout(specs, mesh, Placement(), {}, suite.axes)
-  placed = [{n: jax.device_put(v, layout.shardings[n]) for n, v in one.items()} for one in loaded]
-  merges = methods.merges((METHOD,), placed, None, suite.axes)
-  objective = JittedObjective(merges, suite.scorers(), batch, layout)
+  folders: Sequence[Path], chosen: Sequence[Model], judge: Judge, held_in: Sequence[str]
+) -> list[Scored]:
+  objective = judge.objective(judge.merges((METHOD,), folders))
   points = [Candidate(one.kind, METHOD, Point(one.weights)) for one in chosen]
   validation, test = (_examples(objective.evaluate(points, split)) for split in ("validation", "test"))
   heldout = [task for task in test[0].tasks if task not in held_in]

@@ -14,9 +14,9 @@ from jax import Array
 from jax.sharding import Mesh
 from msgspec import Meta
 
-from merge_jax import checkpoints, decoding, sharding
+from merge_jax import decoding, sharding
 from merge_jax.study.settings import Part, Positive
-from merge_jax.training import Corpus, Recipe, State, begin, continued, read_recipe, result, saving, train
+from merge_jax.training import Corpus, Recipe, State, continued, read_recipe, result, saving, train
 
 Params = Mapping[str, Any]
 Decay = Literal["linear", "minus_sqrt", "cosine"]
@@ -105,86 +105,51 @@ def names(options: Along) -> Iterator[str]:
     yield from (decayed(point, decay, options.decay_steps) for decay in options.decays)
 
 
-class Kept:
-  """Parameters by name: in folders that appear whole or not at all, or in memory.
-
-  Args:
-    folder: of the folders; None: memory.
-  """
-
-  def __init__(self, folder: Path | None):
-    self._folder = folder
-    self._memory: dict[str, dict[str, np.ndarray]] = {}
-
-  def __contains__(self, name: str) -> bool:
-    return name in self._memory or (self._folder is not None and (self._folder / name).is_dir())
-
-  def __getitem__(self, name: str) -> dict[str, Any]:
-    return self._memory[name] if self._folder is None else checkpoints.open(self._folder / name).load()
-
-  def put(self, name: str, params: Mapping[str, Array]) -> None:
-    """Keeps a copy, unless it is there."""
-    if name in self:
-      return
-    if self._folder is None:
-      self._memory[name] = {key: np.array(sharding.whole(value)) for key, value in params.items()}
-      return
-    with saving.new_folder(self._folder / name) as partial:
-      saving.write(partial, params)
-
-
 def trained(
   apply: Callable[..., Array],
   params: Params,
   data: Corpus,
   options: Along,
-  folder: Path | None = None,
+  folder: Path,
   *,
   stop: Callable[[], bool] = lambda: False,
-  progress: Callable[[int, str], None] = lambda step, name: None,
   mesh: Mesh | None = None,
-) -> Kept:
+) -> Path:
   """Trains the run, and the decays where they branch off; what is there already is kept.
 
   Args:
     apply, data, mesh: of `training.train`.
     params: to start from.
     options: see there.
-    folder: where checkpoints and states are kept, under a name of their own for each run; None: in memory.
-    stop: asked between steps of the run where there is a folder; true ends with `training.Stopped`.
-    progress: told the step, and the name of what was kept.
+    folder: where checkpoints and states are kept, under a name of their own for each run.
+    stop: asked between steps of the run; true ends with `training.Stopped`.
+
+  Returns:
+    The folder of the run: each of `names` is a checkpoint in it, whole or not there.
 
   Raises:
     training.Diverged: see there.
     training.Stopped: the same call continues.
   """
   recipe = options.constant()
-  if folder is not None:
-    folder = folder / _identity(params, data, recipe)
-  kept, branches = Kept(folder), {point: options.decays for point in options.points}
+  kept = folder / _identity(params, data, recipe)
+
+  def put(name: str, params: Params) -> None:
+    if not (kept / name).is_dir():
+      with saving.new_folder(kept / name) as partial:
+        saving.write(partial, params)
 
   def keep(state: State) -> None:
-    kept.put(at(state.step), result(state, recipe))
-    progress(state.step, at(state.step))
-    for decay in branches.get(state.step, ()):
-      if (name := decayed(state.step, decay, options.decay_steps)) not in kept:
-        own = options.decayed(state.step, decay)
-        kept.put(name, result(train(apply, _copy(state), data, own, mesh=mesh), own))
-        progress(own.steps, name)
+    put(at(state.step), result(state, recipe))
+    for decay in options.decays if state.step in options.points else ():
+      name, own = decayed(state.step, decay, options.decay_steps), options.decayed(state.step, decay)
+      if not (kept / name).is_dir():
+        put(name, result(train(apply, _copy(state), data, own, mesh=mesh), own))
 
-  def along(state: State) -> None:
-    if state.step % every == 0:
-      keep(state)
-
-  every = options.every
-  if all(name in kept for name in names(options)):
-    return kept
-  if folder is None:
-    train(apply, begin(params, recipe, mesh), data, recipe, progress=along, every=every, mesh=mesh)
-    return kept
-  states = folder / "states"
-  keep(continued(apply, params, data, recipe, states, keep_every=every, keep=keep, stop=stop, mesh=mesh))
-  shutil.rmtree(states, ignore_errors=True)
+  if not all((kept / name).is_dir() for name in names(options)):
+    states, every = kept / "states", options.every
+    keep(continued(apply, params, data, recipe, states, keep_every=every, keep=keep, stop=stop, mesh=mesh))
+    shutil.rmtree(states, ignore_errors=True)
   return kept
 
 
