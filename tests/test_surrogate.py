@@ -17,7 +17,7 @@ from merge_jax.search import pareto, proposers
 from merge_jax.search.options import Evidence, Options
 from merge_jax.search.outputs import Outputs
 from merge_jax.search.space import space
-from merge_jax.search.surrogate import directions, leave_one_out, process, region, surrogate
+from merge_jax.search.surrogate import directions, leave_one_out, process, proposer, region, surrogate
 from merge_jax.search.surrogate.model import learn
 from merge_jax.training import puzzles
 from tests import pools
@@ -153,6 +153,18 @@ def test_process_foresees_what_is_linear_and_knows_what_it_does_not_know():
   assert 0 <= variance < fitted.at(10 * new)[1]
 
 
+def test_the_covariance_of_slopes_is_that_of_small_differences():
+  generator = np.random.default_rng(1)
+  points = generator.normal(size=(6, 3))
+  outputs = np.sin(points @ generator.normal(size=(3, 40)))
+  fitted = process.fit(points, outputs @ outputs.T / 40)
+  ends = 1e-3 * np.concatenate([np.eye(3), -np.eye(3)])
+  between = process._kernel(ends, points, fitted.theta)
+  after = process._kernel(ends, ends, fitted.theta) - between @ fitted.inverse @ between.T
+  half = np.concatenate([np.eye(3), -np.eye(3)]) / 2e-3
+  np.testing.assert_allclose(fitted.slope_covariance(), half.T @ after @ half, rtol=1e-3, atol=1e-4)
+
+
 def test_slopes_of_a_process_are_derivatives():
   generator = np.random.default_rng(1)
   points = generator.normal(size=(6, 3))
@@ -243,12 +255,46 @@ def test_a_job_learns_from_answers(finished):
 
 
 def test_what_promises_less_than_its_error_ends_a_search(world, tmp_path):
-  careful = functools.partial(surrogate, least=1.0)
+  careful = functools.partial(surrogate, least=1e3)
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(proposers.PROPOSERS, "surrogate", proposers.PROPOSERS["surrogate"]._replace(start=careful))
     run(world, tmp_path / "run", search=SURROGATE)
   kinds = [record["kind"] for record in journal_of(tmp_path / "run") if record["split"] == "search"]
-  assert "base" in kinds and kinds.count("surrogate") == 1  # the sum of task vectors, which opens
+  # The sum of task vectors, which opens, and a look in each direction that is not known.
+  assert "base" in kinds and kinds.count("surrogate") <= 1 + 3
+
+
+UNLIKE = {
+  "free": [(0.0, 0.0), (1.0, 0.0), (0.4, 0.0), (0.7, 0.0), (1.2, 0.0)],
+  "simplex": [(1.0, 0.0, 0.0), (0.4, 0.6, 0.0), (0.7, 0.3, 0.0), (0.2, 0.8, 0.0), (0.5, 0.5, 0.0)],
+}
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_directions_that_no_merge_has_measured_are_looked_at(scored, name):
+  """The last checkpoint was in no merge."""
+  suite, found = scored
+  count = len(UNLIKE[name][0])
+  records = [
+    search.Record(
+      "search", i, 0, "x", "task_arithmetic", search.Point(point), examples.scores(), None, None, 0.0
+    )
+    for i, (point, (examples, _)) in enumerate(zip(UNLIKE[name], found, strict=True))
+  ]
+  evidence = Evidence(suite.answers, lambda record: found[record.index][1])
+  fitness = search.Fitness(tuple(METRICS), tuple(suite.signs), source="metric")
+  options = Options(
+    "task_arithmetic", space(name, count), fitness, count, based=True, evidence=evidence, metric=np.eye(count)
+  )
+  view = proposer.View.of(records, options)
+  assert view is not None
+  probes = [np.array(probe.point.weights) for probe in proposer._probes(view, options)]
+  assert probes and any(abs(probe[-1]) > 0.1 for probe in probes)
+  for probe in probes:
+    if name == "simplex":
+      assert probe.min() >= 0 and probe.sum() == pytest.approx(1)
+    else:
+      assert np.linalg.norm(view.metric.z(probe)) == pytest.approx(proposer.PROBE)
 
 
 def test_effects_of_checkpoints_are_those_of_merges_that_were_learned_from(scored):
@@ -329,7 +375,7 @@ def test_any_number_of_checkpoints(tmp_path, count):
   result = run(own, tmp_path / "x", search=SURROGATE | {"budget": budget, "fitness_source": "loss"})
   records = [r for r in journal_of(tmp_path / "x") if r["split"] == "search"]
   assert len(records) <= budget + 1 and {r["kind"] for r in records} >= {"single", "base"}
-  assert ("surrogate" in {r["kind"] for r in records}) == (count > 1)  # one alone has nowhere to go
+  assert "surrogate" in {r["kind"] for r in records}
   assert len(result["checkpoints"]) == count
 
 

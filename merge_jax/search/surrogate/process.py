@@ -43,13 +43,26 @@ class Process:
 
   def slopes(self, z: Vector) -> tuple[np.ndarray, Vector]:
     """Derivatives of the coefficients `[n, d]` and of the variance `[d]` by the point."""
+    a, q = np.exp(self.theta[1:3])
+    dk = self._kernel_slopes(z)
+    coefficients, _ = self.at(z)
+    return self.inverse @ dk, (2 * a + 4 * q * z @ z) * z - 2 * dk.T @ coefficients
+
+  def slope_covariance(self) -> np.ndarray:
+    """How unsure the derivatives of an output at the origin are, `[d, d]`.
+
+    (a + b / l²) I - Dᵀ K⁻¹ D, with D the derivatives of the kernel there.
+    """
+    a, _, b, length = np.exp(self.theta[1:5])
+    dk = self._kernel_slopes(np.zeros(self.points.shape[1]))
+    return (a + b / length**2) * np.eye(dk.shape[1]) - dk.T @ self.inverse @ dk
+
+  def _kernel_slopes(self, z: Vector) -> np.ndarray:
+    """Derivatives `[n, d]` of the kernel between a point and those of the data, by the point."""
     a, q, b, length = np.exp(self.theta[1:5])
     apart = z - self.points
     bump = b * np.exp(-(apart**2).sum(axis=1) / (2 * length**2))
-    dk = (a + 2 * q * self.points @ z)[:, None] * self.points - (bump / length**2)[:, None] * apart
-    by_point = self.inverse @ dk
-    coefficients, _ = self.at(z)
-    return by_point, (2 * a + 4 * q * z @ z) * z - 2 * dk.T @ coefficients
+    return (a + 2 * q * self.points @ z)[:, None] * self.points - (bump / length**2)[:, None] * apart
 
 
 def fit(points: np.ndarray, gram: np.ndarray, start: Vector = START) -> Process:

@@ -2,6 +2,8 @@
 
 Each round learns from the answers of all evaluated merges, proposes the point of the region around the best
 one where the smoothed fitness is foreseen to be highest, and widens or narrows the region by what came true.
+Where it first promises no more, it looks at the directions it knows least: a step measures one of them, and a
+slope that was never measured is foreseen as none.
 """
 
 import dataclasses
@@ -30,6 +32,12 @@ WIDE = 3.0
 """Of the region that an idle round looks at, hopefully and from every evaluated point."""
 SHORT = 0.01
 """A step that is shorter leads nowhere."""
+PROBES = 8
+"""Directions that are looked at before it is believed that there is nothing more, at most."""
+PROBE = 0.25
+"""Length of these looks, in lengths of a task vector."""
+UNSURE = 0.05
+"""Variance of the slopes of outputs of unit variance, below which a direction is known."""
 IDLE = 2
 """Idle rounds that end a search."""
 STUCK = 20
@@ -108,12 +116,16 @@ class How(NamedTuple):
 def _summit(records: list[Record], options: Options, how: How) -> Generations:
   """To the highest point."""
   here = View.of(records, options)
-  radius, idle, promise = RADIUS, 0, None
+  radius, idle, probed, promise = RADIUS, 0, False, None
   while here is not None and idle < IDLE:
     steps = _steps(here, radius, options, how)
     promise = steps[0].gain
     if not here.promises(steps[0], how.least):
-      return promise
+      if probed or not (probes := _probes(here, options)):
+        return promise
+      records += yield Proposal(probes, here.best.point)
+      here, radius, probed = View.of(records, options, here.model.process.theta), RADIUS, True
+      continue
     made = yield Proposal([_candidate(here, step.z, options) for step in steps], here.best.point)
     records += made
     there = View.of(records, options, here.model.process.theta)
@@ -242,6 +254,29 @@ def _steps(view: View, radius: float, options: Options, how: How) -> list[Step]:
     if min(np.linalg.norm(other.z - z) for z in (np.zeros_like(other.z), *(one.z for one in steps))) > SHORT:
       steps.append(other)
   return steps
+
+
+def _probes(view: View, options: Options) -> list[Candidate]:
+  """Short looks along the directions whose slopes are least known, to the side that is foreseen higher."""
+  covariance, metric = view.model.process.slope_covariance(), view.metric
+  if not options.space.scaled:  # weights of a part must still sum to one
+    sums = np.kron(np.eye(options.rows), np.ones(options.count)) @ metric.to_weights
+    within = np.eye(len(covariance)) - np.linalg.pinv(sums) @ sums
+    covariance = within @ covariance @ within
+  variances, directions = np.linalg.eigh((covariance + covariance.T) / 2)
+  found = list[Candidate]()
+  for i in np.argsort(-variances, kind="stable")[:PROBES]:
+    if variances[i] < UNSURE:
+      break
+    direction, ends = directions[:, i], dict[float, Candidate]()
+    for sign in (1, -1):
+      side = _candidate(view, sign * PROBE * direction, options)
+      z = metric.z(options.weights(side.point))
+      if sign * z @ direction > PROBE / 2:  # a simplex cuts some off
+        ends[view.model.at(z, caution=0.0).value] = side
+    if ends:
+      found.append(ends[max(ends)])
+  return found
 
 
 def _step(view: View, radius: float, options: Options, caution: float) -> Step:
