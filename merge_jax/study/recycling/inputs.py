@@ -1,6 +1,6 @@
 """What searches over a pool found, as the claims of the paper "Recycle" take it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from merge_jax.evals.examples import Examples
@@ -59,15 +59,9 @@ def _search(one: Setting, search: Plain, budget: int) -> searches.Search:
   return searches.Search(
     _examples(one, fittest), answer["top"],
     proposed(search, search["fitness"])[: answer["evaluations"]],
-    average([fittest["search"][task] for task in one.tasks]),
+    one.average(fittest["search"], one.tasks),
   )  # fmt: skip
 
 
 def _examples(one: Setting, model: Plain) -> Examples:
   return Examples.from_plain(model["examples"], one.signs)
-
-
-def average(scores: Sequence[float | None]) -> float | None:
-  """Mean of scores that are all there."""
-  known = [score for score in scores if score is not None]
-  return sum(known) / len(known) if known and len(known) == len(scores) else None
