@@ -277,6 +277,15 @@ def test_one_model_of_multislerp_is_itself_as_in_mergekit(world, base):
   assert all((value == world["a"][name]).all() for name, value in got.items())
 
 
+@pytest.mark.parametrize("method", ["task_arithmetic", "dare_ties", "sce", "ram"])
+def test_a_base_alone_is_itself_as_in_mergekit(world, method):
+  """As people put an adapter into a model: `base_model: model+adapter`, and nothing else."""
+  sliced = {"slices": [{"sources": [{"model": "base", "layer_range": [0, LAYERS]}]}]}
+  built, got = merge({"merge_method": method, "base_model": "base"} | sliced)
+  assert all((value == world["base"][name]).all() for name, value in got.items())
+  assert any("no model but the base" in note for note in built.notes)
+
+
 def test_weights_that_cancel_in_some_tensors(world):
   _, got = merge(
     kit("task_arithmetic", ("a", {"weight": [0, 1]}), ("b", {"weight": [0, 0.5]}), base_model="base",
@@ -503,7 +512,7 @@ def test_a_folder_is_replaced_only_if_a_merge_made_it(world):
     (kit("linear", ("a", {"weight": 1}), ("wide", {"weight": 1})), r"\(12, 4\) in wide.*tokenizer_source"),
     (kit("linear", ("a", {"weight": 1}), ("b", {})), "needs weight of b for tensor"),
     (kit("ties", ("a", {"weight": 1})), "add base_model"),
-    (kit("ties", ("base", {}), base_model="base"), "at least 1 model .*, got 0"),
+    (kit("multislerp", ("base", {}), base_model="base"), "at least 1 model .*, got 0"),
     (kit("slerp", ("a", {}), ("b", {}), base_model="base", parameters={"t": 0.5}), "merges 2 models"),
     (kit("linear", ("nowhere", {"weight": 1})), "nowhere"),
     ({"merge_method": "linear", "slices": stacked(("a", (1, 4)))}, r"\[1, 4\] of a: it has 3 layers"),

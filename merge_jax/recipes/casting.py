@@ -72,6 +72,9 @@ def cast(recipe: Recipe, module: Module, part: Slice, mergekit: bool) -> tuple[P
     experts = tuple(i for i in range(len(inputs)) if i != at)
     if method.base == "input" and at is not None:
       experts, at = (at, *experts), None
+  if not experts and at is not None and method.of_base_alone:
+    notes.append(f"{name} gets no model but the base {base}, and gives it as it is")
+    experts, at = (at,), None
   few, many = method.fewest, method.most
   if len(experts) < few or (many is not None and len(experts) > many):
     wanted = f"{few}" if few == many else f"at least {few}"

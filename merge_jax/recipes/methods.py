@@ -76,6 +76,11 @@ class Method(NamedTuple):
   alone: bool = False
   along: Callable[[Values], int] = lambda v: -1
 
+  @property
+  def of_base_alone(self) -> bool:
+    """Whether the base alone is a merge: of no task vectors, as when only an adapter goes into a model."""
+    return self.base == "required" and self.fewest == 1 and self.most is None
+
 
 def _flag(name: str, mergekit: bool, paper: bool | None = None) -> Parameter:
   return Parameter(name, (mergekit, mergekit if paper is None else paper), kind="flag")
