@@ -114,10 +114,13 @@ def test_dtypes_may_be_called_as_torch_calls_them(given, dtype):
 
 
 def test_what_has_no_effect_is_a_note():
+  """Also what says something to another method: recipes on the hub give sce a lambda and a filter_wise."""
   recipe = recipes.parse(
-    yaml_reader.loads(KIT + "parameters: {int8_mask: true}", "r")[0], "r"
+    yaml_reader.loads(KIT + "parameters: {int8_mask: true, filter_wise: false, select_topk: 1}", "r")[0], "r"
   )  # fmt: skip
-  assert recipe.notes == ("int8_mask has no effect on ties",)
+  assert recipe.notes == tuple(
+    f"{x} has no effect on ties" for x in ("int8_mask", "filter_wise", "select_topk")
+  )
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ from merge_jax.recipes import layers, methods, parameters, schema
 from merge_jax.recipes.parameters import Settings
 from merge_jax.recipes.schema import Input, Module, Recipe, Slice, Tokenizer
 
-UNUSED = ("int8_mask", "rescale", "density", "normalize", "weight")
-"""Parameters of other methods that old recipes carry along, without effect there."""
+UNUSED = {"int8_mask", *(one.name for method in methods.MERGEKIT.values() for one in method.parameters)}
+"""Parameters that recipes carry along from one method to another, without effect there."""
 PARTS = ("models", "slices", "modules")
 
 
