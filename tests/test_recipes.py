@@ -55,6 +55,10 @@ OWN = "method: ties\nbase: b\nmodels: {x: {path: a, weight: 1}}\n"
   [
     ("models: [a]", ["expected method", "merge_method"]),
     ("just words", ["expected method"]),
+    ("base_model: b\ngate_mode: hidden\nexperts: [{source_model: a}]", ["experts", "mergekit-moe's"]),
+    ("merge_method: moe\nbase_model: b\nexperts: []", ["experts", "mergekit-moe's"]),
+    ("genome: {models: [a], merge_method: ties}\ntasks: []", ["genome", "mergekit-evolve's"]),
+    ("layer_slices: [{model: a, start: 0, end: 4}]", ["layer_slices", "bakllama's"]),
     (KIT + "base_modl: c", ["base_modl", "did you mean 'base_model'"]),
     (KIT.replace("ties", "tiess"), ["'tiess'", "did you mean 'ties'"]),
     (KIT + "parameters: {densty: 0.2}", ["densty", "did you mean 'density'"]),

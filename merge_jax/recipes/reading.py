@@ -10,6 +10,13 @@ from merge_jax.errors import shown
 from merge_jax.recipes import mergekit, own, yaml_reader
 from merge_jax.recipes.schema import Recipe
 
+FOREIGN = {
+  "experts": "mergekit-moe's, for mixtures of experts made of dense models; merge_jax does not make them",
+  "genome": "mergekit-evolve's, for a search of weights; that is launch.recycle here, with flags",
+  "layer_slices": "bakllama's; write slices: with merge_method: passthrough instead",
+}
+"""What else people call recipes, by a key that it alone has."""
+
 
 def read(path: str | Path) -> list[Recipe]:
   """The recipes of a YAML file, in an order in which each one's models are there; the last is the result.
@@ -31,6 +38,9 @@ def read(path: str | Path) -> list[Recipe]:
 
 def parse(raw: Any, where: str, text: str = "") -> Recipe:
   """A recipe of either format; ValueError if it is of none."""
+  for key, what in FOREIGN.items() if isinstance(raw, Mapping) else ():
+    if key in raw:
+      raise ValueError(f"{where}: holds {key}:, so its format is {what}.")
   for reader in (mergekit, own):
     if reader.detect(raw):
       return reader.read(raw, where, text)
