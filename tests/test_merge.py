@@ -440,8 +440,12 @@ def test_documents_that_use_each_other(world):
     merge(DOCUMENTS.replace("model: b}", "model: half}").replace("model: a}", "model: b}"), "x")
   with pytest.raises(ValueError, match="the name '' is no plain word"):
     merge(DOCUMENTS.replace("name: half", "name: ''"), "x")
-  with pytest.raises(ValueError, match="0 documents have no name"):
-    merge(f"name: other\n{DOCUMENTS}".replace("\n\n", "\n"), "x")
+  named = f"name: other\n{DOCUMENTS}".replace("\n\n", "\n")  # the result is what no other uses
+  assert all((value == got[name]).all() for name, value in merge(named, "named")[1].items())
+  with pytest.raises(ValueError, match="'other' and 'half' are used by no document"):
+    merge(named.replace("model: half", "model: a"), "x")
+  with pytest.raises(ValueError, match="2 documents have no name"):
+    merge(DOCUMENTS.replace("name: half", ""), "x")
 
 
 def test_the_folder_says_what_it_is(world):
