@@ -61,6 +61,8 @@ OWN = "method: ties\nbase: b\nmodels: {x: {path: a, weight: 1}}\n"
     ("layer_slices: [{model: a, start: 0, end: 4}]", ["layer_slices", "bakllama's"]),
     (KIT + "base_modl: c", ["base_modl", "did you mean 'base_model'"]),
     (KIT.replace("ties", "tiess"), ["'tiess'", "did you mean 'ties'"]),
+    (KIT + "select_topk: 0.2", ["select_topk", "under parameters"]),
+    (KIT.replace("}}]", "}, density: 0.5}]"), ["models[0]", "density", "under parameters"]),
     (KIT + "parameters: {densty: 0.2}", ["densty", "did you mean 'density'"]),
     (KIT.replace("weight: 1", "wieght: 1"), ["models[0]", "wieght", "did you mean 'weight'"]),
     (KIT.replace("weight: 1", "weight: 1, lambda: 2"), ["models[0]", "lambda", "own parameters"]),
