@@ -487,6 +487,19 @@ def test_what_the_models_folders_say_beside_their_tensors(world):
   assert not here("out/training.json").exists()
 
 
+def test_chat_templates_beside_the_default_one_come_along(world):
+  """As transformers 5 writes those for tools and documents: in a folder."""
+  name = "additional_chat_templates/tool_use.jinja"
+  for file, text in (("chat_template.jinja", "A"), (name, "T")):
+    (here("a") / file).parent.mkdir(exist_ok=True)
+    (here("a") / file).write_text(text)
+  text = kit("linear", ("a", {"weight": 1}))
+  merge(text)
+  assert here(f"out/{name}").read_text() == "T" and name in manifest.outputs(here("out"))
+  merge(text | {"chat_template": "chatml"}, overwrite=True)
+  assert here("out/chat_template.jinja").exists() and not here("out/additional_chat_templates").exists()
+
+
 def test_a_name_that_is_no_text_costs_no_merge(world):
   merge(kit("linear", ("a", {"weight": 1})), os.fsdecode(b"out\xff"))
 
