@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
-from merge_jax.recipes import casting, layers
+from merge_jax.recipes import casting, configs, layers
 from merge_jax.recipes.casting import Part
 from merge_jax.recipes.layers import Stack, Target
 from merge_jax.recipes.schema import Model, Recipe
@@ -42,7 +42,7 @@ def _targets(
     ranges = [
       [layer_range(one.layers, stack, names[one.model], one.label) for one in part.inputs] for part in own
     ]
-    mine = [_of_module(names[part.inputs[0].model], module.name, recipe, have) for part in own]
+    mine = [_of_module(names[part.inputs[0].model], module.name, have) for part in own]
     if all(one.layers is None for part in own for one in part.inputs):
       yield from _whole(own[0], mine[0], names, have)
       continue
@@ -99,18 +99,20 @@ def _whole(
     yield part, Target(name, (name,) * len(part.inputs), 0, layer, count)
 
 
-def _of_module(
-  names: Mapping[str, str], module: str | None, recipe: Recipe, have: Mapping[str, Stack]
-) -> list[str]:
-  """The tensors of a module: those below its root. Others go to the first module, a head to the last."""
+def _of_module(names: Mapping[str, str], module: str | None, have: Mapping[str, Stack]) -> list[str]:
+  """The tensors of a module: those that share most of its layers' name.
+
+  What shares as much with several belongs to those that read or write text: embeddings to the first, a head
+  to the last, which is the decoder.
+  """
   if module is None:
     return list(names)
-  roots = {name: stack.prefix.rpartition(".")[0] + "." for name, stack in have.items()}
-  outer = [one.name for one in recipe.modules if one.name in roots]
+  seeing = [name for name, stack in have.items() if configs.purpose(stack.prefix) in ("vision", "audio")]
+  outer = [name for name in have if name not in seeing] or list(have)
+  outer.sort(key=lambda name: "dec" in have[name].prefix)
 
-  def owner(name: str) -> str | None:
-    inside = next((key for key, root in roots.items() if root != "." and name.startswith(root)), None)
-    return inside or (outer[0] if layers.before(name) else outer[-1])
+  def owner(name: str) -> str:
+    return layers.owner(name, have) or outer[0 if layers.before(name) else -1]
 
   return [name for name in names if owner(name) == module]
 

@@ -1,5 +1,6 @@
 """Which tensors belong to which layer, and how layers are stacked anew; from names alone."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -72,6 +73,20 @@ def modules(found: Sequence[Stack]) -> dict[str, Stack]:
   short = [words[-2] if len(words) > 1 else words[0] for words in split]
   names = short if len(set(short)) == len(short) else [".".join(words) for words in split]
   return dict(zip(names, found, strict=True))
+
+
+def owner(name: str, have: Mapping[str, Stack]) -> str | None:
+  """The module with whose layers a tensor shares most words of its name; None where that is none, or several.
+
+  >>> parts = {"text": Stack("lm.model.layers", 2), "eyes": Stack("vision.encoder.layers", 2)}
+  >>> [owner(n, parts) for n in ("lm.lm_head.weight", "vision.patch_conv.weight", "projector.weight")]
+  ['text', 'eyes', None]
+  """
+  words = name.split(".")
+  shared = {key: len(os.path.commonprefix([words, stack.prefix.split(".")])) for key, stack in have.items()}
+  most = max(shared.values())
+  found = [key for key, count in shared.items() if count == most]
+  return found[0] if most and len(found) == 1 else None
 
 
 def before(name: str) -> bool:
