@@ -347,6 +347,13 @@ def test_numbers_are_checked_for_each_tensor(name, settings, words):
     )
 
 
+def test_steps_of_karcher_end_where_nothing_moves():
+  tensor = choices.Tensor("w", ("w",), 12, 0.0, ({"max_iter": parse(20_000, "m")},))
+  inputs = [schema.Input(schema.Model("a"), label="a")]
+  choice = choices.of_mergekit("karcher", inputs, tensor, mergekit=True, task_vectors=False)
+  assert choice.arguments["max_iter"] == 10_000
+
+
 @pytest.mark.parametrize("name", ["task_arithmetic", "dare_linear", "breadcrumbs", "della_linear"])
 def test_weights_that_cancel_divide_a_sum_of_task_vectors_by_1(name):
   scope = {"weight": parse(0, "w"), "normalize": parse(True, "n")}
