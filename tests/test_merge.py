@@ -343,31 +343,30 @@ def test_modules_of_an_encoder_decoder(tmp_path, monkeypatch):
     merge({"merge_method": "linear", "slices": stacked(("a", (0, 2)))}, "x")
 
 
-@pytest.mark.parametrize("order", [("language_model", "transformer"), ("transformer", "language_model")])
-def test_modules_have_what_their_names_say_in_any_order(tmp_path, monkeypatch, order):
+EYES = ["vision_tower.transformer.layers.0.w", "vision_tower.patch_conv.weight", "vision_tower.ln.weight"]
+WORDS = ["language_model.layers.0.w", "embed_tokens.weight", "lm_head.weight"]
+
+
+@pytest.mark.parametrize(
+  "modules",
+  [
+    {"language_model": [*WORDS, "visual.merger.w"], "transformer": EYES},
+    {"transformer": EYES, "language_model": [*WORDS, "visual.merger.w"]},
+    {"merger": ["visual.merger.w"], "transformer": EYES, "language_model": WORDS},
+    {"text_decoder": WORDS, "vision_tower": EYES, "multi_modal_projector": ["visual.merger.w"]},  # mergekit's
+  ],
+)
+def test_modules_have_what_their_names_say_in_any_order(tmp_path, monkeypatch, modules):
   """What is outside of layers in a model that sees: patches are of its eyes, its head is not."""
   monkeypatch.chdir(tmp_path)
-  names = {
-    "language_model": (
-      "language_model.layers.0.w",
-      "embed_tokens.weight",
-      "lm_head.weight",
-      "projector.weight",
-    ),
-    "transformer": (
-      "vision_tower.transformer.layers.0.w",
-      "vision_tower.patch_conv.weight",
-      "vision_tower.ln.weight",
-    ),
-  }
-  for seed, model in enumerate("ab"):
-    values = {name: np.full(2, seed, np.float32) for of_module in names.values() for name in of_module}
+  for seed, model in enumerate("abc"):
+    values = {name: np.full(2, seed, np.float32) for name in (*WORDS, *EYES, "visual.merger.w")}
     save(tmp_path / model, values, {"model_type": "llava"})
-  sources = {"language_model": "a", "transformer": "b"}
-  parts = {name: {"models": [{"model": sources[name], "parameters": {"weight": 1}}]} for name in order}
+  sources = zip(modules, "abc", strict=False)
+  parts = {name: {"models": [{"model": model, "parameters": {"weight": 1}}]} for name, model in sources}
   _, got = merge({"merge_method": "linear", "modules": parts})
-  for seed, of_module in enumerate(names.values()):
-    assert all((got[name] == seed).all() for name in of_module), got
+  for seed, names in enumerate(modules.values()):
+    assert all((got[name] == seed).all() for name in names), got
 
 
 def test_our_own_format_with_rules(world):

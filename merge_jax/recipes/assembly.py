@@ -42,7 +42,7 @@ def _targets(
     ranges = [
       [layer_range(one.layers, stack, names[one.model], one.label) for one in part.inputs] for part in own
     ]
-    mine = [_of_module(names[part.inputs[0].model], module.name, have) for part in own]
+    mine = [_of_module(names[part.inputs[0].model], module.name, recipe, have) for part in own]
     if all(one.layers is None for part in own for one in part.inputs):
       yield from _whole(own[0], mine[0], names, have)
       continue
@@ -99,20 +99,24 @@ def _whole(
     yield part, Target(name, (name,) * len(part.inputs), 0, layer, count)
 
 
-def _of_module(names: Mapping[str, str], module: str | None, have: Mapping[str, Stack]) -> list[str]:
-  """The tensors of a module: those that share most of its layers' name.
+def _of_module(
+  names: Mapping[str, str], module: str | None, recipe: Recipe, have: Mapping[str, Stack]
+) -> list[str]:
+  """The tensors of a module: those that share most of its layers' name, or have that of one without layers.
 
   What shares as much with several belongs to those that read or write text: embeddings to the first, a head
   to the last, which is the decoder.
   """
   if module is None:
     return list(names)
-  seeing = [name for name, stack in have.items() if configs.purpose(stack.prefix) in ("vision", "audio")]
-  outer = [name for name in have if name not in seeing] or list(have)
+  bare = {one.name: layers.called(names, one.name, have) for one in recipe.modules if one.name}
+  bare = {name: found for name, found in bare.items() if name not in have}
+  outer = [name for name, stack in have.items() if not configs.sees(stack.prefix)] or list(have)
   outer.sort(key=lambda name: "dec" in have[name].prefix)
 
   def owner(name: str) -> str:
-    return layers.owner(name, have) or outer[0 if layers.before(name) else -1]
+    inside = next((word for word, found in bare.items() if name in found), None)
+    return inside or layers.owner(name, have) or outer[0 if layers.before(name) else -1]
 
   return [name for name in names if owner(name) == module]
 

@@ -83,6 +83,11 @@ def purpose(name: str) -> str | None:
   return next((kind for kind, words in _KINDS.items() if any(word in name for word in words)), None)
 
 
+def sees(name: str) -> bool:
+  """Whether a part of a model, by its name, reads other things than text: images or sound."""
+  return purpose(name) in ("vision", "audio")
+
+
 def _count_keys(config: Mapping[str, Any], count: int, module: str | None) -> list[str]:
   names: tuple[str, ...] = COUNTS
   if module is not None:

@@ -89,6 +89,17 @@ def owner(name: str, have: Mapping[str, Stack]) -> str | None:
   return found[0] if most and len(found) == 1 else None
 
 
+def called(names: Iterable[str], word: str, have: Mapping[str, Stack]) -> set[str]:
+  """The tensors outside of layers in whose names a word stands between dots.
+
+  >>> called(["eyes.merger.norm", "eyes.layers.0.merger.w"], "merger", {"eyes": Stack("eyes.layers", 1)})
+  {'eyes.merger.norm'}
+  """
+  prefixes = [stack.prefix for stack in have.values()]
+  inside = (name for name in names if (there := place(name)) is not None and there.prefix in prefixes)
+  return {name for name in names if word in name.split(".")}.difference(inside)
+
+
 def before(name: str) -> bool:
   """Whether a tensor outside of the layers stands before them (embeddings), not after (norm, head).
 
