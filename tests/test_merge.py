@@ -367,6 +367,8 @@ def test_modules_have_what_their_names_say_in_any_order(tmp_path, monkeypatch, m
   _, got = merge({"merge_method": "linear", "modules": parts})
   for seed, names in enumerate(modules.values()):
     assert all((got[name] == seed).all() for name in names), got
+  with pytest.raises(ValueError, match="merger has no layers to take slices of"):
+    merge({"merge_method": "linear", "modules": parts | {"merger": {"slices": stacked(("a", (0, 1)))}}}, "x")
 
 
 def test_our_own_format_with_rules(world):

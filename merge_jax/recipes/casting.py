@@ -179,11 +179,14 @@ def stack_of(
   there = names[module.slices[0].inputs[0].model]
   found = layers.stacks(there)
   have = layers.modules(found) if found else {}
-  if module.name is not None and module.name not in have and layers.called(there, module.name, have):
+  sliced = any(one.layers is not None for part in module.slices for one in part.inputs)
+  other = module.name is not None and module.name not in have and have
+  if other and layers.called(there, str(module.name), have):
+    if sliced:
+      raise ValueError(f"{where}: {module.name} has no layers to take slices of; give it models.")
     return None, have
   if module.name is not None:
     return layers.require_module(module.name, have, where), have
-  sliced = any(one.layers is not None for part in module.slices for one in part.inputs)
   if sliced and len(found) != 1:
     listed = ", ".join(f"{name} ({stack.length})" for name, stack in have.items()) or "none"
     raise ValueError(

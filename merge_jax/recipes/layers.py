@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from merge_jax.errors import shown, unknown
@@ -89,7 +89,7 @@ def owner(name: str, have: Mapping[str, Stack]) -> str | None:
   return found[0] if most and len(found) == 1 else None
 
 
-def called(names: Iterable[str], word: str, have: Mapping[str, Stack]) -> set[str]:
+def called(names: Collection[str], word: str, have: Mapping[str, Stack]) -> set[str]:
   """The tensors outside of layers in whose names a word stands between dots.
 
   >>> called(["eyes.merger.norm", "eyes.layers.0.merger.w"], "merger", {"eyes": Stack("eyes.layers", 1)})
