@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import io
 import os
@@ -11,8 +12,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
@@ -31,10 +33,11 @@ STOPPED = errors.Stopped.status  # exit status after SIGTERM or Ctrl-C: the same
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[[], int | None], elsewhere: Mapping[str, str] = MappingProxyType({})) -> None:
   """Runs a job's `main` under absl; errors that a user can mend are one sentence and status 1.
 
-  Of several processes (`define_distributed`) the lead alone prints what is no error, and all end together.
+  `elsewhere` says what is here in place of flags that another tool has. Of several processes
+  (`define_distributed`) the lead alone prints what is no error, and all end together.
   """
 
   def guarded(argv: list[str]) -> None:
@@ -66,7 +69,7 @@ def run(main: Callable[[], int | None]) -> None:
 
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="replace")  # a terminal without ± shall not cost a run
-  app.run(guarded, flags_parser=_parse)
+  app.run(guarded, flags_parser=functools.partial(_parse, elsewhere))
 
 
 def _say(error: BaseException) -> int:
@@ -103,10 +106,14 @@ def _start() -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (until the end of the process)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(elsewhere: Mapping[str, str], argv: list[str]) -> list[str]:
   with _one_sentence():
     try:
       return flags.FLAGS([re.sub(r"^(--?config=)?(configs/\w+\.py)", _packaged, word) for word in argv])
+    except flags.UnrecognizedFlagError as error:
+      here = elsewhere.get(error.flagname.removeprefix("no-").replace("_", "-"))
+      print(f"error: {error}" if here is None else f"error: {error}; {here}.", file=sys.stderr)
+      sys.exit(1)
     except flags.Error as error:  # of a config file it is a whole traceback, its end what was raised
       lines = [line.strip() for line in str(error).splitlines() if line.strip()]
       print(f"error: {lines[0]}", *lines[-1:] if len(lines) > 1 else (), file=sys.stderr)

@@ -45,6 +45,26 @@ _CACHE = flags.DEFINE_string(
 )  # fmt: skip
 _common.define_distributed()
 
+MERGEKIT = {
+  "allow-crimes": "models merge where names and shapes of their tensors agree, whatever their architectures",
+  "unsafe-truncate-embeddings": "where vocabularies differ, say tokenizer_source: in the recipe",
+  "trust-remote-code": "no code of a model is ever run",
+  "transformers-cache": "$HF_HOME says where models of the hub lie",
+  "lazy-unpickle": "weights are read from safetensors, never from pickles",
+  "random-seed": "use --seed",
+  "out-shard-size": "use --max_shard_gb, in 10^9 bytes",
+  "low-cpu-memory": "use --memory_gib",
+  **dict.fromkeys(("num-threads", "write-threads"), "use --threads"),
+  **dict.fromkeys(
+    ("cuda", "device", "read-to-gpu", "multi-gpu", "gpu-rich"), "JAX takes the devices it finds"
+  ),
+  **dict.fromkeys(
+    ("lora-merge-cache", "lora-merge-dtype"), "adapters are added as tensors are read, in float32"
+  ),
+  **dict.fromkeys(("copy-tokenizer", "write-model-card", "safe-serialization"), "a merge always does that"),
+}
+"""What is here in place of mergekit's flags."""
+
 
 def main() -> None:
   """Checks, then merges, then says what lies where."""
@@ -96,4 +116,4 @@ def _keep_programs(folder: str | None) -> None:
 
 
 if __name__ == "__main__":
-  _common.run(main)
+  _common.run(main, MERGEKIT)

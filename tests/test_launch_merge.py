@@ -57,6 +57,14 @@ def test_a_merge_keeps_its_programs_and_says_where_it_is(world):
   assert merging.content(world / "out") == first
 
 
+def test_a_flag_of_mergekits_is_told_what_is_here_instead(world):
+  code, _, errors = launch(world, TIES, "--out-shard-size", "1B")
+  assert (code, errors) == (
+    1, "error: Unknown command line flag 'out-shard-size'; use --max_shard_gb, in 10^9 bytes.\n"
+  )  # fmt: skip
+  assert not (world / "out").exists()
+
+
 @pytest.mark.parametrize("flags", [(), ("--compilation_cache=mine",)])
 def test_programs_that_cannot_be_kept_do_not_matter(world, flags):
   (world / "cache").write_text("a file in the way")

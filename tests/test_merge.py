@@ -277,6 +277,15 @@ def test_one_model_of_multislerp_is_itself_as_in_mergekit(world, base):
   assert all((value == world["a"][name]).all() for name, value in got.items())
 
 
+@pytest.mark.parametrize("method", ["task_arithmetic", "dare_ties", "sce", "ram"])
+def test_a_base_alone_is_itself_as_in_mergekit(world, method):
+  """As people put an adapter into a model: `base_model: model+adapter`, and nothing else."""
+  sliced = {"slices": [{"sources": [{"model": "base", "layer_range": [0, LAYERS]}]}]}
+  built, got = merge({"merge_method": method, "base_model": "base"} | sliced)
+  assert all((value == world["base"][name]).all() for name, value in got.items())
+  assert any("no model but the base" in note for note in built.notes)
+
+
 def test_weights_that_cancel_in_some_tensors(world):
   _, got = merge(
     kit("task_arithmetic", ("a", {"weight": [0, 1]}), ("b", {"weight": [0, 0.5]}), base_model="base",
@@ -332,6 +341,34 @@ def test_modules_of_an_encoder_decoder(tmp_path, monkeypatch):
     merge({"merge_method": "linear", "modules": {"encoder": parts["decoder"]}}, "x")
   with pytest.raises(ValueError, match=r"several|one list of layers"):
     merge({"merge_method": "linear", "slices": stacked(("a", (0, 2)))}, "x")
+
+
+EYES = ["vision_tower.transformer.layers.0.w", "vision_tower.patch_conv.weight", "vision_tower.ln.weight"]
+WORDS = ["language_model.layers.0.w", "embed_tokens.weight", "lm_head.weight"]
+
+
+@pytest.mark.parametrize(
+  "modules",
+  [
+    {"language_model": [*WORDS, "visual.merger.w"], "transformer": EYES},
+    {"transformer": EYES, "language_model": [*WORDS, "visual.merger.w"]},
+    {"merger": ["visual.merger.w"], "transformer": EYES, "language_model": WORDS},
+    {"text_decoder": WORDS, "vision_tower": EYES, "multi_modal_projector": ["visual.merger.w"]},  # mergekit's
+  ],
+)
+def test_modules_have_what_their_names_say_in_any_order(tmp_path, monkeypatch, modules):
+  """What is outside of layers in a model that sees: patches are of its eyes, its head is not."""
+  monkeypatch.chdir(tmp_path)
+  for seed, model in enumerate("abc"):
+    values = {name: np.full(2, seed, np.float32) for name in (*WORDS, *EYES, "visual.merger.w")}
+    save(tmp_path / model, values, {"model_type": "llava"})
+  sources = zip(modules, "abc", strict=False)
+  parts = {name: {"models": [{"model": model, "parameters": {"weight": 1}}]} for name, model in sources}
+  _, got = merge({"merge_method": "linear", "modules": parts})
+  for seed, names in enumerate(modules.values()):
+    assert all((got[name] == seed).all() for name in names), got
+  with pytest.raises(ValueError, match="merger has no layers to take slices of"):
+    merge({"merge_method": "linear", "modules": parts | {"merger": {"slices": stacked(("a", (0, 1)))}}}, "x")
 
 
 def test_our_own_format_with_rules(world):
@@ -431,8 +468,12 @@ def test_documents_that_use_each_other(world):
     merge(DOCUMENTS.replace("model: b}", "model: half}").replace("model: a}", "model: b}"), "x")
   with pytest.raises(ValueError, match="the name '' is no plain word"):
     merge(DOCUMENTS.replace("name: half", "name: ''"), "x")
-  with pytest.raises(ValueError, match="0 documents have no name"):
-    merge(f"name: other\n{DOCUMENTS}".replace("\n\n", "\n"), "x")
+  named = f"name: other\n{DOCUMENTS}".replace("\n\n", "\n")  # the result is what no other uses
+  assert all((value == got[name]).all() for name, value in merge(named, "named")[1].items())
+  with pytest.raises(ValueError, match="'other' and 'half' are used by no document"):
+    merge(named.replace("model: half", "model: a"), "x")
+  with pytest.raises(ValueError, match="2 documents have no name"):
+    merge(DOCUMENTS.replace("name: half", ""), "x")
 
 
 def test_the_folder_says_what_it_is(world):
@@ -474,6 +515,19 @@ def test_what_the_models_folders_say_beside_their_tensors(world):
   assert not here("out/training.json").exists()
 
 
+def test_chat_templates_beside_the_default_one_come_along(world):
+  """As transformers 5 writes those for tools and documents: in a folder."""
+  name = "additional_chat_templates/tool_use.jinja"
+  for file, text in (("chat_template.jinja", "A"), (name, "T")):
+    (here("a") / file).parent.mkdir(exist_ok=True)
+    (here("a") / file).write_text(text)
+  text = kit("linear", ("a", {"weight": 1}))
+  merge(text)
+  assert here(f"out/{name}").read_text() == "T" and name in manifest.outputs(here("out"))
+  merge(text | {"chat_template": "chatml"}, overwrite=True)
+  assert here("out/chat_template.jinja").exists() and not here("out/additional_chat_templates").exists()
+
+
 def test_a_name_that_is_no_text_costs_no_merge(world):
   merge(kit("linear", ("a", {"weight": 1})), os.fsdecode(b"out\xff"))
 
@@ -503,7 +557,7 @@ def test_a_folder_is_replaced_only_if_a_merge_made_it(world):
     (kit("linear", ("a", {"weight": 1}), ("wide", {"weight": 1})), r"\(12, 4\) in wide.*tokenizer_source"),
     (kit("linear", ("a", {"weight": 1}), ("b", {})), "needs weight of b for tensor"),
     (kit("ties", ("a", {"weight": 1})), "add base_model"),
-    (kit("ties", ("base", {}), base_model="base"), "at least 1 model .*, got 0"),
+    (kit("multislerp", ("base", {}), base_model="base"), "at least 1 model .*, got 0"),
     (kit("slerp", ("a", {}), ("b", {}), base_model="base", parameters={"t": 0.5}), "merges 2 models"),
     (kit("linear", ("nowhere", {"weight": 1})), "nowhere"),
     ({"merge_method": "linear", "slices": stacked(("a", (1, 4)))}, r"\[1, 4\] of a: it has 3 layers"),

@@ -55,8 +55,14 @@ OWN = "method: ties\nbase: b\nmodels: {x: {path: a, weight: 1}}\n"
   [
     ("models: [a]", ["expected method", "merge_method"]),
     ("just words", ["expected method"]),
+    ("base_model: b\ngate_mode: hidden\nexperts: [{source_model: a}]", ["experts", "mergekit-moe's"]),
+    ("merge_method: moe\nbase_model: b\nexperts: []", ["experts", "mergekit-moe's"]),
+    ("genome: {models: [a], merge_method: ties}\ntasks: []", ["genome", "mergekit-evolve's"]),
+    ("layer_slices: [{model: a, start: 0, end: 4}]", ["layer_slices", "bakllama's"]),
     (KIT + "base_modl: c", ["base_modl", "did you mean 'base_model'"]),
     (KIT.replace("ties", "tiess"), ["'tiess'", "did you mean 'ties'"]),
+    (KIT + "select_topk: 0.2", ["select_topk", "under parameters"]),
+    (KIT.replace("}}]", "}, density: 0.5}]"), ["models[0]", "density", "under parameters"]),
     (KIT + "parameters: {densty: 0.2}", ["densty", "did you mean 'density'"]),
     (KIT.replace("weight: 1", "wieght: 1"), ["models[0]", "wieght", "did you mean 'weight'"]),
     (KIT.replace("weight: 1", "weight: 1, lambda: 2"), ["models[0]", "lambda", "own parameters"]),
@@ -114,10 +120,13 @@ def test_dtypes_may_be_called_as_torch_calls_them(given, dtype):
 
 
 def test_what_has_no_effect_is_a_note():
+  """Also what says something to another method: recipes on the hub give sce a lambda and a filter_wise."""
   recipe = recipes.parse(
-    yaml_reader.loads(KIT + "parameters: {int8_mask: true}", "r")[0], "r"
+    yaml_reader.loads(KIT + "parameters: {int8_mask: true, filter_wise: false, select_topk: 1}", "r")[0], "r"
   )  # fmt: skip
-  assert recipe.notes == ("int8_mask has no effect on ties",)
+  assert recipe.notes == tuple(
+    f"{x} has no effect on ties" for x in ("int8_mask", "filter_wise", "select_topk")
+  )
 
 
 @pytest.mark.parametrize(
@@ -336,6 +345,13 @@ def test_numbers_are_checked_for_each_tensor(name, settings, words):
     choices.of_mergekit(
       name, [schema.Input(schema.Model("a"), label="a")], tensor, mergekit=True, task_vectors=True
     )
+
+
+def test_steps_of_karcher_end_where_nothing_moves():
+  tensor = choices.Tensor("w", ("w",), 12, 0.0, ({"max_iter": parse(20_000, "m")},))
+  inputs = [schema.Input(schema.Model("a"), label="a")]
+  choice = choices.of_mergekit("karcher", inputs, tensor, mergekit=True, task_vectors=False)
+  assert choice.arguments["max_iter"] == 10_000
 
 
 @pytest.mark.parametrize("name", ["task_arithmetic", "dare_linear", "breadcrumbs", "della_linear"])

@@ -517,6 +517,8 @@ def models(store, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   merging.make(tmp_path)
   for name in ("base", "a", "b"):
+    (tmp_path / name / "additional_chat_templates").mkdir()
+    (tmp_path / name / "additional_chat_templates" / "tool_use.jinja").write_text("T")
     stores.upload(tmp_path / name, f"gs://b/{name}")
   return store
 
@@ -534,7 +536,7 @@ def test_a_merge_from_and_to_a_store_is_that_of_disks(models, text):
   merged(text, "", "out")
   merged(text, "gs://b/", "gs://b/out", verify=True)
   expected = tensors_of(merging.content(Path("out")))
-  assert tensors_of(stores.content("gs://b/out")) == expected and len(expected) > 4
+  assert tensors_of(stores.content("gs://b/out")) == expected and len(expected) > 5
   assert not [name for name in models.objects if "stages" in name or name.endswith(".lock")]
   merged(text, "gs://b/", "again")
   assert tensors_of(merging.content(Path("again"))) == expected

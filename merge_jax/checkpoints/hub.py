@@ -7,7 +7,8 @@ from merge_jax import storage
 
 _REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@(\S+))?")
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
-_UNWANTED = ["*/*", "consolidated*"]  # a repository is one checkpoint; Mistral's hold theirs twice
+_UNWANTED = [*(f"*/{kind}" for kind in _WANTED if kind != "*.jinja"), "consolidated*"]
+"""A repository is one checkpoint, with further chat templates in a folder; Mistral's hold theirs twice."""
 
 
 def resolve(text: str | Path, revision: str | None = None) -> Path:

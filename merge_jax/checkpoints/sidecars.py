@@ -19,10 +19,12 @@ SIDECARS = (
 )  # fmt: skip
 """Patterns of the files beside the tensors that a merged checkpoint carries over, where they are: configs,
 tokenizers, processors, and the code that some configs name, which is copied and never run."""
+TEMPLATES = "additional_chat_templates"
+"""The folder that holds the chat templates beside the default one, for tools and documents."""
 
 
 def sidecars(folder: Path) -> tuple[Path, ...]:
-  """The side files that there are, by name.
+  """The side files that there are, by name, those of the folder `TEMPLATES` last.
 
   Raises:
     FileNotFoundError: a link to nothing.
@@ -30,15 +32,24 @@ def sidecars(folder: Path) -> tuple[Path, ...]:
   """
   every = (path for path in sorted(folder.iterdir()) if not path.is_dir())
   there = tuple(path for path in every if any(fnmatch.fnmatchcase(path.name, p) for p in SIDECARS))
+  there += templates(folder)
   for path in there:
     storage.refuse_special(path)
   return there
 
 
+def templates(folder: Path) -> tuple[Path, ...]:
+  """The chat templates beside the default one, by name."""
+  place = folder / TEMPLATES
+  return tuple(sorted(place.glob("*.jinja"))) if place.is_dir() else ()
+
+
 def copy(source: Path, target: Path) -> None:
   """Copies the side files that there are."""
   for path in sidecars(source):
-    storage.copy_file(path, target / path.name)
+    place = target / path.relative_to(source)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    storage.copy_file(path, place)
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

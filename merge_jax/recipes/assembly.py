@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
-from merge_jax.recipes import casting, layers
+from merge_jax.recipes import casting, configs, layers
 from merge_jax.recipes.casting import Part
 from merge_jax.recipes.layers import Stack, Target
 from merge_jax.recipes.schema import Model, Recipe
@@ -102,15 +102,21 @@ def _whole(
 def _of_module(
   names: Mapping[str, str], module: str | None, recipe: Recipe, have: Mapping[str, Stack]
 ) -> list[str]:
-  """The tensors of a module: those below its root. Others go to the first module, a head to the last."""
+  """The tensors of a module: those that share most of its layers' name, or have that of one without layers.
+
+  What shares as much with several belongs to those that read or write text: embeddings to the first, a head
+  to the last, which is the decoder.
+  """
   if module is None:
     return list(names)
-  roots = {name: stack.prefix.rpartition(".")[0] + "." for name, stack in have.items()}
-  outer = [one.name for one in recipe.modules if one.name in roots]
+  bare = {one.name: layers.called(names, one.name, have) for one in recipe.modules if one.name}
+  bare = {name: found for name, found in bare.items() if name not in have}
+  outer = [name for name, stack in have.items() if not configs.sees(stack.prefix)] or list(have)
+  outer.sort(key=lambda name: "dec" in have[name].prefix)
 
-  def owner(name: str) -> str | None:
-    inside = next((key for key, root in roots.items() if root != "." and name.startswith(root)), None)
-    return inside or (outer[0] if layers.before(name) else outer[-1])
+  def owner(name: str) -> str:
+    inside = next((word for word, found in bare.items() if name in found), None)
+    return inside or layers.owner(name, have) or outer[0 if layers.before(name) else -1]
 
   return [name for name in names if owner(name) == module]
 

@@ -48,6 +48,7 @@ def build(
   mergekit = semantics == "mergekit"
   opened = words.models
   names, notes = casting.tensors(opened)
+  recipe = casting.named(recipe, names)
   notes += vocabulary.differences(recipe, opened)
   parts: list[Part] = []
   for module in recipe.modules:

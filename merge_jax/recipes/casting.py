@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from merge_jax.checkpoints import Checkpoint
-from merge_jax.recipes import layers, methods
+from merge_jax.recipes import configs, layers, methods
 from merge_jax.recipes.schema import Input, Model, Module, Recipe, Slice
 
 HEAD = "lm_head.weight"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 BUFFERS = (".inv_freq", ".masked_bias", ".attn.bias", ".attention.bias", "embeddings.position_ids")
 """Tensors that old exports hold and new ones leave out: computed by the model, not learned."""
+PROJECTORS = ("multi_modal_projector", "merger")
+"""What stands between eyes and a language model, where it has a name that mergekit's recipes can mean."""
 Tensors = Mapping[str, str]
 """The names that a model has, each with that it is stored under."""
 
@@ -72,6 +74,9 @@ def cast(recipe: Recipe, module: Module, part: Slice, mergekit: bool) -> tuple[P
     experts = tuple(i for i in range(len(inputs)) if i != at)
     if method.base == "input" and at is not None:
       experts, at = (at, *experts), None
+  if not experts and at is not None and method.of_base_alone:
+    notes.append(f"{name} gets no model but the base {base}, and gives it as it is")
+    experts, at = (at,), None
   few, many = method.fewest, method.most
   if len(experts) < few or (many is not None and len(experts) > many):
     wanted = f"{few}" if few == many else f"at least {few}"
@@ -146,21 +151,42 @@ def tensors(opened: Mapping[Model, Checkpoint]) -> tuple[dict[Model, dict[str, s
   return found, tuple(dict.fromkeys(notes))
 
 
+def named(recipe: Recipe, names: Mapping[Model, Tensors]) -> Recipe:
+  """A recipe with our names of its modules, where it has mergekit's, which are those of the parts' kinds."""
+  modules = []
+  for module in recipe.modules:
+    there = names[module.slices[0].inputs[0].model]
+    have = layers.modules(found) if (found := layers.stacks(there)) else {}
+    seeing = [name for name, stack in have.items() if configs.sees(stack.prefix)]
+    reading = [name for name in have if name not in seeing]
+    known = {"default": [*have], "text_decoder": reading, "vision_tower": seeing, "vision_model": seeing}
+    known["multi_modal_projector"] = [word for word in PROJECTORS if layers.called(there, word, have)]
+    ours = known.get(module.name or "", []) if module.name not in have else []
+    modules.append(module._replace(name=ours[0]) if len(ours) == 1 else module)
+  return recipe._replace(modules=tuple(modules))
+
+
 def stack_of(
   module: Module, names: Mapping[Model, Tensors], where: str
 ) -> tuple[layers.Stack | None, dict[str, layers.Stack]]:
   """The list of layers that a module's slices are of, by its first model; and all lists of that model.
 
+  A module may also be what has its name in those of its tensors, and no layers: a projector.
+
   Raises:
     ValueError: slices of a model that has no layers, or several lists of them; a module that is not there.
   """
-  found = layers.stacks(names[module.slices[0].inputs[0].model])
+  there = names[module.slices[0].inputs[0].model]
+  found = layers.stacks(there)
   have = layers.modules(found) if found else {}
-  if len(have) == 1 and module.name == "default":  # what mergekit calls a model's only stack
-    have = {"default": found[0]}
+  sliced = any(one.layers is not None for part in module.slices for one in part.inputs)
+  other = module.name is not None and module.name not in have and have
+  if other and layers.called(there, str(module.name), have):
+    if sliced:
+      raise ValueError(f"{where}: {module.name} has no layers to take slices of; give it models.")
+    return None, have
   if module.name is not None:
     return layers.require_module(module.name, have, where), have
-  sliced = any(one.layers is not None for part in module.slices for one in part.inputs)
   if sliced and len(found) != 1:
     listed = ", ".join(f"{name} ({stack.length})" for name, stack in have.items()) or "none"
     raise ValueError(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jinja2
 
+from merge_jax.checkpoints import sidecars
 from merge_jax.errors import unknown
 from merge_jax.evals import chat
 from merge_jax.recipes import tokenizer_files
@@ -90,7 +91,8 @@ def choose(choice: str, folders: Sequence[Path]) -> str | None:
 
 def put(template: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
   """A tokenizer's files with another chat template, in one place alone."""
-  result = {name: content for name, content in files.items() if name != "chat_template.json"}
+  others = ("chat_template.json", f"{sidecars.TEMPLATES}/")
+  result = {name: content for name, content in files.items() if not name.startswith(others)}
   settings = tokenizer_files.config(files)
   if settings.pop("chat_template", None) is not None:
     result["tokenizer_config.json"] = tokenizer_files.as_json(settings)

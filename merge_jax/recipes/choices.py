@@ -65,6 +65,8 @@ def of_mergekit(
       to 0 and are divided by.
   """
   method = methods.MERGEKIT[name]
+  if method.of_base_alone and not task_vectors:
+    return Choice(name, "passthrough", {}, None)
   values: dict[str, Any] = {"task_vectors": task_vectors}
   for parameter in method.parameters:
     default = None if parameter.default is None else parameter.default[not mergekit]

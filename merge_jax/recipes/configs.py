@@ -68,9 +68,9 @@ def restack(
 
 def _holder(config: Mapping[str, Any], count: int, module: str | None, prefix: str) -> str | None:
   """Which part of a config counts the layers: "" for the config itself, or e.g. "text_config"."""
-  kind, ranks = _kind(prefix), {}
+  kind, ranks = purpose(prefix), {}
   for name in ("", *(name for name, value in config.items() if isinstance(value, Mapping))):
-    of_part = _kind(name)
+    of_part = purpose(name)
     if not _count_keys(_inside(config, name), count, module) or (kind and of_part and kind != of_part):
       continue
     named = name and name.removesuffix("_config") in prefix
@@ -78,8 +78,14 @@ def _holder(config: Mapping[str, Any], count: int, module: str | None, prefix: s
   return min(ranks, key=ranks.__getitem__, default=None)
 
 
-def _kind(name: str) -> str | None:
+def purpose(name: str) -> str | None:
+  """What a part of a model is for, by its name: a key of `_KINDS`, or None."""
   return next((kind for kind, words in _KINDS.items() if any(word in name for word in words)), None)
+
+
+def sees(name: str) -> bool:
+  """Whether a part of a model, by its name, reads other things than text: images or sound."""
+  return purpose(name) in ("vision", "audio")
 
 
 def _count_keys(config: Mapping[str, Any], count: int, module: str | None) -> list[str]:

@@ -1,7 +1,8 @@
 """Which tensors belong to which layer, and how layers are stacked anew; from names alone."""
 
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from merge_jax.errors import shown, unknown
@@ -72,6 +73,31 @@ def modules(found: Sequence[Stack]) -> dict[str, Stack]:
   short = [words[-2] if len(words) > 1 else words[0] for words in split]
   names = short if len(set(short)) == len(short) else [".".join(words) for words in split]
   return dict(zip(names, found, strict=True))
+
+
+def owner(name: str, have: Mapping[str, Stack]) -> str | None:
+  """The module with whose layers a tensor shares most words of its name; None where that is none, or several.
+
+  >>> parts = {"text": Stack("lm.model.layers", 2), "eyes": Stack("vision.encoder.layers", 2)}
+  >>> [owner(n, parts) for n in ("lm.lm_head.weight", "vision.patch_conv.weight", "projector.weight")]
+  ['text', 'eyes', None]
+  """
+  words = name.split(".")
+  shared = {key: len(os.path.commonprefix([words, stack.prefix.split(".")])) for key, stack in have.items()}
+  most = max(shared.values())
+  found = [key for key, count in shared.items() if count == most]
+  return found[0] if most and len(found) == 1 else None
+
+
+def called(names: Collection[str], word: str, have: Mapping[str, Stack]) -> set[str]:
+  """The tensors outside of layers in whose names a word stands between dots.
+
+  >>> called(["eyes.merger.norm", "eyes.layers.0.merger.w"], "merger", {"eyes": Stack("eyes.layers", 1)})
+  {'eyes.merger.norm'}
+  """
+  prefixes = [stack.prefix for stack in have.values()]
+  inside = (name for name in names if (there := place(name)) is not None and there.prefix in prefixes)
+  return {name for name in names if word in name.split(".")}.difference(inside)
 
 
 def before(name: str) -> bool:

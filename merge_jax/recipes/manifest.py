@@ -45,7 +45,7 @@ def make(built: Built, seed: int) -> Manifest:
   if (folder := built.vocabulary.source) is not None:
     from merge_jax.recipes import tokenizer_files  # slow to import
 
-    files = [folder / name for name in (*tokenizer_files.FILES, "config.json")]
+    files = [folder / name for name in (*tokenizer_files.names(folder), "config.json")]
     inputs[f"tokenizer of {folder}"] = digest(file for file in files if storage.lexists(file))
   return Manifest(built.recipe.text, built.semantics, seed, own | versions, inputs, {})
 

@@ -16,7 +16,7 @@ What is not known is an error with the nearest name; what mergekit takes and nev
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -26,8 +26,8 @@ from merge_jax.recipes import layers, methods, parameters, schema
 from merge_jax.recipes.parameters import Settings
 from merge_jax.recipes.schema import Input, Module, Recipe, Slice, Tokenizer
 
-UNUSED = ("int8_mask", "rescale", "density", "normalize", "weight")
-"""Parameters of other methods that old recipes carry along, without effect there."""
+UNUSED = {"int8_mask", *(one.name for method in methods.MERGEKIT.values() for one in method.parameters)}
+"""Parameters that recipes carry along from one method to another, without effect there."""
 PARTS = ("models", "slices", "modules")
 
 
@@ -76,6 +76,17 @@ class _Tokenizer(msgspec.Struct, forbid_unknown_fields=True):
   pad_to_multiple_of: int | None = None
 
 
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def _fields(raw: Any, kind: type[T], where: str) -> T:
+  """As `decoding.convert`; a parameter outside of `parameters` is told where it belongs."""
+  for name in raw if isinstance(raw, Mapping) else ():
+    if name in UNUSED:
+      raise ValueError(f"{where}: {name} has no effect there, in mergekit neither; put it under parameters.")
+  return decoding.convert(raw, kind, where)
+
+
 def detect(raw: Any) -> bool:
   """Whether a document is written in mergekit's format."""
   return isinstance(raw, Mapping) and "merge_method" in raw
@@ -91,7 +102,7 @@ def read(raw: Any, where: str, text: str = "") -> Recipe:
   >>> read({"merge_method": "passthrough", "models": [{"model": "org/a"}]}, "r.yml").models()[0].path
   'org/a'
   """
-  top = decoding.convert(raw, _Top, where)
+  top = _fields(raw, _Top, where)
   if top.merge_method not in methods.MERGEKIT:
     raise ValueError(unknown("merge_method", top.merge_method, methods.MERGEKIT, where))
   reader = _Reader(methods.MERGEKIT[top.merge_method], top.merge_method)
@@ -174,12 +185,12 @@ class _Reader:
     found = []
     for i, one in enumerate(raw):
       place = f"{where}[{i}]"
-      item = decoding.convert({"model": one} if isinstance(one, str) else one, _Model, place)
+      item = _fields({"model": one} if isinstance(one, str) else one, _Model, place)
       found.append(Input(self._model(item.model, place), self.settings(item.parameters, place, own=True)))
     return tuple(found)
 
   def _slice(self, raw: Any, where: str) -> Slice:
-    one = decoding.convert(raw, _Slice, where)
+    one = _fields(raw, _Slice, where)
     if one.residual_weight is not None:
       raise ValueError(
         f"{where}: residual_weight was never used by mergekit and has no meaning here; remove it."
@@ -189,7 +200,7 @@ class _Reader:
     inputs = []
     for i, source in enumerate(one.sources):
       place = f"{where}.sources[{i}]"
-      item = decoding.convert(source, _Source, place)
+      item = _fields(source, _Source, place)
       model, settings = self._model(item.model, place), self.settings(item.parameters, place, own=True)
       inputs.append(Input(model, settings, layers.check_range(item.layer_range, place)))
     lengths = [end - first for first, end in (x.layers for x in inputs if x.layers is not None)]

@@ -76,6 +76,11 @@ class Method(NamedTuple):
   alone: bool = False
   along: Callable[[Values], int] = lambda v: -1
 
+  @property
+  def of_base_alone(self) -> bool:
+    """Whether the base alone is a merge: of no task vectors, as when only an adapter goes into a model."""
+    return self.base == "required" and self.fewest == 1 and self.most is None
+
 
 def _flag(name: str, mergekit: bool, paper: bool | None = None) -> Parameter:
   return Parameter(name, (mergekit, mergekit if paper is None else paper), kind="flag")
@@ -172,6 +177,11 @@ def _multislerp(v: Values, n: int, mergekit: bool) -> dict[str, Any]:
   return {"normalize": v["normalize_weights"], "eps": v["eps"], "task_vectors": v["task_vectors"]}
 
 
+def _karcher(v: Values, n: int, mergekit: bool) -> dict[str, Any]:
+  """In float32 the mean stands still long before the many thousand steps that some recipes ask for."""
+  return {"max_iter": min(v["max_iter"], 10_000), "tol": v["tol"]}
+
+
 def _model_stock(v: Values, n: int, mergekit: bool) -> dict[str, Any]:
   return {"by": "row" if v["filter_wise"] else "tensor"} | (
     {"clamp": False, "floor": 1e-6} if mergekit else {}
@@ -204,10 +214,10 @@ MERGEKIT: Mapping[str, Method] = {
   "karcher": Method(
     "karcher",
     (
-      Parameter("max_iter", (10, 10), low=0, high=10_000, kind="whole"),
+      Parameter("max_iter", (10, 10), low=0, kind="whole"),
       Parameter("tol", (1e-5, 1e-5), low=0.0),
     ),
-    _same("max_iter", "tol"), "no",
+    _karcher, "no",
   ),
   "task_arithmetic": Method(
     "task_arithmetic", (*_SUM, _flag("normalize", False)), _sum, weighted=True

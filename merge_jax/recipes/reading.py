@@ -10,6 +10,13 @@ from merge_jax.errors import shown
 from merge_jax.recipes import mergekit, own, yaml_reader
 from merge_jax.recipes.schema import Recipe
 
+FOREIGN = {
+  "experts": "mergekit-moe's, for mixtures of experts made of dense models; merge_jax does not make them",
+  "genome": "mergekit-evolve's, for a search of weights; that is launch.recycle here, with flags",
+  "layer_slices": "bakllama's; write slices: with merge_method: passthrough instead",
+}
+"""What else people call recipes, by a key that it alone has."""
+
 
 def read(path: str | Path) -> list[Recipe]:
   """The recipes of a YAML file, in an order in which each one's models are there; the last is the result.
@@ -31,6 +38,9 @@ def read(path: str | Path) -> list[Recipe]:
 
 def parse(raw: Any, where: str, text: str = "") -> Recipe:
   """A recipe of either format; ValueError if it is of none."""
+  for key, what in FOREIGN.items() if isinstance(raw, Mapping) else ():
+    if key in raw:
+      raise ValueError(f"{where}: holds {key}:, so its format is {what}.")
   for reader in (mergekit, own):
     if reader.detect(raw):
       return reader.read(raw, where, text)
@@ -39,11 +49,14 @@ def parse(raw: Any, where: str, text: str = "") -> Recipe:
 
 
 def _ordered(recipes: Sequence[Recipe], file: Path) -> list[Recipe]:
-  """Recipes after those whose names they use as models; the one without a name is last."""
+  """Recipes after those whose names they use as models; the result is last.
+
+  It has no name, or where all have one, it is the only one that no other uses.
+  """
   if len(recipes) == 1:
     return list(recipes)
   names = [recipe.name for recipe in recipes]
-  if names.count(None) != 1:
+  if names.count(None) > 1:
     raise ValueError(f"{file}: {names.count(None)} documents have no name; expected one, the result.")
   for name in names:
     if names.count(name) > 1:
@@ -51,8 +64,16 @@ def _ordered(recipes: Sequence[Recipe], file: Path) -> list[Recipe]:
     if name is not None and (Path(name).name != name or name in ("", "..")):
       raise ValueError(f"{file}: the name {name!r} is no plain word.")
   by_name = {recipe.name: recipe for recipe in recipes}
+  graph: dict[str | None, set[str | None]]
   graph = {r.name: {m.path for m in r.models() if m.path in by_name} for r in recipes}
-  graph[None] = graph[None] | {name for name in names if name is not None}
+  used = set[str | None]().union(*graph.values())
+  ends = [None] if None in names else [name for name in names if name not in used]
+  if len(ends) > 1:
+    raise ValueError(
+      f"{file}: {ends[0]!r} and {ends[1]!r} are used by no document; leave out the name of the result."
+    )
+  for last in ends:
+    graph[last] |= set(names) - {last}
   try:
     return [by_name[name] for name in graphlib.TopologicalSorter(graph).static_order()]
   except graphlib.CycleError as error:

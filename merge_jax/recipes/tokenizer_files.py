@@ -8,6 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from merge_jax import storage
+from merge_jax.checkpoints import sidecars
 from merge_jax.decoding import decode
 from merge_jax.errors import in_library
 
@@ -46,7 +47,13 @@ def read(folder: Path) -> Tokenizer:
 
 def of(folder: Path) -> dict[str, bytes]:
   """The files of a folder that belong to its tokenizer, by name."""
-  return {name: storage.read_bytes(folder / name) for name in FILES if storage.lexists(folder / name)}
+  return {name: storage.read_bytes(folder / name) for name in names(folder)}
+
+
+def names(folder: Path) -> list[str]:
+  """The names of those files."""
+  templates = (path.relative_to(folder).as_posix() for path in sidecars.templates(folder))
+  return [*(name for name in FILES if storage.lexists(folder / name)), *templates]
 
 
 def extended(files: Mapping[str, bytes], tokenizer: Tokenizer, added: Sequence[str]) -> dict[str, bytes]:

@@ -1,11 +1,12 @@
 """The tokenizer and chat template of a result, where a recipe asks for others than the base's."""
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merge_jax.checkpoints import Checkpoint
+from merge_jax.checkpoints import Checkpoint, sidecars
 from merge_jax.errors import shown
 from merge_jax.models.config import WITHOUT_EFFECT
 from merge_jax.preflight import structure
@@ -111,7 +112,10 @@ def write(folder: Path, vocabulary: Vocabulary) -> None:
     return
   from merge_jax.recipes import tokenizer_files
 
-  for name in tokenizer_files.FILES:
-    (folder / name).unlink(missing_ok=True)
+  for name in tokenizer_files.names(folder):
+    (folder / name).unlink()
+  with contextlib.suppress(OSError):
+    (folder / sidecars.TEMPLATES).rmdir()
   for name, content in vocabulary.files.items():
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(content)
