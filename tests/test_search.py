@@ -391,6 +391,20 @@ def test_front_and_hypervolume_by_brute_force():
     search.front([1.0, 2.0])
 
 
+def test_a_hypervolume_of_many_tasks_takes_seconds(monkeypatch):
+  points = np.random.default_rng(0).normal(size=(60, 30))
+  boxes = points - (reference := points.min(axis=0) - 0.01)
+  volume = search.hypervolume(points, reference)  # exact, it would take years
+  assert boxes.prod(axis=1).max() < volume < boxes.prod(axis=1).sum()
+  assert search.hypervolume(points[[0, 0, 1]], reference) == pytest.approx(
+    boxes[:2].prod(axis=1).sum() - boxes[:2].min(axis=0).prod(), rel=2e-3
+  )
+  few = points[:, :5]
+  exact = search.hypervolume(few, reference[:5])
+  monkeypatch.setattr("merge_jax.search.pareto.EXACT", 0)
+  assert search.hypervolume(few, reference[:5]) == pytest.approx(exact, rel=0.02)
+
+
 def test_task_correlation_is_spearman():
   points = np.array([[1, 4, 1], [2, 3, 1], [3, 2, 1], [4, 1, 1]], float)
   assert search.task_correlation(points) == [
