@@ -153,6 +153,16 @@ def test_process_foresees_what_is_linear_and_knows_what_it_does_not_know():
   assert 0 <= variance < fitted.at(10 * new)[1]
 
 
+def test_few_points_are_not_taken_for_unrelated():
+  generator = np.random.default_rng(0)
+  outputs = np.array([[1.0], [-1.0], [0.2]]) * generator.normal(size=200)
+  outputs += 0.4 * generator.normal(size=(3, 200))
+  outputs -= outputs.mean(axis=0)
+  fitted = process.fit(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]), outputs @ outputs.T / 200)
+  coefficients, _ = fitted.at(np.array([0.5, 0.0]))
+  assert coefficients[0] > 0.3 and coefficients[2] > 0.3
+
+
 def test_slopes_of_a_process_are_derivatives():
   generator = np.random.default_rng(1)
   points = generator.normal(size=(6, 3))
@@ -242,13 +252,16 @@ def test_a_job_learns_from_answers(finished):
   assert "search_mean" in [row["name"] for row in result["rows"]]
 
 
-def test_what_promises_less_than_its_error_ends_a_search(world, tmp_path):
+def test_what_promises_less_than_its_error_ends_a_search(world, finished, tmp_path):
   careful = functools.partial(surrogate, least=1.0)
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(proposers.PROPOSERS, "surrogate", proposers.PROPOSERS["surrogate"]._replace(start=careful))
     run(world, tmp_path / "run", search=SURROGATE)
-  kinds = [record["kind"] for record in journal_of(tmp_path / "run") if record["split"] == "search"]
-  assert "base" in kinds and kinds.count("surrogate") == 1  # the sum of task vectors, which opens
+  kinds, eager = (
+    [record["kind"] for record in journal_of(output) if record["split"] == "search"]
+    for output in (tmp_path / "run", finished[0])
+  )
+  assert "base" in kinds and 1 <= kinds.count("surrogate") < eager.count("surrogate")
 
 
 def test_effects_of_checkpoints_are_those_of_merges_that_were_learned_from(scored):
@@ -329,7 +342,7 @@ def test_any_number_of_checkpoints(tmp_path, count):
   result = run(own, tmp_path / "x", search=SURROGATE | {"budget": budget, "fitness_source": "loss"})
   records = [r for r in journal_of(tmp_path / "x") if r["split"] == "search"]
   assert len(records) <= budget + 1 and {r["kind"] for r in records} >= {"single", "base"}
-  assert ("surrogate" in {r["kind"] for r in records}) == (count > 1)  # one alone has nowhere to go
+  assert "surrogate" in {r["kind"] for r in records}  # one alone can be scaled
   assert len(result["checkpoints"]) == count
 
 
