@@ -218,6 +218,13 @@ def test_gram_is_that_of_task_vectors():
   np.testing.assert_allclose(found, found.T, rtol=1e-5)
 
 
+def test_gram_of_a_spoilt_checkpoint_is_finite():
+  spoilt, sound, none = (np.full(4, value, np.float32) for value in (1e30, 1.0, 0.0))
+  found = metric.gram([Leaf((spoilt, sound), none), Leaf((none[:0], none[:0]), none[:0])])
+  np.testing.assert_allclose(found, [[4e60, 4e30], [4e30, 4.0]], rtol=1e-6)
+  assert np.isfinite(region.Metric.of(found, np.zeros(2)).to_weights).all()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def eager():
   """Models by chance promise less than its error; here a search goes on all the same."""
