@@ -372,6 +372,15 @@ def test_fitness_sources():
     search.Fitness(("a",), (1.0,), "worst", weights=(("a", 2.0),))
 
 
+def test_chance_is_drawn_in_batches_and_the_same():
+  one, four = (run("random", budget=30, batch=batch) for batch in (1, 4))
+  many = search.search(
+    search.proposer("random", options(batch=4)), Objective(batch=4), Journal(), fitness(), search.Budget(30)
+  )
+  assert [r.point for r in one.records] == [r.point for r in four.records] == [r.point for r in many.records]
+  assert len({r.generation for r in many.records}) < len({r.generation for r in one.records})
+
+
 def test_front_and_hypervolume_by_brute_force():
   generator = np.random.default_rng(0)
   for tasks in (1, 2, 3, 4, 5):

@@ -418,10 +418,11 @@ def test_the_highest_point_of_a_direction_lies_on_the_front(count):
   assert all(front[i] for i in found) and len(found) > 2
 
 
-def test_a_search_along_the_front_dominates_more_than_the_known_points(world, tmp_path):
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_search_along_the_front_dominates_more_than_the_known_points(world, tmp_path, batch):
   given = settings.from_mapping(
     settings.to_mapping(job(world, tmp_path / "run"))
-    | {"search": {"budget": 24, "proposer": "surrogate", "objective": "pareto", "fitness_source": "metric"}}
+    | {"search": SURROGATE | {"budget": 24, "objective": "pareto", "batch": batch}}
   )
   result = recycle.recycle(given, say=quiet)
   volumes = result["pareto"]
@@ -429,6 +430,8 @@ def test_a_search_along_the_front_dominates_more_than_the_known_points(world, tm
   steps = [one for one in journal_of(tmp_path / "run") if one["split"] == "search"]
   own = [one for one in steps if one["kind"] == "surrogate"]
   assert len({tuple(one["point"]["weights"]) for one in own}) == len(own) > 3
+  together = {one["generation"] for one in own}
+  assert len(together) == len(own) if batch == 1 else len(together) < len(own)
 
 
 def test_the_front_is_for_the_surrogate(world, tmp_path):
