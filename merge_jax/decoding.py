@@ -133,6 +133,10 @@ def _floats(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
       yield from _floats(item, f"{path}[{i}]")
 
 
+LARGEST = 1e100
+"""Of the numbers of tasks: their sums and products with scores stay finite."""
+
+
 def nameable(name: str) -> bool:
   """Whether `shares` can name a task: it splits at commas and `=`, and drops blanks around names.
 
@@ -158,7 +162,7 @@ def by_task(text: str, where: str = "task numbers") -> dict[str, float]:
   """Numbers by task name from `task=number,…`; all may be 0, as where tasks that are left out have 1.
 
   Raises:
-    ValueError: a name that is missing or stands twice, or a number that is negative or not finite.
+    ValueError: a name that is missing or stands twice, or a number that is not from 0 to `LARGEST`.
 
   >>> by_task("code=2,math=0.5")
   {'code': 2.0, 'math': 0.5}
@@ -170,9 +174,10 @@ def by_task(text: str, where: str = "task numbers") -> dict[str, float]:
       number = float(value)
     except ValueError:
       number = math.nan
-    if not name or not 0 <= number < math.inf:
+    if not name or not 0 <= number <= LARGEST:
       raise ValueError(
-        f"{where}: got {shown(item)}; expected task=number, 0 or more, for example code=0.8,math=0.2."
+        f"{where}: got {shown(item)}; expected task=number, 0 or more (at most {LARGEST:g}), for example "
+        "code=0.8,math=0.2."
       )
     if name in result:
       raise ValueError(f"{where}: got {shown(text)}; task {name!r} stands twice, give it one number.")

@@ -54,6 +54,14 @@ def test_the_rule(searched, validation, errors, caution, name, why):
   assert why in found.why and found.why.endswith(".") and "_" not in found.why
 
 
+def test_the_best_known_point_is_compared_with_other_models_than_itself():
+  records = [record("search", i, value) for i, value in enumerate(SEARCHED)]
+  finalists = {ROWS[i]: record("validation", i, value) for i, value in enumerate((0.4, 0.5, 0.5, 0.49, 0.48))}
+  same = {"greedy": finalists["uniform"]}  # the greedy soup took all
+  found = final.select(finalists | same, FITNESS, records, caution=1.0, error=lambda one, other: 0.02)
+  assert (found.name, found.best) == ("uniform", "search_best") and "-0.0100 ± 0.0200 of search" in found.why
+
+
 def smoothed_choice(smooth, fitness=FITNESS):
   """Two finalists that decide differently on 5 of 40 examples, 3 of them better; chances rise on all."""
   names, hits = ("uniform", "search_best"), np.repeat([1.0, 0.0], 20)

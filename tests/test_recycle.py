@@ -624,6 +624,8 @@ def test_settings_that_do_nothing_are_said(world, tmp_path):
   named = [note.partition(" does nothing")[0] for note in told]
   assert named == [*(f"config.search.{name}" for name in ("sigma", "population", "in_turn")), "config.scorer"]
   assert recycle.build(job(world, tmp_path / "x")).notes == ()
+  alone = {"proposer": "line_search", "batch": 4}
+  assert "one candidate after the other" in recycle.build(job(world, tmp_path / "x", search=alone)).notes[0]
 
 
 def test_one_checkpoint_is_scaled(world, tmp_path):

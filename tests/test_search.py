@@ -372,6 +372,15 @@ def test_fitness_sources():
     search.Fitness(("a",), (1.0,), "worst", weights=(("a", 2.0),))
 
 
+def test_chance_is_drawn_in_batches_and_the_same():
+  one, four = (run("random", budget=30, batch=batch) for batch in (1, 4))
+  many = search.search(
+    search.proposer("random", options(batch=4)), Objective(batch=4), Journal(), fitness(), search.Budget(30)
+  )
+  assert [r.point for r in one.records] == [r.point for r in four.records] == [r.point for r in many.records]
+  assert len({r.generation for r in many.records}) < len({r.generation for r in one.records})
+
+
 def test_front_and_hypervolume_by_brute_force():
   generator = np.random.default_rng(0)
   for tasks in (1, 2, 3, 4, 5):
@@ -389,6 +398,20 @@ def test_front_and_hypervolume_by_brute_force():
   assert search.hypervolume([[0.0, 1.0]], [0.0, 0.0]) == 0.0
   with pytest.raises(ValueError, match="expected"):
     search.front([1.0, 2.0])
+
+
+def test_a_hypervolume_of_many_tasks_takes_seconds(monkeypatch):
+  points = np.random.default_rng(0).normal(size=(60, 30))
+  boxes = points - (reference := points.min(axis=0) - 0.01)
+  volume = search.hypervolume(points, reference)  # exact, it would take years
+  assert boxes.prod(axis=1).max() < volume < boxes.prod(axis=1).sum()
+  assert search.hypervolume(points[[0, 0, 1]], reference) == pytest.approx(
+    boxes[:2].prod(axis=1).sum() - boxes[:2].min(axis=0).prod(), rel=2e-3
+  )
+  few = points[:, :5]
+  exact = search.hypervolume(few, reference[:5])
+  monkeypatch.setattr("merge_jax.search.pareto.EXACT", 0)
+  assert search.hypervolume(few, reference[:5]) == pytest.approx(exact, rel=0.02)
 
 
 def test_task_correlation_is_spearman():

@@ -192,7 +192,8 @@ def test_names_that_a_task_cannot_have(tmp_path, name):
   [
     ("hex=0", "at least one number must be above 0"), ("a=nan", "0 or more"), ("a=inf", "0 or more"),
     ("a=-1", "0 or more"), ("a=1,a=2", "'a' stands twice"), ("=1", "expected task=number"),
-    ("a=1,", "expected task=number"), ("a", "expected task=number"), ("a=b", "expected task=number"),
+    ("a=1e308,b=1e308", "at most"), ("a=1,", "expected task=number"),
+    ("a", "expected task=number"), ("a=b", "expected task=number"),
   ],
 )  # fmt: skip
 def test_shares_that_are_none(text, message):

@@ -5,8 +5,13 @@ from decimal import Decimal, InvalidOperation
 
 from merge_jax.evals.options import Options
 
-NUMBER = re.compile(r"(?<!\d)-?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)")
-"""A number, perhaps with commas between thousands; a point may come first, but for "No.5" and "...5"."""
+NUMBER = re.compile(
+  r"(?<!\d)(?:[-\u2212][$€£]?)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)"
+)
+"""A number, perhaps with commas between thousands; a point may come first, but for "No.5" and "...5".
+
+Its minus may be that of typesetters, or stand before a currency.
+"""
 
 
 def agrees(text: str, target: str, options: Options) -> bool:
@@ -57,7 +62,8 @@ def normalized(text: str, numbers: bool = False) -> str:
   text = " ".join(text.casefold().split()).removesuffix(".").rstrip()
   if numbers and re.fullmatch(rf"[$€£]?{NUMBER.pattern}%?", text):
     try:
-      text = f"{Decimal(text.strip('$€£%').replace(',', '')) or Decimal(0):f}"  # 0 has no sign
+      plain = re.sub("[$€£%,]", "", text).replace("\u2212", "-")
+      text = f"{Decimal(plain) or Decimal(0):f}"  # 0 has no sign
     except InvalidOperation:
       return text
     return text.rstrip("0").rstrip(".") if "." in text else text

@@ -96,6 +96,11 @@ def numbers(method: str, names: str) -> dict[str, Number]:
   ['density', 'scaling']
   """
   given = [name.strip() for name in names.split(",")] if names.strip() else []
+  if given and not METHODS[method].numbers:
+    raise ValueError(
+      f"config: search.numbers is {names!r}, but {method} has none beside its weights; leave it out"
+      + (" (t of slerp is the weight of the second model)." if method == "slerp" else ".")
+    )
   for i, name in enumerate(given):
     if name not in METHODS[method].numbers:
       raise ValueError(

@@ -24,7 +24,7 @@ def gram(leaves: Iterable[Leaf]) -> np.ndarray:
   >>> gram([leaf]).tolist()
   [[1.0, 0.0], [0.0, 4.0]]
   """
-  return np.sum([np.asarray(_gram(leaf), np.float64) for leaf in leaves if _floating(leaf)], axis=0)
+  return np.sum([_products(leaf) for leaf in leaves if _floating(leaf)], axis=0)
 
 
 def by_group(leaves: Iterable[tuple[str, Leaf]], patterns: Sequence[str]) -> np.ndarray:
@@ -38,7 +38,7 @@ def by_group(leaves: Iterable[tuple[str, Leaf]], patterns: Sequence[str]) -> np.
   for name, leaf in leaves:
     if _floating(leaf):
       row = naming.require_match(name, patterns, "weights")
-      found[row] = found.get(row, 0.0) + np.asarray(_gram(leaf), np.float64)
+      found[row] = found.get(row, 0.0) + _products(leaf)
   count = len(next(iter(found.values()))) if found else 0
   zeros = np.zeros((count, count))
   return scipy.linalg.block_diag(*(found.get(row, zeros) for row in range(len(patterns))))
@@ -48,13 +48,22 @@ def _floating(leaf: Leaf) -> bool:
   return bool(jnp.issubdtype(leaf.experts[0].dtype, jnp.floating))
 
 
+def _products(leaf: Leaf) -> np.ndarray:
+  """Of one tensor: float64 `[K, K]`."""
+  found, powers = (np.asarray(x, np.float64) for x in _gram(leaf))
+  return found * 2.0 ** (powers[:, None] + powers)
+
+
 @jax.jit
-def _gram(leaf: Leaf) -> Array:
+def _gram(leaf: Leaf) -> tuple[Array, Array]:
+  """Inner products of task vectors over powers of 2, and these: a spoilt model has squares that overflow."""
   experts = [_sampled(x).astype(jnp.float32) for x in leaf.experts]
   base = sum(experts) / len(experts) if leaf.base is None else _sampled(leaf.base).astype(jnp.float32)
   rows = jnp.stack([(x - base).reshape(-1) for x in experts])
-  scale = leaf.experts[0].size / rows.shape[1]
-  return scale * jnp.matmul(rows, rows.T, precision="highest")
+  scale = leaf.experts[0].size / max(rows.shape[1], 1)
+  powers = jnp.clip(jnp.frexp(jnp.abs(rows).max(axis=1, initial=0.0))[1], -100, 100)
+  rows = rows * jnp.ldexp(jnp.float32(1.0), -powers)[:, None]
+  return scale * jnp.matmul(rows, rows.T, precision="highest"), powers
 
 
 def _sampled(x: Array) -> Array:

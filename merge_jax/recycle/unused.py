@@ -18,6 +18,10 @@ def notes(settings: Settings, proposer: str, batch: int) -> Iterator[str]:
   for name in TUNING:
     if name not in PROPOSERS[proposer].takes and getattr(search, name) != getattr(default, name):
       yield f"config.search.{name} does nothing: {proposer} searches, which does not look at it."
+  if batch > 1 and not PROPOSERS[proposer].batches:
+    yield (
+      f"{proposer} asks for one candidate after the other: each takes as long as {batch}, which is the batch."
+    )
   if search.in_turn and batch == 1:
     yield "config.search.in_turn does nothing: batches have one candidate."
   if not settings.scorer.command and settings.scorer != Scorer():

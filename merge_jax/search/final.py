@@ -35,7 +35,8 @@ class Choice(NamedTuple):
   Attributes:
     name: its row.
     incumbent: the row that it had to beat; None if there is no known point with finite scores.
-    best: of the other rows the fittest on validation, among those that may replace it if some may.
+    best: of the other rows the fittest on validation, among those that may replace it if some may, else among
+      those that are other models if some are.
     gain: of `best` over the incumbent on validation, in fitness; None where it is not defined.
     stderr: its paired error; None where examples are not known.
     why: a sentence.
@@ -148,7 +149,9 @@ def select(
     for name, gain in gains.items()
     if gain > wanted[name] or (gain == wanted[name] and names.index(name) < at)
   ]
-  among = [name for name in names if name in (better or gains)]
+  own = validation[incumbent].candidate
+  others = [name for name in gains if not validation[name].candidate.same_model(own)]
+  among = [name for name in names if name in (better or others or gains)]
   first = best(np.array([heights[name] for name in among]))
   rival = None if first is None else among[first]
   name = rival if better and rival is not None else incumbent

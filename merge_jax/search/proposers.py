@@ -124,7 +124,8 @@ def random(known: Sequence[Record], options: Options) -> Generations:
   """Dirichlet(1) weights, and numbers anywhere in their range: the control that a search has to beat."""
   generator = np.random.default_rng(options.seed)
   while True:
-    yield Proposal([Candidate("random", options.method, options.space.draw(generator))])
+    points = [options.space.draw(generator) for _ in range(options.batch)]
+    yield Proposal([Candidate("random", options.method, point) for point in points])
 
 
 def known_alone(known: Sequence[Record], options: Options) -> Generations:
@@ -143,6 +144,7 @@ class Kind(NamedTuple):
     rows: whether it takes several rows of weights.
     numbers: whether it takes numbers beside the weights, and any coordinates.
     takes: of `TUNING`, what it looks at.
+    batches: whether it asks for several candidates at once.
   """
 
   start: Callable[..., Generations]
@@ -151,6 +153,7 @@ class Kind(NamedTuple):
   rows: bool = False
   numbers: bool = False
   takes: tuple[str, ...] = ()
+  batches: bool = False
 
 
 TUNING = ("sigma", "population", "start", "competitors")
@@ -158,13 +161,15 @@ TUNING = ("sigma", "population", "start", "competitors")
 
 PROPOSERS: dict[str, Kind] = {
   "line_search": Kind(line_search, rows=True, numbers=True, takes=("sigma", "start")),
-  "cma_es": Kind(cma_es, least=2, rows=True, numbers=True, takes=("sigma", "population", "start")),
-  "random": Kind(random, rows=True, numbers=True),
-  "surrogate": Kind(surrogate, foresees=True, rows=True, takes=("competitors",)),
+  "cma_es": Kind(
+    cma_es, least=2, rows=True, numbers=True, takes=("sigma", "population", "start"), batches=True
+  ),
+  "random": Kind(random, rows=True, numbers=True, batches=True),
+  "surrogate": Kind(surrogate, foresees=True, rows=True, takes=("competitors",), batches=True),
   "gaussian_process": Kind(gaussian_process, takes=("start",)),
   "response_surface": Kind(response_surface, takes=("start",)),
   "soce": Kind(soce, least=2),
-  "known": Kind(known_alone, rows=True, numbers=True),
+  "known": Kind(known_alone, rows=True, numbers=True, batches=True),
 }
 
 

@@ -66,7 +66,10 @@ class Process:
 
 
 def fit(points: np.ndarray, gram: np.ndarray, start: Vector = START) -> Process:
-  """The process whose numbers make outputs most likely.
+  """The process whose numbers make outputs most likely; of no more points than numbers those of the start.
+
+  A few points are most likely with no relation at all: such a process foresees nothing anywhere, which a
+  search would take for the end.
 
   Args:
     points: float64 `[n, d]`.
@@ -75,11 +78,13 @@ def fit(points: np.ndarray, gram: np.ndarray, start: Vector = START) -> Process:
   """
   from scipy.optimize import minimize
 
-  found = minimize(
-    _cost, start, (points, gram), "L-BFGS-B", jac=True,
-    bounds=list(zip(LOW, HIGH, strict=True)), options={"maxiter": 60},
-  )  # fmt: skip
-  theta = np.clip(found.x, LOW, HIGH)
+  theta = start
+  if len(points) > len(start):
+    found = minimize(
+      _cost, start, (points, gram), "L-BFGS-B", jac=True,
+      bounds=list(zip(LOW, HIGH, strict=True)), options={"maxiter": 60},
+    )  # fmt: skip
+    theta = np.clip(found.x, LOW, HIGH)
   matrix = _kernel(points, points, theta) + np.diag(_noise(points, theta))
   return Process(points, theta, np.linalg.inv(matrix))
 

@@ -145,8 +145,8 @@ def _summit(records: list[Record], options: Options, how: How) -> Generations:
 
 
 def _front(records: list[Record], options: Options, how: How) -> Generations:
-  """Along the front: a step to the highest point of one utility after the other, until none leads further."""
-  stuck = 0
+  """Along the front: steps to the highest points of utilities, a batch at once, until none leads further."""
+  stuck, batch = 0, list[Candidate]()
   for importance in importances(len(options.fitness.tasks), options.seed):
     toward = Direction.toward(options.fitness, importance, records)
     here = View.of(records, dataclasses.replace(options, fitness=toward))
@@ -155,13 +155,17 @@ def _front(records: list[Record], options: Options, how: How) -> Generations:
     step = _step(here, RADIUS, options, how.caution)
     if not here.promises(step, 0.0):
       step = _step(here, WIDE, options, 0.0)
-    if np.linalg.norm(step.z) < SHORT:
+    found = _candidate(here, step.z, options)
+    if np.linalg.norm(step.z) < SHORT or any(found.point.near(one.point, SHORT) for one in batch):
       stuck += 1
-      if stuck == STUCK:
+      if stuck == STUCK and not batch:
         return 0.0
-      continue
-    stuck = 0
-    records += yield Proposal([_candidate(here, step.z, options)])
+    else:
+      stuck = 0
+      batch.append(found)
+    if len(batch) == options.batch or (batch and stuck == STUCK):
+      records += yield Proposal(batch)
+      stuck, batch = 0, []
   return None
 
 
