@@ -153,6 +153,11 @@ def test_a_space_that_no_text_begins_with_stops_none():
     ("so it is \u22125.", "5", {"answer": "last_number"}, False),
     ("a loss: -$1,200.50", "-1200.5", {"answer": "last_number"}, True),
     ("[1000,200]", "200", {"answer": "last_number"}, True),
+    ("about 1.5e-3 s", "0.0015", {"answer": "last_number"}, True),
+    ("so 1e3", "1,000", {"answer": "last_number"}, True),
+    ("2E+2.", "200", {"answer": "last_number"}, True),
+    ("so 1e999999", "999999", {"answer": "last_number"}, True),
+    ("block 3e4f", "4", {"answer": "last_number"}, True),
     ("[1,234567]", "234567", {"answer": "last_number"}, True),
   ],
 )  # fmt: skip

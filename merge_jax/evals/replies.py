@@ -7,10 +7,12 @@ from merge_jax.evals.options import Options
 
 NUMBER = re.compile(
   r"(?<!\d)(?:[-\u2212][$€£]?)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)"
+  r"(?:[eE][-+\u2212]?\d{1,3}(?!\w))?"
 )
-"""A number, perhaps with commas between thousands; a point may come first, but for "No.5" and "...5".
+"""A number, perhaps with commas between thousands, or an exponent.
 
-Its minus may be that of typesetters, or stand before a currency.
+A point may come first, but for "No.5" and "...5". Its minus may be that of typesetters, or stand before a
+currency.
 """
 
 
