@@ -21,6 +21,7 @@ from merge_jax import checkpoints
 from merge_jax.recipes import own_methods, reading
 from tests import pools
 from tests.further import further
+from tests.processes import JOBS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(merge_jax.__file__).parent
@@ -340,7 +341,7 @@ def test_a_signal_in_the_first_seconds_is_one_line(sent):
   code = f"""if True:
     import os, sys, time
     sys.argv[0] = "-m"
-    import launch
+    import {JOBS}
     os.kill(os.getpid(), {int(sent)})
     time.sleep(60)"""
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -348,10 +349,10 @@ def test_a_signal_in_the_first_seconds_is_one_line(sent):
 
 
 def test_a_terminal_without_our_characters_costs_no_run():
-  code = """if True:
-    from launch import _common
+  code = f"""if True:
+    from {JOBS} import _common
     from merge_jax import reports
-    _common.run(lambda: print(chr(177), "No claim" in reports.make_study({}).page))"""
+    _common.run(lambda: print(chr(177), "No claim" in reports.make_study({{}}).page))"""
   ascii = ENVIRONMENT | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ascii, capture_output=True, text=True)
   assert (done.returncode, done.stdout) == (0, "? True\n"), done.stderr

@@ -101,7 +101,7 @@ def _refuse_store(folder: Path) -> None:
   if isinstance(folder, storage.Remote):
     raise ValueError(
       f"{folder}: Orbax checkpoints are not written to object stores; write to a disk and copy, or convert "
-      "the inputs to safetensors: python -m launch.convert."
+      "the inputs to safetensors: python -m merge_jax convert."
     )
 
 
