@@ -141,8 +141,8 @@ def config_values(holder: Any) -> dict[str, Any]:
   except AttributeError:
     kind = type(holder.value).__name__
     raise ValueError(f"--config: get_config returned a {kind}; expected a ConfigDict.") from None
-  except OSError as error:  # of a file that is not there, kept by the flag until now
-    raise ValueError(f"--config: {' '.join(str(error).split())}") from None
+  except OSError as error:  # kept by the flag until now
+    raise ValueError(f"--config: {_of_file(str(error))}") from None
 
 
 def define_mesh() -> None:
@@ -161,9 +161,16 @@ def _one_sentence() -> Iterator[None]:
     yield
   except Exception as error:  # a config file is somebody's program: it may raise anything
     kind = "" if isinstance(error, AttributeError | ValueError | OSError) else f"{type(error).__name__}: "
-    words = " ".join(str(error).replace("\\n", " ").replace("\\", "").replace("'", "").split())
+    words = _of_file(str(error).replace("\\n", " ").replace("\\", "").replace("'", ""))
     print(f"error: --config: {kind}{words}", file=sys.stderr)
     sys.exit(1)
+
+
+def _of_file(said: str) -> str:
+  """One line; of what is said of a file that cannot be read what the system says, as in `errors.sentence`."""
+  words = " ".join(said.split())
+  end = re.search(r"\[Errno \d+\] ([^:]+): '?([^']+?)'?$", words)
+  return words if end is None else f"{end[2]}: {end[1]}."
 
 
 flags.DEFINE_bool("traceback", False, "Show where an error was raised.")

@@ -119,6 +119,7 @@ def test_a_signal_finishes_the_record_and_has_its_own_status(world, tmp_path, se
       "search.budget is -1",
     ),
     ("recycle", [f"--config={CONFIGS}/recycle.py:cold"], "has no mode 'cold'"),
+    ("study", ["--config=nope.py", "--output_dir=x"], "error: --config: nope.py: No such file or directory."),
     ("evaluate", ["--checkpoints=a", "--tasks=b", "--output=c", "--batch_tokens=0"], "batch_tokens"),
     further("check", [], "There is no checkpoint"),
     further(
