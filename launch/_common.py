@@ -204,22 +204,23 @@ class Progress:
     silent = not (sys.stderr.isatty() and host.is_lead())
     self._bar = tqdm(total=total, unit=f" {unit}", dynamic_ncols=True, disable=silent)
     self._total, self._unit, self._every = total, unit, every
-    self._start = self._said = 0.0  # of the first call
-    self._done = 0
+    self._start: tuple[int, float] | None = None  # what was done, and when, at the first call
+    self._done, self._said = 0, 0.0
 
   def __call__(self, done: int, note: str = "") -> None:
     """Says that `done` units are done."""
     self._bar.set_postfix_str(note, refresh=False)
     self._bar.update(done - self._done)
     self._done, now = done, time.monotonic()
-    self._start, self._said = self._start or now, self._said or now
+    self._start, self._said = self._start or (done, now), self._said or now
     if self._bar.disable and (now - self._said > self._every or done == self._total):
       self._said = now
-      rate = done / max(now - self._start, 1e-9)
-      of = left = ""
-      if self._total is not None:
-        of, left = f"/{self._total}", f", {(self._total - done) / max(rate, 1e-9):.0f} s left"
-      print(f"{done}{of} {self._unit}, {rate:.1f} a second{left} {note}".rstrip(), flush=True)
+      of, rate = "" if self._total is None else f"/{self._total}", ""
+      if since := done - self._start[0]:  # what was done before, by another run too, tells no rate
+        each = (now - self._start[1]) / since
+        left = "" if self._total is None else f", {(self._total - done) * each:.0f} s left"
+        rate = f", {1 / max(each, 1e-9):.1f} a second{left}"
+      print(f"{done}{of} {self._unit}{rate} {note}".rstrip(), flush=True)
 
   def say(self, line: str) -> None:
     """Prints a line above the bar."""

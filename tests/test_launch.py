@@ -372,3 +372,17 @@ def test_configs_and_settings_have_the_same_fields():
     config["get_config"]("paper").to_dict() | {"checkpoints": ("a", "b"), "tasks": ("t",), "output_dir": "o"}
   )
   methods.check(paper.search.method, paper.search.space)
+
+
+def test_what_was_done_before_tells_no_rate():
+  code = f"""if True:
+    import time
+    from {JOBS} import _common
+    once, more = (_common.Progress(20, "tensors", every=0) for _ in range(2))
+    once(20)
+    more(12)
+    time.sleep(0.5)
+    more(13)"""
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  at_once, later = done.stdout.splitlines()
+  assert at_once == "20/20 tensors" and 0 < float(later.split()[2]) <= 2
