@@ -596,6 +596,10 @@ MISUSED = {
   "weights of None": (lambda: merge_ones([1.0, None]), "expected a number for each"),
   "a key that is none": (lambda: drop_ones(0), "jax.random.key"),
   "several keys": (lambda: drop_ones(jax.random.split(KEY)), "one key"),
+  "models on two devices": (
+    lambda: mj.merge(mj.linear(), [jax.device_put(ONES[0], x) for x in jax.devices()[:2]]),
+    "other devices",
+  ),
   "paths": (lambda: mj.merge(mj.linear(), ["a", "b"]), "expected a tree of arrays"),
   "an unknown dtype": (lambda: merge_ones(dtype="bf16"), "expected a floating one"),
   "a switch": (lambda: mj.linear(normalize="no"), "expected True or False"),
