@@ -141,8 +141,8 @@ def config_values(holder: Any) -> dict[str, Any]:
   except AttributeError:
     kind = type(holder.value).__name__
     raise ValueError(f"--config: get_config returned a {kind}; expected a ConfigDict.") from None
-  except OSError as error:  # of a file that is not there, kept by the flag until now
-    raise ValueError(f"--config: {' '.join(str(error).split())}") from None
+  except OSError as error:  # kept by the flag until now
+    raise ValueError(f"--config: {_of_file(str(error))}") from None
 
 
 def define_mesh() -> None:
@@ -161,9 +161,16 @@ def _one_sentence() -> Iterator[None]:
     yield
   except Exception as error:  # a config file is somebody's program: it may raise anything
     kind = "" if isinstance(error, AttributeError | ValueError | OSError) else f"{type(error).__name__}: "
-    words = " ".join(str(error).replace("\\n", " ").replace("\\", "").replace("'", "").split())
+    words = _of_file(str(error).replace("\\n", " ").replace("\\", "").replace("'", ""))
     print(f"error: --config: {kind}{words}", file=sys.stderr)
     sys.exit(1)
+
+
+def _of_file(said: str) -> str:
+  """One line; of what is said of a file that cannot be read what the system says, as in `errors.sentence`."""
+  words = " ".join(said.split())
+  end = re.search(r"\[Errno \d+\] ([^:]+): '?([^']+?)'?$", words)
+  return words if end is None else f"{end[2]}: {end[1]}."
 
 
 flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
@@ -197,22 +204,23 @@ class Progress:
     silent = not (sys.stderr.isatty() and host.is_lead())
     self._bar = tqdm(total=total, unit=f" {unit}", dynamic_ncols=True, disable=silent)
     self._total, self._unit, self._every = total, unit, every
-    self._start = self._said = 0.0  # of the first call
-    self._done = 0
+    self._start: tuple[int, float] | None = None  # what was done, and when, at the first call
+    self._done, self._said = 0, 0.0
 
   def __call__(self, done: int, note: str = "") -> None:
     """Says that `done` units are done."""
     self._bar.set_postfix_str(note, refresh=False)
     self._bar.update(done - self._done)
     self._done, now = done, time.monotonic()
-    self._start, self._said = self._start or now, self._said or now
+    self._start, self._said = self._start or (done, now), self._said or now
     if self._bar.disable and (now - self._said > self._every or done == self._total):
       self._said = now
-      rate = done / max(now - self._start, 1e-9)
-      of = left = ""
-      if self._total is not None:
-        of, left = f"/{self._total}", f", {(self._total - done) / max(rate, 1e-9):.0f} s left"
-      print(f"{done}{of} {self._unit}, {rate:.1f} a second{left} {note}".rstrip(), flush=True)
+      of, rate = "" if self._total is None else f"/{self._total}", ""
+      if since := done - self._start[0]:  # what was done before, by another run too, tells no rate
+        each = (now - self._start[1]) / since
+        left = "" if self._total is None else f", {(self._total - done) * each:.0f} s left"
+        rate = f", {1 / max(each, 1e-9):.1f} a second{left}"
+      print(f"{done}{of} {self._unit}{rate} {note}".rstrip(), flush=True)
 
   def say(self, line: str) -> None:
     """Prints a line above the bar."""

@@ -38,6 +38,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+  # Here, not in pyproject.toml: the wheel is tested without it.
+  thorough = "further cases of a law, and long ways through whole jobs; `./launch/test --all` runs them"
+  config.addinivalue_line("markers", f"thorough: {thorough}")
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", 8)
   jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
+JOBS = "launch" if (ROOT / "launch").is_dir() else "merge_jax.launch"  # a clone, the wheel
 FLAGS = ("--distributed", "--coordinator={coordinator}", "--num_processes={count}", "--process_id={index}")
 
 

@@ -179,8 +179,8 @@ def test_the_script_picks_what_select_takes(aggregate, source):
   numbers = set()
   for importance, (at, told) in zip(importances, picked(data, importances), strict=True):
     words = shlex.split(told)
-    assert words[:4] == ["python", "-m", "launch.select", "--run=runs/it's"]
-    (flag, _, value) = words[4].partition("=")
+    assert words[:5] == ["python", "-m", "merge_jax", "select", "--run=runs/it's"]
+    (flag, _, value) = words[5].partition("=")
     assert flag == "--task_weights" and shares(value) == dict(
       zip(("code", "math", "loss"), importance, strict=True)
     )

@@ -21,6 +21,7 @@ from merge_jax import checkpoints
 from merge_jax.recipes import own_methods, reading
 from tests import pools
 from tests.further import further
+from tests.processes import JOBS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(merge_jax.__file__).parent
@@ -118,6 +119,7 @@ def test_a_signal_finishes_the_record_and_has_its_own_status(world, tmp_path, se
       "search.budget is -1",
     ),
     ("recycle", [f"--config={CONFIGS}/recycle.py:cold"], "has no mode 'cold'"),
+    ("study", ["--config=nope.py", "--output_dir=x"], "error: --config: nope.py: No such file or directory."),
     ("evaluate", ["--checkpoints=a", "--tasks=b", "--output=c", "--batch_tokens=0"], "batch_tokens"),
     further("check", [], "There is no checkpoint"),
     further(
@@ -340,7 +342,7 @@ def test_a_signal_in_the_first_seconds_is_one_line(sent):
   code = f"""if True:
     import os, sys, time
     sys.argv[0] = "-m"
-    import launch
+    import {JOBS}
     os.kill(os.getpid(), {int(sent)})
     time.sleep(60)"""
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -348,10 +350,10 @@ def test_a_signal_in_the_first_seconds_is_one_line(sent):
 
 
 def test_a_terminal_without_our_characters_costs_no_run():
-  code = """if True:
-    from launch import _common
+  code = f"""if True:
+    from {JOBS} import _common
     from merge_jax import reports
-    _common.run(lambda: print(chr(177), "No claim" in reports.make_study({}).page))"""
+    _common.run(lambda: print(chr(177), "No claim" in reports.make_study({{}}).page))"""
   ascii = ENVIRONMENT | {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ascii, capture_output=True, text=True)
   assert (done.returncode, done.stdout) == (0, "? True\n"), done.stderr
@@ -370,3 +372,17 @@ def test_configs_and_settings_have_the_same_fields():
     config["get_config"]("paper").to_dict() | {"checkpoints": ("a", "b"), "tasks": ("t",), "output_dir": "o"}
   )
   methods.check(paper.search.method, paper.search.space)
+
+
+def test_what_was_done_before_tells_no_rate():
+  code = f"""if True:
+    import time
+    from {JOBS} import _common
+    once, more = (_common.Progress(20, "tensors", every=0) for _ in range(2))
+    once(20)
+    more(12)
+    time.sleep(0.5)
+    more(13)"""
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  at_once, later = done.stdout.splitlines()
+  assert at_once == "20/20 tensors" and 0 < float(later.split()[2]) <= 2

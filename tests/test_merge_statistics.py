@@ -85,7 +85,7 @@ def test_regmean_with_shared_and_missing_matrices(world, tmp_path):
 @pytest.mark.parametrize(
   ("text", "words"),
   [
-    (recipe("fisher", ""), r"statistics of a are missing; .*launch.statistics --kind=fisher"),
+    (recipe("fisher", ""), r"statistics of a are missing; .*merge_jax statistics --kind=fisher"),
     (recipe("regmean", "a_fisher.safetensors"), "holds those of kind 'fisher'; .*--kind=gram"),
     (recipe("fisher", "short.safetensors"), f"short.safetensors is of a model without tensor '{GATE}'"),
     (recipe("fisher", "wide.safetensors"), re.escape("has shape (5,); expected (4,)")),

@@ -215,3 +215,18 @@ def test_experts_may_lie_otherwise_than_the_first(name, kind):
   np.testing.assert_allclose(merged["up"], want["up"], rtol=case.exact, atol=2e-6)
   if kind == "explicit":  # on an Auto mesh XLA decides between them
     assert merged["up"].sharding.is_equivalent_to(NamedSharding(mesh, specs[0]), 2)
+
+
+@pytest.mark.parametrize("keep", ["threshold", "exact"])
+def test_devices_of_a_shard_map_may_merge_models_of_their_own(keep):
+  mesh, operator = make_mesh((1, 1, 4, 2), "auto"), mj.ties(0.4, scope="tensor", keep=keep)
+  models = [make_tree(seed, shapes={"up": (4, 3, 5)})["up"] for seed in (0, 1, 2)]
+
+  def merge(base, *experts):
+    return mj.merge(operator, experts, base=base)
+
+  mapped = jax.shard_map(
+    lambda *x: merge(*(one[0] for one in x))[None], mesh=mesh, in_specs=P("fsdp"), out_specs=P("fsdp")
+  )
+  want = np.stack([merge(*one) for one in zip(*models, strict=True)])
+  np.testing.assert_allclose(jax.jit(mapped)(*models), want, atol=2e-6)

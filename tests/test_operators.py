@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax import nnx
 
 import merge_jax as mj
 from merge_jax.operators import naming
@@ -562,6 +564,18 @@ def test_equal_random_keys_are_carried_over():
     mj.merge(mj.linear(), [{"w": jnp.ones(2), "k": key}, {"w": jnp.zeros(2), "k": jax.random.key(1)}])
 
 
+def test_what_is_in_a_box_has_the_name_of_the_box():
+  boxes = {"layers": {"kernel": nnx.Param(jnp.ones(2)), "norm": nnx.Param({"scale": jnp.ones(1)})}}
+  linen = {"layers": {"kernel": nn.Partitioned(jnp.ones(2), ("x",)), "norm": {"scale": jnp.ones(1)}}}
+  mixed = boxes | {"steps": jnp.ones(1)}  # a State with an array of its own beside its Variables
+  attention = {"query": nnx.Param(jnp.ones(1)), "value": nnx.Param(jnp.ones(1))}
+  for tree in (boxes, linen, nnx.State(boxes)):
+    assert set(naming.flatten(tree)[0]) == {"layers.kernel", "layers.norm.scale"}
+  assert set(naming.flatten(nnx.State(mixed))[0]) == {"layers.kernel", "layers.norm.scale", "steps"}
+  assert set(naming.flatten(attention)[0]) == {"query", "value"}
+  assert set(naming.flatten({"a": {"value": nnx.Param(jnp.ones(1))}})[0]) == {"a.value"}
+
+
 ONES = [{"w": jnp.ones(4)}, {"w": jnp.ones(4)}]
 
 
@@ -582,6 +596,10 @@ MISUSED = {
   "weights of None": (lambda: merge_ones([1.0, None]), "expected a number for each"),
   "a key that is none": (lambda: drop_ones(0), "jax.random.key"),
   "several keys": (lambda: drop_ones(jax.random.split(KEY)), "one key"),
+  "models on two devices": (
+    lambda: mj.merge(mj.linear(), [jax.device_put(ONES[0], x) for x in jax.devices()[:2]]),
+    "other devices",
+  ),
   "paths": (lambda: mj.merge(mj.linear(), ["a", "b"]), "expected a tree of arrays"),
   "an unknown dtype": (lambda: merge_ones(dtype="bf16"), "expected a floating one"),
   "a switch": (lambda: mj.linear(normalize="no"), "expected True or False"),

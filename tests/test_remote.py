@@ -24,6 +24,7 @@ from merge_jax.recycle.pool import InputsChanged
 from merge_jax.storage import commits, leases
 from tests import merging, pools, stores
 from tests.further import beyond
+from tests.processes import JOBS
 
 KILLS = int(os.environ.get("MERGE_JAX_KILLS", "12"))
 
@@ -616,7 +617,7 @@ from pathlib import Path
 from tests import stores
 stores.install(pytest.MonkeyPatch())
 stores.upload(Path(sys.argv.pop(1)), "gs://b")
-from launch import _common, {name}
+from {jobs} import _common, {name}
 try:
   _common.run({name}.main)
 finally:
@@ -632,6 +633,6 @@ finally:
   ],
 )  # fmt: skip
 def test_commands_take_such_paths(world, name, arguments, made):
-  words = [sys.executable, "-c", COMMAND.format(name=name), str(world), *arguments]
+  words = [sys.executable, "-c", COMMAND.format(name=name, jobs=JOBS), str(world), *arguments]
   done = subprocess.run(words, text=True, capture_output=True, timeout=300, cwd=Path(__file__).parent.parent)
   assert done.returncode == 0 and made in done.stdout.splitlines()[-1], done.stderr

@@ -95,7 +95,8 @@ def test_kills_change_nothing(tmp_path, workers):
     command = [
       sys.executable,
       "-m",
-      "launch.study",
+      "merge_jax",
+      "study",
       "--config=configs/study_smoke.py",
       f"--config.workers={workers}",
       f"--output_dir={folder}",

@@ -67,9 +67,10 @@ class Tree(Checkpoint):
     """Restores the slices, each device's part alone, and joins them there; see `Checkpoint.load_stack`."""
     if not isinstance(sharding, NamedSharding):
       return super().load_stack(names, sharding)
-    own = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]), memory_kind=sharding.memory_kind)
+    own = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
     values = self.load_some(dict.fromkeys(names, own))
-    return jax.jit(lambda *parts: jnp.stack(parts), out_shardings=sharding)(*values.values())
+    there = NamedSharding(sharding.mesh, sharding.spec)  # jax 0.10.0 compiles nothing into pinned memory
+    return jax.device_put(jax.jit(lambda *x: jnp.stack(x), out_shardings=there)(*values.values()), sharding)
 
   def _restore(self, targets: Mapping[str, Any]) -> dict[str, Any]:
     tree = jax.tree.unflatten(self.treedef, [targets.get(name, ocp.PLACEHOLDER) for name in self.stored])
@@ -101,7 +102,7 @@ def _refuse_store(folder: Path) -> None:
   if isinstance(folder, storage.Remote):
     raise ValueError(
       f"{folder}: Orbax checkpoints are not written to object stores; write to a disk and copy, or convert "
-      "the inputs to safetensors: python -m launch.convert."
+      "the inputs to safetensors: python -m merge_jax convert."
     )
 
 

@@ -129,7 +129,7 @@ def load(path: str | Path) -> Statistics:
   with safetensors.safe_open(path, "numpy") as opened:
     text = (opened.metadata() or {}).get("statistics")
   if text is None:
-    raise ValueError(f"{path}: no file of statistics; make one with python -m launch.statistics.")
+    raise ValueError(f"{path}: no file of statistics; make one with python -m merge_jax statistics.")
   about = decode(text.encode(), About, f"{path}: metadata")
   if lost := next((name for name in about.shared.values() if name not in entries), None):
     raise ValueError(f"{path}: the statistic {lost!r}, which others share, is missing; make the file again.")

@@ -111,6 +111,18 @@ def over_shards(mapped: Callable, x: Array, axis: int, alike: bool) -> Callable:
   return jax.sharding.auto_axes(mapped, out_sharding=out)
 
 
+def varying(tree: Any, *others: Any) -> Any:
+  """Arrays said to differ between devices of a `shard_map` as others do: loops must begin with such."""
+  types = [jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves((tree, others))]
+  axes = frozenset().union(*types)
+
+  def cast(x: Array) -> Array:
+    more = axes - jax.typeof(x).manual_axis_type.varying
+    return jax.lax.pcast(x, tuple(more), to="varying") if more else x
+
+  return jax.tree.map(cast, tree) if axes else tree
+
+
 def _sharding(x: Array) -> NamedSharding | None:
   """The sharding in an array's type, or None where there is no mesh."""
   sharding = getattr(jax.typeof(x), "sharding", None)

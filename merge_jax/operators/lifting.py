@@ -108,6 +108,7 @@ def prepare(
     if entry.merged:  # 64-byte aligned host memory is used in place, not copied
       leaf = jax.tree.map(lambda x: x if isinstance(x, Array) else jax.device_put(x), leaf)
       leaf = layout.alike(leaf)
+      planning.require_together(entry.name, leaf)
       if key is not None and part.needs_key:
         keys = [[naming.key_of(key, model, one) for one in entry.slices] for model in ids]
         leaf = leaf._replace(keys=tuple(_per_slice(entry, of_model) for of_model in keys))

@@ -49,9 +49,22 @@ The pattern of a stacked leaf has one group, after which a slice's index belongs
 makes `layers.mlp.kernel` the stack of `layers.0.mlp.kernel`, `layers.1.mlp.kernel`, …
 """
 
+VALUE = jax.tree_util.GetAttrKey("value")
+
+
+def _unboxed(paths: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+  """The paths without the step into a box: an attribute `value` that has no other beside it."""
+  boxes = {path[:i] for path in paths for i, key in enumerate(path) if key == VALUE}
+  if not boxes:
+    return paths
+  boxes -= {path[:i] for path in paths for i, key in enumerate(path) if key != VALUE}
+  return [tuple(key for i, key in enumerate(path) if path[:i] not in boxes) for path in paths]
+
 
 def flatten(tree: Any) -> tuple[dict[str, Any], Any]:
   """Flattens any pytree to `{canonical name: leaf}`, in its own order, and the `PyTreeDef`.
+
+  What is in a box (an NNX Variable, a partitioned array of Linen) has the name of the box.
 
   Raises:
     ValueError: if two leaves have one name (`{"a.b": x, "a": {"b": y}}`).
@@ -59,11 +72,13 @@ def flatten(tree: Any) -> tuple[dict[str, Any], Any]:
   >>> flatten({"layer": {"kernel": 1.0}, "layer.bias": 2.0})[0]
   {'layer.kernel': 1.0, 'layer.bias': 2.0}
   """
-  paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
-  names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
-  if names and all(name.endswith(".value") for name in names):  # an NNX State: every leaf a Variable
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
+  paths = [path for path, _ in leaves]
+  unboxed = _unboxed(paths)
+  names = [jax.tree_util.keystr(path, simple=True, separator=".") for path in unboxed]
+  if unboxed is paths and names and all(name.endswith(".value") for name in names):  # a State from a disk
     names = [name.removesuffix(".value") for name in names]
-  flat = dict(zip(names, (leaf for _, leaf in paths), strict=True))
+  flat = dict(zip(names, (leaf for _, leaf in leaves), strict=True))
   if len(flat) < len(names):
     twice = next(name for name in names if names.count(name) > 1)
     raise ValueError(f"Two leaves of one tree are called {twice!r}; names must be unique.")

@@ -195,6 +195,18 @@ def _require_same(first: str, flat: dict[str, Any], label: str, other: dict[str,
       )
 
 
+def require_together(name: str, leaf: Leaf) -> None:
+  """Raises ValueError if a tensor was put on other devices in one model than in another."""
+  arrays = leaf.experts if leaf.base is None else (*leaf.experts, leaf.base)
+  placed = [x for x in arrays if isinstance(x, Array) and not isinstance(x, jax.core.Tracer) and x.committed]
+  if len({frozenset(x.devices()) for x in placed}) > 1:
+    where = shown([sorted(map(str, x.devices())) for x in placed], 160)
+    raise ValueError(
+      f"Tensor {name!r} lies on other devices in one model than in another: {where}; "
+      "bring them together with jax.device_put."
+    )
+
+
 def require_equal(name: str, leaf: Leaf) -> None:
   """Raises ValueError if a tensor that does not merge differs between concrete models."""
   first, *others = leaf.experts if leaf.base is None else (*leaf.experts, leaf.base)

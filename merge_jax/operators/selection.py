@@ -151,6 +151,7 @@ def search(states: Search, samples: Array, tally: Callable[[Array], Array]) -> S
     thresholds = jax.vmap(probes)(states, samples)
     return jax.vmap(narrow)(states, thresholds, tally(thresholds))
 
+  states = layout.varying(states, samples)
   return jax.lax.while_loop(lambda states: ~jnp.all(found(states)), step, states)
 
 
@@ -209,9 +210,8 @@ def largest(keys: Sequence[Array], ks: Sequence[Array]) -> list[Cut]:
   ends = jnp.broadcast_to(jnp.array(shape, jnp.int32) - 1, (len(keys), len(shape)))
   decided = jnp.all(states.at_low == states.k, axis=-1)
   # Not `cond`: of a stack its batching selects between copies of the keys, and not on Explicit meshes.
-  last, _ = jax.lax.while_loop(
-    lambda at: ~at[1], lambda _: (scan(), jnp.array(True)), (ends, jnp.all(decided))
-  )
+  begin, done = layout.varying(((ends, jnp.all(decided)), jnp.array(True)), states)
+  last, _ = jax.lax.while_loop(lambda at: ~at[1], lambda _: (scan(), done), begin)
   last = jnp.where(decided[:, None], ends, last)  # where exactly k reach the threshold, all that is tied does
   return [Cut(*one) for one in zip(states.low, states.high, last, strict=True)]
 
@@ -238,7 +238,8 @@ def _first(counts: Array, need: Array) -> tuple[Array, Array]:
     return jnp.where(yes, low, jnp.minimum(middle + 1, high)), jnp.where(yes, middle, high)
 
   steps = (len(counts) - 1).bit_length()
-  found = jax.lax.fori_loop(0, steps, step, (zero, zero + (len(counts) - 1)))[1]
+  ends = layout.varying((zero, zero + (len(counts) - 1)), counts, need)
+  found = jax.lax.fori_loop(0, steps, step, ends)[1]
   return found, until(found - 1)
 
 

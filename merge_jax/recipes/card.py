@@ -36,7 +36,7 @@ def text(built: Built, name: str, seed: int, version: str) -> str:
     "## Make it again",
     "",
     "```sh",
-    f"python -m launch.merge --recipe=recipe.yml --output_dir={name} "
+    f"python -m merge_jax merge --recipe=recipe.yml --output_dir={name} "
     f"--semantics={built.semantics} --seed={seed}",
     "```",
     "",

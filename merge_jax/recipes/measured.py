@@ -44,7 +44,7 @@ def of_tensor(
   found = []
   for one, source in zip(experts, sources, strict=True):
     where = f"{method}: statistics of {one.label}"
-    how = f"make them with python -m launch.statistics --kind={KINDS[method]}"
+    how = f"make them with python -m merge_jax statistics --kind={KINDS[method]}"
     if one.statistics is None:
       raise ValueError(f"{where} are missing; {how}, and name the file as models.{one.label}.statistics.")
     file = files[one.statistics]

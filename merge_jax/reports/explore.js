@@ -26,7 +26,7 @@ function quoted(word) {
 function command(run, number, tasks, importance) {
   const weights = importance && tasks.map((task, i) => `${task.name}=${importance[i]}`).join(",");
   const wish = weights ? `--task_weights=${weights}` : `--candidate=${number}`;
-  return `python -m launch.select ${quoted("--run=" + run)} ${quoted(wish)}`;
+  return `python -m merge_jax select ${quoted("--run=" + run)} ${quoted(wish)}`;
 }
 
 /** Ends of an axis: where most points are, so that one bad model does not squeeze the rest; sign -1: lower is better. */
