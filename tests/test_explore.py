@@ -198,7 +198,7 @@ def test_names_that_a_flag_cannot_hold_are_selected_by_number():
   result, manifest = files(records, tasks=("a,b", "c"))
   data = explore.data(result, manifest, lines(records))
   ((at, told),) = picked(data, [[1.0, 2.0]])
-  assert not data["named"] and shlex.split(told)[4] == f"--candidate={data['points'][at]['number']}"
+  assert not data["named"] and shlex.split(told)[5] == f"--candidate={data['points'][at]['number']}"
 
 
 DRIVE = """<script>{
@@ -270,7 +270,7 @@ def test_in_a_browser(names, tmp_path):
     if not any(importance):
       assert look["command"] == "Give at least one task some importance." and look["number"] == ""
       continue
-    run, wish = shlex.split(look["command"])[3:]
+    run, wish = shlex.split(look["command"])[4:]
     assert run == f"--run={tmp_path / 'it'}'s"
     told = wish.removeprefix("--task_weights=")
     assert shares(told) == dict(zip(names, importance, strict=True))
@@ -284,7 +284,7 @@ def test_in_a_browser(names, tmp_path):
   assert looks["click"]["command"].endswith("--candidate=7") and "kept: #7" in looks["click"]["title"]
   assert looks["end"]["title"].startswith("#39 · ") and looks["enter"]["command"].endswith("--candidate=39")
   assert looks["escape"]["command"] == looks["reset"]["command"] == looks["start"]["command"]
-  assert shlex.split(looks["run"]["command"])[3] == "--run=my runs/x"
+  assert shlex.split(looks["run"]["command"])[4] == "--run=my runs/x"
 
 
 @in_browser
