@@ -70,7 +70,7 @@ def run_method(method: str, folder: Path) -> dict[str, dict[str, float]]:
   with tempfile.TemporaryDirectory() as scratch:
     recipe, out = Path(scratch) / "recipe.yml", Path(scratch) / "out"
     recipe.write_text("\n".join(lines) + "\n")
-    ours = [sys.executable, "-m", "merge_jax", "merge", f"--recipe={recipe}", f"--output_dir={out}"]
+    ours = [sys.executable, "-m", f"{__package__}.merge", f"--recipe={recipe}", f"--output_dir={out}"]
     cache = {"JAX_COMPILATION_CACHE_DIR": f"{scratch}/cache"}
     found = {"cold": timed(ours, out, cache)}
     if _PEER.value:
