@@ -17,8 +17,9 @@ from merge_jax.search import pareto, proposers
 from merge_jax.search.options import Evidence, Options
 from merge_jax.search.outputs import Outputs
 from merge_jax.search.space import space
-from merge_jax.search.surrogate import directions, leave_one_out, process, proposer, region, surrogate
+from merge_jax.search.surrogate import directions, leave_one_out, process, region, steps, surrogate
 from merge_jax.search.surrogate.model import learn
+from merge_jax.search.surrogate.view import View
 from merge_jax.training import puzzles
 from tests import pools
 from tests.further import further
@@ -303,15 +304,15 @@ def test_directions_that_no_merge_has_measured_are_looked_at(scored, name):
   options = Options(
     "task_arithmetic", space(name, count), fitness, count, based=True, evidence=evidence, metric=np.eye(count)
   )
-  view = proposer.View.of(records, options)
+  view = View.of(records, options)
   assert view is not None
-  probes = [np.array(probe.point.weights) for probe in proposer._probes(view, options)]
+  probes = [np.array(probe.point.weights) for probe in steps.around(view)]
   assert probes and any(abs(probe[-1]) > 0.1 for probe in probes)
   for probe in probes:
     if name == "simplex":
       assert probe.min() >= 0 and probe.sum() == pytest.approx(1)
     else:
-      assert np.linalg.norm(view.metric.z(probe)) == pytest.approx(proposer.PROBE)
+      assert np.linalg.norm(view.metric.z(probe)) == pytest.approx(steps.PROBE)
 
 
 def test_effects_of_checkpoints_are_those_of_merges_that_were_learned_from(scored):

@@ -7,7 +7,7 @@ import numpy as np
 from merge_jax.search.journal import Record
 from merge_jax.search.options import Options
 from merge_jax.search.point import Point
-from merge_jax.search.surrogate.proposer import View
+from merge_jax.search.surrogate.view import View
 
 
 def without(point: Point, index: int, *, based: bool) -> Point | None:
