@@ -165,6 +165,12 @@ def test_nnx_states_and_plain_trees_have_the_same_names(tmp_path):
     opened.writer(tmp_path / "x", {n: s for n, s in opened.specs.items() if n != "dense.bias"})
 
 
+def test_a_training_state_is_told_to_give_its_parameters_alone(tmp_path):
+  ocp.save(tmp_path / "state", {"params": {"w": np.ones(2, "f")}, "step": 3})
+  with pytest.raises(ValueError, match=r"'step' is of Python's type int, .* save the parameters alone"):
+    checkpoints.open(tmp_path / "state")
+
+
 @FORMATS
 def test_ties_are_resolved_and_checked(tmp_path, format):
   config, tensors = {"tie_word_embeddings": True}, dict(list(TENSORS.items())[:3])

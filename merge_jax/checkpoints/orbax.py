@@ -122,7 +122,10 @@ def open_folder(folder: Path) -> Tree:
   flat, treedef = naming.flatten(tree)
   for name, leaf in flat.items():
     if not hasattr(leaf, "shape"):
-      raise ValueError(f"{folder}: leaf {name!r} is a {type(leaf).__name__}, not an array.")
+      raise ValueError(
+        f"{folder}: leaf {name!r} is of Python's type {type(leaf).__name__}, not an array; save the "
+        "parameters alone, as in ocp.save(path, state.params): steps and optimizer states do not merge."
+      )
   stored = {n: jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype)) for n, leaf in flat.items()}
   config = sidecars.read_config(folder)
   aliases = sidecars.tied(config, stored, folder)
