@@ -521,7 +521,10 @@ def test_external_scorer(world, tmp_path):
   )
   command = f"{sys.executable} {script} {{model_dir}} {{scores_json}} {{split}}"
   scorer = {"command": command, "timeout": 60.0}
-  result = run(world, tmp_path / "x", tasks=["close", "split"], scorer=scorer, search={"budget": 10})
+  search = {"budget": 12, "proposer": "auto"}
+  result = run(world, tmp_path / "x", tasks=["close", "split"], scorer=scorer, search=search)
+  assert result["proposer"] == "gaussian_process"
+  assert sum(line["kind"] == "gaussian_process" for line in journal_of(tmp_path / "x")) >= 4
   row = result["rows"][-1]
   assert row["search"]["split"] == 6 and row["test"]["split"] == 4 and row["validation"]["split"] == 10
   assert row["test_stderr"] is None and result["tasks"][0]["metric"] == "score"
@@ -637,7 +640,7 @@ def test_one_checkpoint_is_scaled(world, tmp_path):
     run(world, tmp_path / "y", checkpoints=[str(world[1][0])])
 
 
-@pytest.mark.parametrize("proposer", ["cma_es", "line_search"])
+@pytest.mark.parametrize("proposer", ["cma_es", "line_search", "gaussian_process"])
 def test_a_constant_scorer_has_a_result(world, tmp_path, proposer):
   command = (
     f"{sys.executable} {script(tmp_path, 'json.dump({chr(97): 0.0, chr(36): 1}, open(out, chr(119)))')}"

@@ -422,7 +422,12 @@ def test_a_scorer_without_answers_is_refused(world, tmp_path):
     ({"granularity": "layer"}, {}, "surrogate"),
     ({"method": "ties"}, {}, "cma_es"),
     ({"numbers": "scaling"}, {}, "cma_es"),
-    ({}, {"scorer": {"command": "true {model_dir} {scores_json}"}, "tasks": ["a"]}, "cma_es"),
+    ({}, {"scorer": {"command": "true {model_dir} {scores_json}"}, "tasks": ["a"]}, "gaussian_process"),
+    (
+      {"granularity": "layer"},
+      {"scorer": {"command": "true {model_dir} {scores_json}"}, "tasks": ["a"]},
+      "cma_es",
+    ),
     ({"proposer": "line_search"}, {}, "line_search"),
   ],
 )

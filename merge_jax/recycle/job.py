@@ -166,11 +166,13 @@ def _run(
       raise Stopped(f"Stopped after {len(journal.records)} evaluations; the same command continues.")
 
   outputs, options = None, problem.options
+  if problem.measures:
+    options = dataclasses.replace(options, metric=work.gram())
   if problem.foresees:
     kept = None if isinstance(run.path, storage.Remote) else run.path / folders.ANSWERS
     outputs = Outputs(kept)  # in memory alone for a run on a store: evaluated again when it is resumed
     evidence = Evidence(problem.suite.answers, outputs.of)
-    options = dataclasses.replace(options, evidence=evidence, metric=work.gram())
+    options = dataclasses.replace(options, evidence=evidence)
   found = search(
     proposer(problem.proposer, options),
     work,

@@ -23,9 +23,6 @@ from merge_jax.search.proposers import PROPOSERS, proposer
 from merge_jax.search.space import space
 from merge_jax.sharding import Layout
 
-OTHER = "cma_es"
-"""Who searches where the surrogate cannot."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -69,6 +66,11 @@ class Problem:
   def foresees(self) -> bool:
     """Whether the proposer learns from what models answer."""
     return PROPOSERS[self.proposer].foresees
+
+  @property
+  def measures(self) -> bool:
+    """Whether the proposer looks at distances between merges, which those of linear ones alone are known."""
+    return PROPOSERS[self.proposer].measures and self.options.linear
 
   @property
   def method(self) -> str:
@@ -117,7 +119,7 @@ def _proposer(name: str, options: Options, suite: Suite) -> str:
     lacks = f"learns from the known points, which are linear merges, not {options.method}"
   elif options.space.weights < options.space.size:
     lacks = "searches weights alone"
-  chosen = name if name != AUTO else OTHER if lacks else "surrogate"
+  chosen = name if name != AUTO else "surrogate" if not lacks else _without_answers(options)
   proposer(chosen, options)
   if lacks and PROPOSERS[chosen].foresees:
     raise ValueError(f"config: search.proposer {chosen!r} {lacks}; use cma_es or line_search.")
@@ -125,6 +127,12 @@ def _proposer(name: str, options: Options, suite: Suite) -> str:
     why = f", and surrogate {lacks}" if lacks else "; set search.proposer to surrogate"
     raise ValueError(f"config: search.objective is 'pareto', which {chosen} cannot search{why}.")
   return chosen
+
+
+def _without_answers(options: Options) -> str:
+  """Who does most with few scores: a model of them, which learns from known points and distances."""
+  learns = options.linear and options.space.size == options.count
+  return "gaussian_process" if learns else "cma_es"
 
 
 def build(settings: Settings) -> Problem:

@@ -81,8 +81,8 @@ class Search(Part, frozen=True):
 
   Attributes:
     method: the merge rule, a name in `METHODS`.
-    proposer: a name in `PROPOSERS`, or "auto": the surrogate where it can learn from what models answer, else
-      `problem.OTHER`.
+    proposer: a name in `PROPOSERS`, or "auto": the surrogate where it can learn from what models answer, a
+      Gaussian process where there are scores alone, CMA-ES for rules that are not linear and for numbers.
     space: of the weights, a name in `SPACES`.
     budget: evaluations in all, the known points included.
     seconds: stop after this much evaluation time, though not before all single checkpoints are scored; 0 for

@@ -8,16 +8,18 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from merge_jax.search import regression
+from merge_jax.search import baselines, regression
 from merge_jax.search.journal import Record
 from merge_jax.search.loop import Generations, Proposal
 from merge_jax.search.options import Options
-from merge_jax.search.point import Point
+from merge_jax.search.point import Candidate, Point
 from merge_jax.search.regression import Floats
 
 LENGTHS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 SAMPLES = 400
 """Points of each round among which the best is looked for."""
+MOST = 400
+"""Points that are learned from: those nearest to the best one."""
 FIRST = 4
 """Points that are evaluated before anything is learned, if so few are known."""
 
@@ -87,9 +89,11 @@ class _Learned:
     values = self._options.fitness.of(records)
     finite = np.isfinite(values)
     some = [record for record, one in zip(records, finite, strict=True) if one]
-    self.values = values[finite]
-    self.vectors = np.array([self._options.space.encode(record.point) for record in some])
-    self.places = np.array([self._place(record.point) for record in some])
+    vectors = np.array([self._options.space.encode(record.point) for record in some])
+    places = np.array([self._place(record.point) for record in some])
+    far = np.linalg.norm(places - places[np.argmax(values[finite])], axis=1)
+    near = np.sort(np.argsort(far, kind="stable")[:MOST])
+    self.values, self.vectors, self.places = values[finite][near], vectors[near], places[near]
 
   @property
   def best(self) -> int:
@@ -116,6 +120,9 @@ def _search(
   """Evaluates the best of a function that is learned anew after each record."""
   generator, records, model = np.random.default_rng(options.seed), list(known), _Learned(options, radius)
   first = options.first(known)[0]
+  if options.based and options.metric is not None and options.count > 1:
+    everything = Point.of(np.full(options.count, baselines.whole(options.metric)))
+    records += yield Proposal([Candidate(kind, options.method, everything)])
   while np.isfinite(options.fitness.of(records)).sum() < FIRST:
     trial = first + options.space.step * generator.standard_normal(options.space.size) * (len(records) > 0)
     records += yield Proposal([options.candidate(kind, _inside(trial, options))])

@@ -141,6 +141,7 @@ class Kind(NamedTuple):
     start: from the known records.
     least: the smallest space it can search.
     foresees: whether it learns from outputs (`Options.evidence`).
+    measures: whether it looks at distances between merged models (`Options.metric`).
     rows: whether it takes several rows of weights.
     numbers: whether it takes numbers beside the weights, and any coordinates.
     takes: of `TUNING`, what it looks at.
@@ -150,6 +151,7 @@ class Kind(NamedTuple):
   start: Callable[..., Generations]
   least: int = 1
   foresees: bool = False
+  measures: bool = False
   rows: bool = False
   numbers: bool = False
   takes: tuple[str, ...] = ()
@@ -165,9 +167,9 @@ PROPOSERS: dict[str, Kind] = {
     cma_es, least=2, rows=True, numbers=True, takes=("sigma", "population", "start"), batches=True
   ),
   "random": Kind(random, rows=True, numbers=True, batches=True),
-  "surrogate": Kind(surrogate, foresees=True, rows=True, takes=("competitors",), batches=True),
-  "gaussian_process": Kind(gaussian_process, takes=("start",)),
-  "response_surface": Kind(response_surface, takes=("start",)),
+  "surrogate": Kind(surrogate, foresees=True, measures=True, rows=True, takes=("competitors",), batches=True),
+  "gaussian_process": Kind(gaussian_process, measures=True, takes=("start",)),
+  "response_surface": Kind(response_surface, measures=True, takes=("start",)),
   "soce": Kind(soce, least=2),
   "known": Kind(known_alone, rows=True, numbers=True, batches=True),
 }

@@ -100,7 +100,7 @@ def quadratic(a: Floats, b: Floats, length: float) -> Floats:
 
 def root(metric: Floats | None, count: int) -> Floats:
   """R with |R w| the length of w in a metric, whose mean diagonal becomes 1: `[count, count]`."""
-  if metric is None:
+  if metric is None or not np.trace(metric) > 0:  # equal models have no distances
     return np.eye(count)
   values, vectors = np.linalg.eigh(metric / np.mean(np.diag(metric)))
   return np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
