@@ -37,24 +37,6 @@ def soup(members: Sequence[int], count: int) -> Point:
   return Point(tuple(1.0 / len(members) if i in members else 0.0 for i in range(count)))
 
 
-def whole(gram: np.ndarray) -> float:
-  """The equal weight at which a sum of task vectors holds the whole of each, in the mean.
-
-      λ = mean of |τᵢ|² / (τᵢ · Σⱼ τⱼ)
-
-  1 for vectors at right angles, 1/K for equal ones: where specialists need all of their weights at once, no
-  soup is near.
-
-  Args:
-    gram: `[d, d]`, inner products of the task vectors.
-
-  >>> whole(np.eye(4)), whole(np.ones((4, 4)))
-  (1.0, 0.25)
-  """
-  along = np.maximum(gram.sum(axis=1), np.diag(gram))  # vectors that point apart do not ask for more than 1
-  return float(np.mean(np.diag(gram) / np.maximum(along, 1e-30)))
-
-
 def known_points(
   fitness: Fitness, count: int, trajectory: Sequence[Point] = ()
 ) -> Generator[Proposal, list[Record], list[Record]]:

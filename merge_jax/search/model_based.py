@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from merge_jax.search import baselines, regression
+from merge_jax.search import regression
 from merge_jax.search.journal import Record
 from merge_jax.search.loop import Generations, Proposal
 from merge_jax.search.options import Options
-from merge_jax.search.point import Candidate, Point
+from merge_jax.search.point import Point
 from merge_jax.search.regression import Floats
 
 LENGTHS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
@@ -120,9 +120,6 @@ def _search(
   """Evaluates the best of a function that is learned anew after each record."""
   generator, records, model = np.random.default_rng(options.seed), list(known), _Learned(options, radius)
   first = options.first(known)[0]
-  if options.based and options.metric is not None and options.count > 1:
-    everything = Point.of(np.full(options.count, baselines.whole(options.metric)))
-    records += yield Proposal([Candidate(kind, options.method, everything)])
   while np.isfinite(options.fitness.of(records)).sum() < FIRST:
     trial = first + options.space.step * generator.standard_normal(options.space.size) * (len(records) > 0)
     records += yield Proposal([options.candidate(kind, _inside(trial, options))])

@@ -69,10 +69,26 @@ def _opening(known: Sequence[Record], options: Options) -> list[Candidate]:
     shape = (options.rows, count) if options.rows > 1 else (count,)
     found.append(Candidate("base", options.method, Point.of(np.zeros(shape))))
     if options.metric is not None and count > 1:
-      found.append(
-        Candidate("surrogate", options.method, Point.of(np.full(shape, baselines.whole(options.metric))))
-      )
+      found.append(Candidate("surrogate", options.method, Point.of(np.full(shape, whole(options.metric)))))
   return found
+
+
+def whole(gram: np.ndarray) -> float:
+  """The equal weight at which a sum of task vectors holds the whole of each, in the mean.
+
+      λ = mean of |τᵢ|² / (τᵢ · Σⱼ τⱼ)
+
+  1 for vectors at right angles, 1/K for equal ones: where specialists need all of their weights at once, no
+  soup is near.
+
+  Args:
+    gram: `[d, d]`, inner products of the task vectors.
+
+  >>> whole(np.eye(4)), whole(np.ones((4, 4)))
+  (1.0, 0.25)
+  """
+  along = np.maximum(gram.sum(axis=1), np.diag(gram))  # vectors that point apart do not ask for more than 1
+  return float(np.mean(np.diag(gram) / np.maximum(along, 1e-30)))
 
 
 def _summit(records: list[Record], options: Options, how: How) -> Generations:
