@@ -93,6 +93,12 @@ def test_models_of_the_fitness_need_few_evaluations(proposer, metric):
   assert len(cold.records) == 25 and cold.records[0].point.weights == (0.25,) * 4
 
 
+@pytest.mark.parametrize("metric", [np.zeros((4, 4)), np.diag([1e30, 1.0, 1.0, 1.0])])
+def test_models_of_the_fitness_see_past_equal_and_spoilt_checkpoints(metric):
+  best = max(run("gaussian_process", 30, metric=metric).records, key=lambda r: r.fitness)
+  np.testing.assert_allclose(best.point.weights[1:], BEST[1:], atol=0.1)
+
+
 def test_soce_takes_the_experts_of_weakly_correlated_tasks_and_ends():
   scores = [{"a": 3.0, "b": 1.0, "c": 1.1}, {"a": 2.0, "b": 2.0, "c": 2.1}, {"a": 2.5, "b": 3.0, "c": 2.9}]
 

@@ -99,8 +99,9 @@ def quadratic(a: Floats, b: Floats, length: float) -> Floats:
 
 
 def root(metric: Floats | None, count: int) -> Floats:
-  """R with |R w| the length of w in a metric, whose mean diagonal becomes 1: `[count, count]`."""
-  if metric is None or not np.trace(metric) > 0:  # equal models have no distances
+  """R with |R w| the length of w in a metric, `[count, count]`; a typical task vector (the median) has 1."""
+  lengths = np.zeros(0) if metric is None else np.diag(metric)[np.diag(metric) > 0]
+  if metric is None or not lengths.size:  # equal models have no distances
     return np.eye(count)
-  values, vectors = np.linalg.eigh(metric / np.mean(np.diag(metric)))
+  values, vectors = np.linalg.eigh(metric / np.median(lengths))
   return np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
