@@ -24,7 +24,7 @@ def load(options: argparse.Namespace) -> resident.Score:
   parts = splits.split(files).tasks
   engine = None
 
-  def score(model_dir: str, split: str) -> dict[str, float]:
+  def score(model_dir: str, split: str) -> dict[str, list[bool]]:
     nonlocal engine
     if engine is None:
       from vllm import LLM
@@ -36,13 +36,13 @@ def load(options: argparse.Namespace) -> resident.Score:
     else:
       engine.collective_rpc("reload_weights", kwargs={"weights_path": model_dir})
       engine.reset_prefix_cache()  # its keys and values are those of other weights
-    return {task.name: accuracy(engine, task) for task in parts[split]}
+    return {task.name: right(engine, task) for task in parts[split]}
 
   return score
 
 
-def accuracy(engine, task) -> float:
-  """The share of examples whose greedy text has the right answer."""
+def right(engine, task) -> list[bool]:
+  """Of which examples the greedy text has the right answer: gains then have errors."""
   from vllm import SamplingParams
 
   from merge_jax.evals import replies
@@ -58,11 +58,10 @@ def accuracy(engine, task) -> float:
   else:
     before = "".join(shot.prompt + shot.target + options.separator for shot in options.shots)
     outputs = engine.generate([before + example.prompt for example in task.examples], sampling)
-  right = [
+  return [
     replies.agrees(output.outputs[0].text, example.targets[example.answer], options)
     for output, example in zip(outputs, task.examples, strict=True)
   ]
-  return sum(right) / len(right)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,11 @@ _BASE = flags.DEFINE_string("base", "", "Folder of the common ancestor; none: th
 _TASKS = flags.DEFINE_list("tasks", [], "Task files, path or path:metric; names with a scorer.")
 _HELDOUT = flags.DEFINE_list("heldout_tasks", [], "Task files that never enter the fitness.")
 _OUTPUT = flags.DEFINE_string("output_dir", "", "Folder to write into, and to resume from.")
-_SCORER = flags.DEFINE_string("scorer_command", "", "External scorer with {model_dir} {scores_json}.")
+_SCORER = flags.DEFINE_string(
+  "scorer_command", "",
+  "External scorer with {model_dir} {scores_json}, and {split} if it can: it writes {task: score}, a number "
+  "or a list of what each example scored.",
+)  # fmt: skip
 _BUDGET = flags.DEFINE_integer("budget", 0, "Evaluations in all; 0: the config's.")
 _OBJECTIVE = flags.DEFINE_enum(
   "objective", None, ["fitness", "pareto"], "What the budget is spent on: the best merge, or the trade-offs."

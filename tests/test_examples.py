@@ -108,7 +108,8 @@ def test_the_vllm_example_reloads_weights(own):
   score = Command(words, ("copy",), 120.0, retries=0)
   for text, expected in (("right", 1.0), ("wrong", 0.0)):
     (own / "model" / "answers").write_text(text)
-    assert score(own / "model", "search") == {"copy": expected}
+    answers = score(own / "model", "search")["copy"]
+    assert len(answers) > 1 and set(answers) == {expected}
 
 
 def test_what_is_asked_wrongly(own):

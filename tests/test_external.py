@@ -32,6 +32,10 @@ def test_external_scores(tmp_path):
   body = "pathlib.Path(out).write_text(json.dumps({'a': len(split), 'b': None, 'c': 'extra'}))"
   scores = command(tmp_path, body)(tmp_path, "search")
   assert scores["a"] == 6.0 and np.isnan(scores["b"])
+  body = "pathlib.Path(out).write_text(json.dumps({'a': [True, 0.5, None], 'b': []}))"
+  scores = command(tmp_path, body)(tmp_path, "search")
+  np.testing.assert_array_equal(scores["a"], [1.0, 0.5, np.nan])
+  assert scores["b"] == []
 
 
 @pytest.mark.parametrize(
@@ -48,7 +52,8 @@ def test_external_scores(tmp_path):
     ("pathlib.Path(out).write_bytes(b'\\xff')", "not valid JSON"),
     ("score('[1, 2]')", "expected an object"),
     ("score('{\"a\": 1}')", "has no score of task 'b'"),
-    ("score('{\"a\": true, \"b\": 1}')", "task 'a': the content is True; expected a number or null"),
+    ("score('{\"a\": true, \"b\": 1}')", "task 'a': the content is True; expected a number or a list"),
+    ("score('{\"a\": [1, \"x\"], \"b\": 1}')", r"task 'a': \[1\] is 'x'; expected"),
     *[(f"score('{{\"a\": {number}, \"b\": 1}}')", "scores.json.*(not valid JSON|out of range)")
       for number in ("1e400", "1" + "0" * 400, "NaN", "-Infinity")],
   ],

@@ -140,3 +140,19 @@ def test_suites_have_one_face(suite):
   short = FunctionSuite({"norm": 1.0, "mean": 1.0}, lambda params, split: {"norm": 1.0})
   with pytest.raises(ValueError, match="function gave no 'mean' on search, but norm; expected a score"):
     short.objective(pool).evaluate(CANDIDATES[:1], "search")
+
+
+def test_lists_of_a_function_are_what_examples_scored():
+  scores = [{"a": np.array([1.0, 0.0, 0.5]), "b": [True]}, {"a": [1, 2, np.nan], "b": [0.0]}]
+  function = FunctionSuite({"a": 1.0, "b": -1.0}, lambda params, split: scores.pop(0)).objective(merges())
+  first, second = (function.evaluate(CANDIDATES[:1], "search")[0] for _ in range(2))
+  assert first.scores == {"a": 0.5, "b": 1.0} and first.losses is None and np.isnan(second.scores["a"])
+  assert first.examples.counts == (3, 1) and first.examples.average() == -0.25
+  scores += [{"a": [1.0], "b": [1.0]}, {"a": 1.0, "b": [1.0]}, {"a": [], "b": []}]
+  for split, message in (
+    ("search", "a, b have 1, 1 examples, before 3, 1; every candidate must be scored on the same"),
+    ("search", "'a' is one number, that of 'b' a list"),
+    ("test", "a, b have 0, 0 examples"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      function.evaluate(CANDIDATES[:1], split)

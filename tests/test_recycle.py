@@ -531,6 +531,23 @@ def test_external_scorer(world, tmp_path):
   assert (tmp_path / "x" / "report.html").is_file()
 
 
+def test_an_external_scorer_that_tells_of_examples_has_errors(world, tmp_path):
+  body = (
+    "from safetensors.numpy import load_file\n"
+    "norm = load_file(model + '/model.safetensors')['model.norm.weight'].mean()\n"
+    "json.dump({'a': [bool(norm > .9 + .02 * i) for i in range(20)], 'b': [1, 0.5]}, open(out, 'w'))"
+  )
+  command = f"{sys.executable} {script(tmp_path, body)} {{model_dir}} {{scores_json}} {{split}}"
+  options = {"tasks": ["a", "b"], "scorer": {"command": command}, "search": {"budget": 12}}
+  result = run(world, tmp_path / "x", **options)
+  assert all(row["test_stderr"]["a"] is not None for row in result["rows"])
+  assert result["not_corrected"] is None and any("search_corrected" in row for row in result["rows"])
+  assert all(d["stderr"] is not None for d in result["differences"])
+  kept = storage.read_lines(tmp_path / "x" / "items.jsonl")
+  assert len(kept) == len(journal_of(tmp_path / "x"))
+  assert run(world, tmp_path / "x", **options) == result
+
+
 def test_scores_that_are_missing_on_test_are_null_not_an_error(world, tmp_path):
   script = tmp_path / "score.py"
   script.write_text(

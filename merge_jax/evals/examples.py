@@ -34,6 +34,19 @@ class Examples:
   groups: npt.NDArray[np.int64] | None = None
   smooth: Floats | None = None
 
+  @classmethod
+  def of_scores(cls, scores: Mapping[str, npt.ArrayLike], signs: Mapping[str, float]) -> "Examples":
+    """Of what each example scored, by task, where a task's score is the mean; losses are not known.
+
+    >>> Examples.of_scores({"a": [1.0, 0.0, 0.5]}, {"a": 1.0}).scores()
+    {'a': 0.5}
+    """
+    columns = [np.asarray(scores[name], np.float64) for name in signs]
+    sums, counts = np.concatenate(columns), tuple(map(len, columns))
+    none = np.full_like(sums, np.nan)
+    values = np.stack([sums, np.ones_like(sums), none, none])
+    return cls(tuple(signs), tuple(signs.values()), counts, values)
+
   @property
   def units(self) -> npt.NDArray[np.int64]:
     """The unit of each example, from 0."""

@@ -34,22 +34,26 @@ class ScorerError(RuntimeError):
   """The command failed, ran out of time or wrote no usable scores."""
 
 
-def _fail(error: ScorerError, tasks: Sequence[str]) -> dict[str, float]:
+Scores = dict[str, float | list[float]]
+"""By task: a number, or what each example scored."""
+
+
+def _fail(error: ScorerError, tasks: Sequence[str]) -> Scores:
   raise error
 
 
-def _worst(error: ScorerError, tasks: Sequence[str]) -> dict[str, float]:
+def _worst(error: ScorerError, tasks: Sequence[str]) -> Scores:
   return dict.fromkeys(tasks, math.nan)
 
 
-POLICIES: dict[str, Callable[[ScorerError, Sequence[str]], dict[str, float]]] = {
+POLICIES: dict[str, Callable[[ScorerError, Sequence[str]], Scores]] = {
   "fail": _fail,
   "worst": _worst,
 }
 """What a call that failed every time counts as."""
 
 
-_SCORE: Any = float | None
+_SCORE: Any = float | list[float | bool | None] | None
 
 
 class _Options(msgspec.Struct, frozen=True):
@@ -109,7 +113,7 @@ class Command(NamedTuple):
     """Whether the command can tell splits apart."""
     return "split" in self._places()
 
-  def __call__(self, model_dir: Path, split: str, folder: Path | None = None) -> dict[str, float]:
+  def __call__(self, model_dir: Path, split: str, folder: Path | None = None) -> Scores:
     """Runs the command, and again if it fails.
 
     Args:
@@ -128,7 +132,7 @@ class Command(NamedTuple):
         problem = error
     return POLICIES[self.nan](problem, self.tasks)
 
-  def _scores(self, model_dir: Path, split: str, folder: Path | None) -> dict[str, float]:
+  def _scores(self, model_dir: Path, split: str, folder: Path | None) -> Scores:
     with tempfile.TemporaryDirectory(
       prefix="merge_jax_scores_", dir=folder, ignore_cleanup_errors=True
     ) as name:
@@ -156,8 +160,12 @@ class Command(NamedTuple):
     return {name for _, name, _, _ in fields if name is not None}
 
 
-def parse_scores(text: bytes, tasks: Sequence[str]) -> dict[str, float]:
-  """Scores `{task: number}`; null is NaN. ScorerError if a task is missing or not a number."""
+def parse_scores(text: bytes, tasks: Sequence[str]) -> Scores:
+  """Scores `{task: number}`, or `{task: [numbers]}` of examples; null is NaN, true 1.
+
+  Raises:
+    ScorerError: a task is missing, or is neither a number nor a list of some.
+  """
   try:
     scores = decode(text, dict[str, msgspec.Raw], "scores.json")
     for task in tasks:
@@ -166,7 +174,14 @@ def parse_scores(text: bytes, tasks: Sequence[str]) -> dict[str, float]:
     found = {t: decode(bytes(scores[t]), _SCORE, f"scores.json, task {t!r}") for t in tasks}
   except ValueError as error:
     raise ScorerError(str(error)) from None
-  return {task: math.nan if score is None else score for task, score in found.items()}
+  return {
+    task: [*map(_number, score)] if isinstance(score, list) else _number(score)
+    for task, score in found.items()
+  }
+
+
+def _number(score: float | bool | None) -> float:
+  return math.nan if score is None else float(score)
 
 
 def _run(words: Sequence[str], folder: Path, timeout: float) -> None:

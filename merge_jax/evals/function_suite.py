@@ -1,12 +1,16 @@
 """Suites of a user's own: any function of parameters, and an external command."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
+from merge_jax.evals.examples import Examples
 from merge_jax.evals.external import Command
-from merge_jax.evals.objective import FunctionObjective
+from merge_jax.evals.objective import Evaluation, FunctionObjective
 from merge_jax.evals.suite import Suite, TaskInfo
 from merge_jax.sharding import Layout
 
@@ -16,9 +20,16 @@ PyTree = Any
 class FunctionSuite(Suite):
   """Any function `(params, split) -> {task: score}`.
 
+  A score is a number, NaN where the candidate failed, or a list of what each example scored, whose mean is
+  the score: then gains have errors, and choices go by them, as those of built-in tasks do.
+
   Args:
     tasks: names, with +1 where a higher score is better and -1 where a lower one is.
-    score: the function, called on the host.
+    score: the function, called on the host; the examples of a split are the same, in the same order, for
+      every candidate.
+
+  Evaluating raises ValueError: a task without a score, lists for some tasks alone, or of other lengths
+  than before.
 
   >>> import merge_jax as mj
   >>> import numpy as np
@@ -37,9 +48,9 @@ class FunctionSuite(Suite):
   (0.5, 0.5)
   """
 
-  def __init__(self, tasks: Mapping[str, float], score: Callable[[PyTree, str], Mapping[str, float]]):
+  def __init__(self, tasks: Mapping[str, float], score: Callable[[PyTree, str], Mapping[str, ArrayLike]]):
     self.tasks = tuple(TaskInfo(name, "score", sign) for name, sign in tasks.items())
-    self._score = score
+    self._score, self._counts = score, dict[str, tuple[int, ...]]()
 
   def describe(self) -> list[tuple[str, str]]:
     """The names of the scores."""
@@ -56,16 +67,31 @@ class FunctionSuite(Suite):
     smooth: str = "",
   ) -> FunctionObjective:
     """One call of the function a candidate, whatever the batch."""
-    return FunctionObjective(merges, self._scores)
+    return FunctionObjective(merges, self._evaluation)
 
-  def _scores(self, params: PyTree, split: str) -> Mapping[str, float]:
+  def _evaluation(self, params: PyTree, split: str) -> Evaluation:
     scores = self._score(params, split)
     if missing := [name for name in self.names if name not in scores]:
       raise ValueError(
         f"The suite's function gave no {missing[0]!r} on {split}, but {', '.join(scores) or 'nothing'}; "
         "expected a score of each task, NaN where there is none."
       )
-    return scores
+    lists = [name for name in self.names if np.ndim(scores[name])]
+    if not lists:
+      return Evaluation({name: float(np.asarray(scores[name])) for name in self.names})
+    if single := [name for name in self.names if name not in lists]:
+      raise ValueError(
+        f"On {split} the score of {single[0]!r} is one number, that of {lists[0]!r} a list; give lists, of "
+        "what each example scored, for all tasks or for none."
+      )
+    examples = Examples.of_scores(scores, dict(zip(self.names, self.signs, strict=True)))
+    before = self._counts.setdefault(split, examples.counts)
+    if 0 in examples.counts or examples.counts != before:
+      raise ValueError(
+        f"On {split} the tasks {', '.join(self.names)} have {_listed(examples.counts)} examples, before "
+        f"{_listed(before)}; every candidate must be scored on the same examples."
+      )
+    return Evaluation(examples.scores(), None, examples)
 
 
 class CommandSuite(FunctionSuite):
@@ -94,10 +120,14 @@ class CommandSuite(FunctionSuite):
     """The command."""
     return [("scorer", self._command.template), *super().describe()]
 
-  def _call(self, params: PyTree, split: str) -> Mapping[str, float]:
+  def _call(self, params: PyTree, split: str) -> Mapping[str, ArrayLike]:
     self._scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
       model_dir = Path(folder) / "model"
       model_dir.mkdir()
       self._write(model_dir, params)
       return self._command(model_dir, split, folder=Path(folder))
+
+
+def _listed(counts: Sequence[int]) -> str:
+  return ", ".join(map(str, counts))

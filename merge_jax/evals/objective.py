@@ -250,23 +250,23 @@ def evaluation(scorer: Scorer, found: Any) -> Evaluation:
 
 
 class FunctionObjective:
-  """Merges, then calls a function `(params, split) -> {task: score}` on the host, one candidate at a time.
+  """Merges, then calls a function `(params, split) -> Evaluation` on the host, one candidate at a time.
 
   Args:
     merges: by method.
-    score: any function of parameters and the split's name. NaN marks a failed candidate; an
-      exception ends the search, and the journal stays.
+    score: any function of parameters and the split's name; an exception ends the search, and the journal
+      stays.
   """
 
   batch = 1
 
-  def __init__(self, merges: Mapping[str, Merge], score: Callable[[PyTree, str], Mapping[str, float]]):
+  def __init__(self, merges: Mapping[str, Merge], score: Callable[[PyTree, str], Evaluation]):
     self._merges, self._score = merges, score
 
   def evaluate(self, candidates: Sequence[Candidate], split: str) -> list[Evaluation]:
     """Scores of each candidate, in order."""
     merged = (self._merges[candidate.method].at(candidate.point) for candidate in candidates)
-    return [Evaluation(dict(self._score(params, split))) for params in merged]
+    return [self._score(params, split) for params in merged]
 
   def merge_seconds(self, candidate: Candidate) -> float:
     """Seconds that a merge takes alone, the best of three."""

@@ -136,9 +136,10 @@ def corrected_search(
     The scores, and why there are none.
   """
   if kept is None:
-    known = problem.suite.losses
-    return {}, "what every example scored was not kept" if known else "the scorer gives scores alone"
+    return {}, "what every example scored was not kept"
   lines = dict(items.read(kept.path, SPLIT))
+  if not lines and not problem.suite.losses:
+    return {}, "the scorer gives scores alone"
   missing = [record.index for record in records if record.index not in lines]
   if missing:
     return {}, f"{kept.path.name} lacks {len(missing)} of {len(records)} evaluations of the search"

@@ -87,7 +87,7 @@ class Problem:
     """Whether what every example scored is kept."""
     kept = self.settings.keep_items
     most = max((sum(self.suite.sizes(split).values()) for split in self.suite.splits), default=0)
-    return most > 0 and (kept == "yes" or (kept == "auto" and most <= ITEMS))
+    return kept == "yes" or (kept == "auto" and most <= ITEMS)
 
   @property
   def checkpoints(self) -> tuple[Checkpoint, ...]:
@@ -182,8 +182,6 @@ def build(settings: Settings) -> Problem:
   fitness = Fitness(suite.names, suite.signs, s.fitness, s.fitness_source, weights)
   if s.fitness_source == "loss" and not suite.losses:
     raise ValueError("config: search.fitness_source is 'loss', but a scorer command gives scores alone.")
-  if settings.keep_items == "yes" and not suite.losses:
-    raise ValueError("config: keep_items is 'yes', but a scorer command gives scores alone.")
   options = Options(
     s.method, made, fitness, len(pool), s.seed, s.sigma or None, s.population or None, s.start,
     methods.trajectory(s.steps, len(pool)),
