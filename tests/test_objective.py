@@ -150,7 +150,7 @@ def test_lists_of_a_function_are_what_examples_scored():
   assert first.examples.counts == (3, 1) and first.examples.average() == -0.25
   scores += [{"a": [1.0], "b": [1.0]}, {"a": 1.0, "b": [1.0]}, {"a": [], "b": []}]
   for split, message in (
-    ("search", "a, b have 1, 1 examples, before 3, 1; every candidate must be scored on the same"),
+    ("search", "a, b have 1, 1 examples in one evaluation, 3, 1 in another; every merge must be scored"),
     ("search", "'a' is one number, that of 'b' a list"),
     ("test", "a, b have 0, 0 examples"),
   ):

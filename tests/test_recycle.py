@@ -546,6 +546,9 @@ def test_an_external_scorer_that_tells_of_examples_has_errors(world, tmp_path):
   kept = storage.read_lines(tmp_path / "x" / "items.jsonl")
   assert len(kept) == len(journal_of(tmp_path / "x"))
   assert run(world, tmp_path / "x", **options) == result
+  script(tmp_path, body.replace("range(20)", "range(19)"))
+  with pytest.raises(ValueError, match="a, b have 20, 2 examples in one evaluation, 19, 2 in another"):
+    run(world, tmp_path / "x", **options | {"search": {"budget": 14}})
 
 
 def test_scores_that_are_missing_on_test_are_null_not_an_error(world, tmp_path):

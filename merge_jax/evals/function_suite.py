@@ -1,7 +1,7 @@
 """Suites of a user's own: any function of parameters, and an external command."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +85,18 @@ class FunctionSuite(Suite):
         "what each example scored, for all tasks or for none."
       )
     examples = Examples.of_scores(scores, dict(zip(self.names, self.signs, strict=True)))
-    before = self._counts.setdefault(split, examples.counts)
-    if 0 in examples.counts or examples.counts != before:
-      raise ValueError(
-        f"On {split} the tasks {', '.join(self.names)} have {_listed(examples.counts)} examples, before "
-        f"{_listed(before)}; every candidate must be scored on the same examples."
-      )
+    self.expect(split, examples.counts)
     return Evaluation(examples.scores(), None, examples)
+
+  def expect(self, split: str, counts: tuple[int, ...]) -> None:
+    """See `Suite.expect`; a task without an example is one, too."""
+    first = self._counts.setdefault(split, counts)
+    if 0 in counts or counts != first:
+      here, there = (", ".join(map(str, some)) for some in (counts, first))
+      raise ValueError(
+        f"On {split} the tasks {', '.join(self.names)} have {here} examples in one evaluation, {there} in "
+        "another; every merge must be scored on the same ones, so use another output folder if they changed."
+      )
 
 
 class CommandSuite(FunctionSuite):
@@ -127,7 +132,3 @@ class CommandSuite(FunctionSuite):
       model_dir.mkdir()
       self._write(model_dir, params)
       return self._command(model_dir, split, folder=Path(folder))
-
-
-def _listed(counts: Sequence[int]) -> str:
-  return ", ".join(map(str, counts))

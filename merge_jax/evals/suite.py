@@ -66,6 +66,10 @@ class Suite(abc.ABC):
     """Which independent unit each example belongs to, see `tasks.units`; None where it is not known."""
     return None
 
+  def expect(self, split: str, counts: tuple[int, ...]) -> None:
+    """Raises ValueError if evaluations of a split are of other numbers of examples, by task, than before."""
+    del split, counts  # those of files do not change
+
   def ids(self, split: str) -> dict[str, list[str]]:
     """Names of the examples, of tasks whose files have them."""
     return {}

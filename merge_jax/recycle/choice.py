@@ -25,7 +25,9 @@ def of_record(record: Record, problem: Problem) -> Examples | None:
 def read(plain: Any, problem: Problem, split: str) -> Examples:
   """Examples of a split from a line."""
   signs = dict(zip(problem.suite.names, problem.suite.signs, strict=True))
-  return Examples.from_plain(plain, signs, f"Examples of {split}", problem.suite.groups(split))
+  examples = Examples.from_plain(plain, signs, f"Examples of {split}", problem.suite.groups(split))
+  problem.suite.expect(split, examples.counts)
+  return examples
 
 
 def paired_errors(
