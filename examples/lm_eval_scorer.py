@@ -5,7 +5,8 @@
       {model_dir} {scores_json} {split}"
 
 A task is NAME or NAME:METRIC (else its first metric) and gives the score NAME; where lower is better, with
-the sign changed. Documents are divided into search, validation and test by a hash of each.
+the sign changed. Where all scores are means over documents, those of all documents are given, so that gains
+have errors. Documents are divided into search, validation and test by a hash of each.
 Needs `pip install 'lm-eval[hf]'`. Built-in models do the same faster, in one program with the merge:
 `--tasks=lm_eval:arc_easy:acc_norm`, without a scorer.
 """
@@ -32,7 +33,7 @@ def load(options: argparse.Namespace) -> resident.Score:
       task.set_config(key="num_fewshot", value=max(options.shots, 0))
   model = None
 
-  def score(model_dir: str, split: str) -> dict[str, float | None]:
+  def score(model_dir: str, split: str) -> dict[str, float | list[float] | None]:
     nonlocal model
     model = read(model, model_dir, options)
     low, high = SHARES[split]
@@ -44,8 +45,10 @@ def load(options: argparse.Namespace) -> resident.Score:
     }
     if empty := [name for name, some in chosen.items() if not some]:  # the harness would take all documents
       raise ValueError(f"Task {empty[0]} has no document in the {split} split.")
-    found = evaluator.evaluate(model, loaded, samples=chosen, log_samples=False, bootstrap_iters=0)
-    return {name: number(found, name, metric) for name, metric in metrics.items()}
+    found = evaluator.evaluate(model, loaded, samples=chosen, bootstrap_iters=0)
+    keys = {name: key(found, name, metric) for name, metric in metrics.items()}
+    single = {name: documents(found, name, key) for name, key in keys.items()}
+    return single if all(single.values()) else {n: number(found, n, key) for n, key in keys.items()}
 
   return score
 
@@ -72,18 +75,43 @@ def read(model, model_dir: str, options: argparse.Namespace):
   return model
 
 
-def number(found: dict, name: str, metric: str) -> float | None:
-  """The score of a task or group, higher is better."""
-  results = (found.get("groups", {}) | found["results"])[name]
-  keys = [key for key in results if "," in key and "_stderr" not in key]
-  key = next((key for key in keys if not metric or key.split(",")[0] == metric), None)
-  if key is None:
+def key(found: dict, name: str, metric: str) -> str:
+  """The metric and filter by which a task or group is scored."""
+  keys = [key for key in results(found, name) if "," in key and "_stderr" not in key]
+  chosen = next((key for key in keys if not metric or key.split(",")[0] == metric), None)
+  if chosen is None:
     raise ValueError(
       f"Task {name} has no metric {metric!r}; it has {sorted({k.split(',')[0] for k in keys})}."
     )
-  lower = found["higher_is_better"].get(name, {}).get(key.split(",")[0]) is False
-  value = -results[key] if lower else results[key]
+  return chosen
+
+
+def results(found: dict, name: str) -> dict:
+  """What the harness says of a task or group."""
+  return (found.get("groups", {}) | found["results"])[name]
+
+
+def number(found: dict, name: str, key: str) -> float | None:
+  """The score of a task or group, higher is better."""
+  value = sign(found, name, key) * results(found, name)[key]
   return value if value == value else None
+
+
+def documents(found: dict, name: str, key: str) -> list[float]:
+  """What each document scored, higher is better; empty where the score is not their mean."""
+  metric, kind = key.split(",", 1)
+  samples = [one for one in found["samples"].get(name, ()) if one["filter"] == kind]
+  values = [one.get(metric) for one in sorted(samples, key=lambda one: one["doc_id"])]
+  if not values or not all(isinstance(value, int | float) for value in values):
+    return []
+  if abs(sum(values) / len(values) - results(found, name)[key]) > 1e-9:
+    return []
+  return [sign(found, name, key) * float(value) for value in values]
+
+
+def sign(found: dict, name: str, key: str) -> float:
+  """-1 where lower is better."""
+  return -1.0 if found["higher_is_better"].get(name, {}).get(key.split(",")[0]) is False else 1.0
 
 
 if __name__ == "__main__":
