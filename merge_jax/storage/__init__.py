@@ -3,10 +3,10 @@
 On local disks, and on object stores (`remote.py`): what differs between them is decided here alone.
 """
 
-from merge_jax.storage.folders import clear_partial as clear_partial
 from merge_jax.storage.folders import destination as destination
 from merge_jax.storage.folders import disk_destination as disk_destination
 from merge_jax.storage.folders import is_filled as is_filled
+from merge_jax.storage.folders import new_file as new_file
 from merge_jax.storage.folders import new_folder as new_folder
 from merge_jax.storage.folders import refuse_filled as refuse_filled
 from merge_jax.storage.folders import refuse_taken as refuse_taken

@@ -39,25 +39,35 @@ def sync_tree(folder: Path) -> None:
       sync(path)
 
 
-def write_text(path: Path, text: str) -> None:
-  """Writes a file that appears whole or not at all; clears what a killed writer of it left."""
-  if isinstance(path, Remote):
-    path.write_text(text)
-    return
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+  """Yields a file beside `path`, on a disk, to fill; it becomes `path` when the block ends well.
+
+  What a killed writer of `path` left is cleared before.
+  """
   with writing(path):
-    clear_partial(path)
+    _clear_partial(path)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.partial-")
+    os.close(descriptor)
+    partial = Path(name)
     try:
-      with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-      Path(name).chmod(0o644)
-      Path(name).replace(path)
+      yield partial
+      partial.chmod(0o644)
+      sync(partial)
+      partial.replace(path)
     except BaseException:
-      Path(name).unlink(missing_ok=True)
+      partial.unlink(missing_ok=True)
       raise
     sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a file that appears whole or not at all."""
+  if isinstance(path, Remote):
+    path.write_text(text)
+  else:
+    with new_file(path) as partial:
+      partial.write_text(text, "utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -101,7 +111,7 @@ def new_folder(
     refuse_filled(path)
   with writing(path.parent):
     path.parent.mkdir(parents=True, exist_ok=True)
-    clear_partial(path)
+    _clear_partial(path)
   with _partial(path, resume) as partial:
     before = None
     try:
@@ -167,7 +177,7 @@ def _remove(folder: Path, names: Collection[str]) -> None:
         Path(parent).rmdir()
 
 
-def clear_partial(path: Path) -> None:
+def _clear_partial(path: Path) -> None:
   """Removes what a killed writer of `path` left beside it; Locked if one is at work on a folder."""
   prefix = f".{path.name}.partial-"
   for left in path.parent.glob(f"{glob.escape(prefix)}*"):
