@@ -1,6 +1,7 @@
 """States of a training on disk, so that a killed one continues where it was."""
 
 import contextlib
+import functools
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,6 +97,37 @@ def continued(
   except Diverged:
     _remove(_saved(folder))
     raise
+
+
+def train_into(
+  target: Path,
+  write: Callable[[State, Path], None],
+  apply: Callable[..., Array],
+  params: Mapping[str, Array],
+  data: Corpus,
+  recipe: Recipe,
+  *,
+  keep_every: int = 0,
+  **options: Any,
+) -> State:
+  """Trains, and writes the checkpoint `target` with those along the run in it.
+
+  Args:
+    target: the folder, see `refuse_written`.
+    write: writes a state as a new folder; all processes call it together.
+    apply, params, data, recipe, keep_every, options: of `continued`.
+  """
+
+  def keep(state: State) -> None:
+    along.keep(target, state.step, functools.partial(write, state))
+
+  with states(target) as folder:
+    last = continued(apply, params, data, recipe, folder, keep_every=keep_every, keep=keep, **options)
+    if keep_every:
+      along.finish(target, functools.partial(write, last))
+    else:
+      write(last, target)
+  return last
 
 
 @contextlib.contextmanager
