@@ -132,7 +132,7 @@ def _claimable(path: Path, problem: Problem, overwrite: bool) -> RunFolder:
     run.refuse_changed(
       problem.manifest, versions=not own.allow_version_change, topology=not own.allow_topology_change
     )
-    Journal.check(path / folders.JOURNAL)
+    Journal.read(path / folders.JOURNAL)
   return run
 
 

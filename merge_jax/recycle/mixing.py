@@ -14,7 +14,7 @@ from merge_jax.recycle import folder
 from merge_jax.recycle.settings import Search, from_mapping
 from merge_jax.search import mixture as mixtures
 from merge_jax.search.fitness import Fitness
-from merge_jax.search.journal import parse
+from merge_jax.search.journal import Journal
 from merge_jax.search.loop import SPLIT
 
 SPREAD = {"method": "linear", "space": "simplex", "proposer": "random", "granularity": "model"}
@@ -84,9 +84,8 @@ def mixture(
   fitness = Fitness(
     tuple(tasks), tuple(task["sign"] for task in tasks.values()), search.fitness, "metric", weights
   )
-  lines = enumerate(storage.read_lines(run / folder.JOURNAL), 1)
-  records = [parse(line, f"{run / folder.JOURNAL}:{number}") for number, line in lines]
-  learned = mixtures.learn([one for one in records if one.split == SPLIT], fitness, len(labels))
+  records = [one for one in Journal.read(run / folder.JOURNAL) if one.split == SPLIT]
+  learned = mixtures.learn(records, fitness, len(labels))
   asked = {"best": learned.best(), "equal": np.full(len(labels), 1 / len(labels))}
   asked |= {one: _ratios(one, labels) for one in ratios}
   made: dict[str, Any] = {}

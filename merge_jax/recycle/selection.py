@@ -19,7 +19,7 @@ from merge_jax.recycle.problem import Problem, build
 from merge_jax.recycle.settings import Settings, from_mapping
 from merge_jax.search import items, wishes
 from merge_jax.search.fitness import Fitness
-from merge_jax.search.journal import Record, parse
+from merge_jax.search.journal import Journal, Record
 from merge_jax.search.loop import SPLIT, find
 from merge_jax.search.point import Candidate, Point
 from merge_jax.search.scores import nullable, signed
@@ -60,8 +60,7 @@ def select(
     raise ValueError("Give --candidate=57, --task_weights=code=2 or --at_least=math=.6.")
   where = storage.destination(output or run, "--output_dir")
   problem = _problem(run, where)
-  lines = enumerate(storage.read_lines(run / folder.JOURNAL), 1)
-  records = wishes.selectable([parse(line, f"{run / folder.JOURNAL}:{number}") for number, line in lines])
+  records = wishes.selectable(Journal.read(run / folder.JOURNAL))
   if candidate is not None:
     chosen = _numbered(records, candidate)
   else:
