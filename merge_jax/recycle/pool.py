@@ -13,7 +13,7 @@ from merge_jax.evals.objective import FunctionObjective, JittedObjective
 from merge_jax.evals.streamed import StreamedObjective
 from merge_jax.recycle import methods, metric
 from merge_jax.recycle.problem import Problem
-from merge_jax.recycle.window import OnDisk, OnHost, Window, slice_of
+from merge_jax.recycle.window import OnDisk, OnHost, Window, of_tensors
 from merge_jax.search.baselines import METHOD
 from merge_jax.search.loop import CHOOSING
 
@@ -121,8 +121,7 @@ def _on_devices(problem: Problem) -> dict[str, Merge]:
 
 def _windows(problem: Problem) -> dict[str, Window]:
   first, stacks, layout = problem.pool[0], problem.suite.stacks, problem.layout
-  slices = {part: slice_of(layout.shardings[name]) for name, parts in stacks.items() for part in parts}
-  shardings = {name: slices.get(name) or layout.shardings[name] for name in first.specs}
+  shardings = of_tensors(first.specs, layout, stacks)
 
   def held(checkpoint: Checkpoint) -> OnDisk | OnHost:
     verify = problem.settings.placement.verify_load

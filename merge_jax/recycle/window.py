@@ -91,14 +91,11 @@ class Window:
     self._make, self._experts, self._base = make, experts, base
     self._patterns, self._key = patterns, methods.key_of(operator, seed)
     self._specs, self._layout, self._stacks = specs, layout, stacks
+    self._shardings = of_tensors(specs, layout, stacks)
 
   def leaves(self) -> Iterator[tuple[str, mj.Leaf]]:
     """The tensors of all models, one after the other, by name."""
-    slices = {
-      part: slice_of(self._layout.shardings[name]) for name, parts in self._stacks.items() for part in parts
-    }
-    for name in self._specs:
-      sharding = slices.get(name) or self._layout.shardings[name]
+    for name, sharding in self._shardings.items():
       base = None if self._base is None else self._base.read(name, sharding)
       yield name, mj.Leaf(tuple(model.read(name, sharding) for model in self._experts.values()), base)
 
@@ -111,21 +108,22 @@ class Window:
     stacked = {name for names in self._stacks.values() for name in names}
     for name in self._specs:
       if name not in stacked:
-        yield name, self._merged(operator, name, self._layout.shardings[name], weights)
+        yield name, self._merged(operator, name, weights)
     for name, parts in self._stacks.items():
       yield name, self._stack(operator, parts, self._layout.shardings[name], weights)
 
   def _stack(
     self, operator: mj.Operator, parts: Sequence[str], sharding: NamedSharding, weights: Any
   ) -> Array:
-    own, spec = slice_of(sharding), self._specs[parts[0]]
+    spec = self._specs[parts[0]]
     zeros = functools.partial(jnp.zeros, (len(parts), *spec.shape), spec.dtype)
     whole = jax.jit(zeros, out_shardings=sharding)()
     for i, name in enumerate(parts):
-      whole = _put(whole, self._merged(operator, name, own, weights), np.int32(i))
+      whole = _put(whole, self._merged(operator, name, weights), np.int32(i))
     return whole
 
-  def _merged(self, operator: mj.Operator, name: str, sharding: NamedSharding, weights: Any) -> Any:
+  def _merged(self, operator: mj.Operator, name: str, weights: Any) -> Any:
+    sharding = self._shardings[name]
     experts = {label: {name: model.read(name, sharding)} for label, model in self._experts.items()}
     base = None
     if operator.needs_base:
@@ -134,9 +132,13 @@ class Window:
     return mj.merge(operator, experts, weights, base=base, key=self._key)[name]
 
 
-def slice_of(sharding: NamedSharding) -> NamedSharding:
-  """Where a slice of a stack lies, if the stack lies as `sharding` says."""
-  return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+def of_tensors(
+  specs: Mapping[str, jax.ShapeDtypeStruct], layout: Layout, stacks: Stacks
+) -> dict[str, NamedSharding]:
+  """Where each tensor of a file lies: one that goes into a stack as the other axes of that."""
+  whole = {part: layout.shardings[name] for name, parts in stacks.items() for part in parts}
+  slices = {part: NamedSharding(one.mesh, PartitionSpec(*one.spec[1:])) for part, one in whole.items()}
+  return {name: slices.get(name) or layout.shardings[name] for name in specs}
 
 
 @functools.partial(jax.jit, donate_argnums=0)
