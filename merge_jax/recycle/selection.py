@@ -176,9 +176,7 @@ def _compared(
   errors: list[float | None] = [None] * len(slopes)
   if chosen.index in lines and before.index in lines:
     a, b = (choice.read(lines[record.index], problem, SPLIT) for record in (chosen, before))
-    errors = [
-      nullable(uncertainty.size(uncertainty.influences(a, s) - uncertainty.influences(b, s))) for s in slopes
-    ]
+    errors = [nullable(uncertainty.paired_error(a, b, one)) for one in slopes]
   return {
     "tasks": {
       name: {"selected": before.scores[name], "score": chosen.scores[name], "gain": nullable(gains[i]),
