@@ -65,7 +65,7 @@ def continued(
     Diverged: see `train`; the states, which lead there, are removed.
     Stopped: see `stop`.
   """
-  about = _Record(recipe, data.digest(), _digest(params), [], 0)
+  about = _Record(recipe, data.digest(), digest(params), [], 0)
   state = begin(params, recipe, mesh)
   newest = host.broadcast(next((path.name for path in reversed(_saved(folder))), None))
   if newest is not None:  # of several processes all go on from it, or none
@@ -224,8 +224,9 @@ def _named(state: State) -> dict[str, Array]:
   return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
-def _digest(params: Mapping[str, Any]) -> str:
-  total = hashlib.sha256()
+def digest(params: Mapping[str, Any], told: bytes = b"") -> str:
+  """A SHA-256 of parameters, and of what is told before them."""
+  total = hashlib.sha256(told)
   for name in sorted(params):
     value = np.ascontiguousarray(sharding.whole(params[name]))
     total.update(f"{name}\0{value.dtype}\0{value.shape}\0".encode())
