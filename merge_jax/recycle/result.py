@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 
 from merge_jax import decoding, storage
@@ -19,6 +20,12 @@ from merge_jax.search.loop import REPORTED, Objective, Progress, Result, measure
 from merge_jax.search.options import Options
 from merge_jax.search.point import Candidate
 from merge_jax.search.scores import nullable, nullables, signed
+
+T = TypeVar("T")
+
+
+class _Tokens(msgspec.Struct, frozen=True):
+  tokens: int
 
 
 def conclude(
@@ -190,15 +197,15 @@ def _cost(problem: Problem, searched: Sequence[Record], everything: Sequence[Rec
 
 def training_tokens(checkpoints: Sequence[Checkpoint]) -> int | None:
   """Tokens that training read, from the `training.json` of all checkpoints; None where one does not say."""
-  total = 0
-  for checkpoint in checkpoints:
-    path = checkpoint.path / "training.json"
-    try:
-      about: Mapping[str, Any] = decoding.decode(storage.read_bytes(path), dict[str, Any], str(path))
-    except (ValueError, OSError):  # somebody else's file of this name, or none
-      return None
-    tokens = about.get("tokens")
-    if not isinstance(tokens, int):
-      return None
-    total += tokens
-  return total
+  found = [training(checkpoint, _Tokens) for checkpoint in checkpoints]
+  known = [one.tokens for one in found if one is not None]
+  return sum(known) if len(known) == len(found) else None
+
+
+def training(checkpoint: Checkpoint, kind: type[T]) -> T | None:
+  """What `training.json` of a checkpoint says; None where there is none, or somebody else's."""
+  path = checkpoint.path / "training.json"
+  try:
+    return decoding.decode(storage.read_bytes(path), kind, str(path))
+  except (ValueError, OSError):
+    return None
