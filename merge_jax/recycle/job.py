@@ -1,6 +1,7 @@
 """The recycle job: build, check, search, choose, measure, write. Everything but the journal is derived."""
 
 import dataclasses
+import functools
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -75,7 +76,8 @@ def recycle(
     return Work(problem).follow()
   with host.leading() as send:
     work = Work(problem, send)
-    return work.finish(_lead(problem, work, overwrite, say, progress, stop, profile))
+    begin = functools.partial(_run, problem, work, say, progress, stop, profile)
+    return work.finish(_lead(problem, work, overwrite, say, begin))
 
 
 def _refuse_another(problem: Problem) -> None:
@@ -90,13 +92,7 @@ def _refuse_another(problem: Problem) -> None:
 
 
 def _lead(
-  problem: Problem,
-  work: Work,
-  overwrite: bool,
-  say: Say,
-  progress: Callable[[Record], None],
-  stop: Callable[[], bool],
-  profile: bool,
+  problem: Problem, work: Work, overwrite: bool, say: Say, begin: Callable[[RunFolder], dict[str, Any]]
 ) -> dict[str, Any]:
   for note in problem.notes:
     say(f"note: {note}")
@@ -117,7 +113,7 @@ def _lead(
     storage.remove_tree(path / folders.SCRATCH)
     run.claim(problem.manifest)
     try:
-      return _run(run, problem, work, say, progress, stop, profile)
+      return begin(run)
     finally:
       if not isinstance(path, storage.Remote):
         storage.remove_tree(path / folders.SCRATCH)
@@ -137,13 +133,13 @@ def _claimable(path: Path, problem: Problem, overwrite: bool) -> RunFolder:
 
 
 def _run(
-  run: RunFolder,
   problem: Problem,
   work: Work,
   say: Say,
   progress: Callable[[Record], None],
   stop: Callable[[], bool],
   profile: bool,
+  run: RunFolder,
 ) -> dict[str, Any]:
   journal, items = Journal(run.path / folders.JOURNAL), None
   if problem.items:
