@@ -74,44 +74,45 @@ class Work:
   batch = 1
 
   def __init__(self, problem: Problem, send: Callable[[Any], None] = lambda command: None):
-    self._problem, self._send = problem, send
+    self._problem = problem
+    self._send = lambda command: send(msgspec.to_builtins(command))
     self._pool: pools.Pool | None = None
 
   def read(self) -> list[Finding]:
     """Findings of the checks that read tensors; every process reads its share of the models."""
-    self._send(msgspec.to_builtins(Read()))
+    self._send(Read())
     return list(preflight.read(self._problem.pool, self._problem.base))
 
   def place(self) -> None:
     """Reads the pool to where it is held."""
-    self._send(msgspec.to_builtins(Place()))
+    self._send(Place())
     self._pool = pools.place(self._problem)
     self.batch = self._pool.objective.batch
 
   def evaluate(self, candidates: Sequence[Candidate], split: str) -> Any:
     """See `JittedObjective.evaluate`."""
-    self._send(msgspec.to_builtins(Evaluate(list(candidates), split)))
+    self._send(Evaluate(list(candidates), split))
     return self._placed.objective.evaluate(candidates, split)
 
   def gram(self) -> np.ndarray:
     """Inner products of the task vectors of the searched method; see `Pool.gram`."""
-    self._send(msgspec.to_builtins(Measure()))
+    self._send(Measure())
     return self._placed.gram(self._problem.method, self._problem.patterns)
 
   def merge_seconds(self, candidate: Candidate) -> float:
     """See `JittedObjective.merge_seconds`."""
-    self._send(msgspec.to_builtins(Time(candidate)))
+    self._send(Time(candidate))
     return self._placed.objective.merge_seconds(candidate)
 
   def write(self, candidate: Candidate, folder: Path) -> None:
     """Writes a merge into a folder of the lead's, each process its share."""
-    self._send(msgspec.to_builtins(Write(candidate, str(folder))))
+    self._send(Write(candidate, str(folder)))
     merged.write(self._problem, candidate, folder, self._placed.merges)
     self._placed.objective.watch.check(copied=True)
 
   def finish(self, result: dict[str, Any]) -> dict[str, Any]:
     """Ends the job of all."""
-    self._send(msgspec.to_builtins(Finish(result)))
+    self._send(Finish(result))
     return result
 
   @property
