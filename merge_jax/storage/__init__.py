@@ -3,8 +3,10 @@
 On local disks, and on object stores (`remote.py`): what differs between them is decided here alone.
 """
 
+from merge_jax.storage.folders import PARTIAL as PARTIAL
 from merge_jax.storage.folders import destination as destination
 from merge_jax.storage.folders import disk_destination as disk_destination
+from merge_jax.storage.folders import interrupted as interrupted
 from merge_jax.storage.folders import is_filled as is_filled
 from merge_jax.storage.folders import new_file as new_file
 from merge_jax.storage.folders import new_folder as new_folder

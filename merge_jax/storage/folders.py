@@ -18,6 +18,7 @@ from merge_jax.storage.locks import held
 from merge_jax.storage.remote import Remote
 from merge_jax.storage.space import writing
 
+PARTIAL = r"partial-[a-z0-9_]{8}"  # the end of hidden names, as `tempfile` makes them
 _LONGEST = 230  # bytes of a name: those of the hidden folders beside it are 25 longer, and systems take 255
 
 
@@ -138,11 +139,9 @@ def new_folder(
 @contextlib.contextmanager
 def _partial(path: Path, resume: str | None) -> Iterator[Path]:
   """A folder of its own, or that of a job, which only one process holds; those of other jobs are removed."""
-  prefix = f".{path.name}.resume-"
-  name = prefix + hashlib.sha256((resume or "").encode()).hexdigest()[:16]
-  for left in path.parent.glob(f"{glob.escape(prefix)}*"):
-    ours = re.fullmatch(r"[0-9a-f]{16}", left.name.removeprefix(prefix)) and not left.is_symlink()
-    if ours and (resume is None or left.name != name):
+  name = f".{path.name}.resume-{hashlib.sha256((resume or '').encode()).hexdigest()[:16]}"
+  for left in interrupted(path):
+    if resume is None or left.name != name:
       with held(left):
         shutil.rmtree(left)
   if resume is None:
@@ -177,12 +176,21 @@ def _remove(folder: Path, names: Collection[str]) -> None:
         Path(parent).rmdir()
 
 
+def interrupted(path: Path) -> list[Path]:
+  """The hidden folders of interrupted jobs beside a path: `new_folder` goes on with one, or removes it."""
+  found = _beside(Path(os.path.realpath(path)), r"resume-[0-9a-f]{16}")
+  return [left for left in found if not left.is_symlink()]
+
+
+def _beside(path: Path, ending: str) -> list[Path]:
+  start = f".{path.name}."
+  found = path.parent.glob(f"{glob.escape(start)}*")
+  return [one for one in found if re.fullmatch(ending, one.name.removeprefix(start))]
+
+
 def _clear_partial(path: Path) -> None:
   """Removes what a killed writer of `path` left beside it; Locked if one is at work on a folder."""
-  prefix = f".{path.name}.partial-"
-  for left in path.parent.glob(f"{glob.escape(prefix)}*"):
-    if not re.fullmatch(r"[a-z0-9_]{8}", left.name.removeprefix(prefix)):  # as `tempfile` names them
-      continue
+  for left in _beside(path, PARTIAL):
     if left.is_dir() and not left.is_symlink():
       with held(left):
         shutil.rmtree(left)
