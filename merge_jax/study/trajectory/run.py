@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from msgspec import Meta
 
 from merge_jax import decoding
-from merge_jax.study.settings import Part, Positive
+from merge_jax.recycle.settings import Positive
+from merge_jax.study.settings import Part
 from merge_jax.training import Corpus, Recipe, State, continued, read_recipe, result, saving, train
 from merge_jax.training.resume import digest
 
