@@ -16,6 +16,7 @@ from merge_jax.recycle.problem import Problem
 from merge_jax.recycle.window import OnDisk, OnHost, Window, of_tensors
 from merge_jax.search.baselines import METHOD
 from merge_jax.search.loop import CHOOSING
+from merge_jax.search.point import Candidate
 
 
 class InputsChanged(RuntimeError):
@@ -50,34 +51,19 @@ def _version(file: Path) -> list[int] | None:
     return None
 
 
-class Watched(NamedTuple):
-  """An objective whose evaluations do not count if an input changed under them."""
+class Pool(NamedTuple):
+  """The merges of a pool by method, what scores them, and what notices that their files change."""
 
+  merges: Mapping[str, Merge | Window]
   objective: JittedObjective | StreamedObjective | FunctionObjective
   watch: Watch
 
-  @property
-  def batch(self) -> int:
-    """Candidates in one call."""
-    return self.objective.batch
-
-  def evaluate(self, candidates: Any, split: str) -> Any:
-    """See the objective's."""
+  def evaluate(self, candidates: Sequence[Candidate], split: str) -> Any:
+    """Scores of candidates, which do not count if an input changed under them."""
     self.watch.check()
     evaluations = self.objective.evaluate(candidates, split)
     self.watch.check()
     return evaluations
-
-  def merge_seconds(self, candidate: Any) -> float:
-    """See the objective's."""
-    return self.objective.merge_seconds(candidate)
-
-
-class Pool(NamedTuple):
-  """The merges of a pool by method, and what scores them."""
-
-  merges: Mapping[str, Merge | Window]
-  objective: Watched
 
   def gram(self, method: str, patterns: Sequence[str]) -> np.ndarray:
     """Inner products of the task vectors as a method has them, `[G K, G K]`: 0 between groups of tensors."""
@@ -97,7 +83,7 @@ def place(problem: Problem) -> Pool:
   objective = problem.suite.objective(
     merges, search.batch, problem.layout, in_turn=search.in_turn, competitors=competitors, smooth=CHOOSING
   )
-  return Pool(merges, Watched(objective, watch))
+  return Pool(merges, objective, watch)
 
 
 def _base(problem: Problem) -> Checkpoint | None:

@@ -63,9 +63,9 @@ class Work:
     self.batch = self._pool.objective.batch
 
   def evaluate(self, candidates: Sequence[Candidate], split: str) -> Any:
-    """See `JittedObjective.evaluate`."""
+    """See `Pool.evaluate`."""
     self._together("evaluate", candidates, split)
-    return self._placed.objective.evaluate(candidates, split)
+    return self._placed.evaluate(candidates, split)
 
   def gram(self) -> np.ndarray:
     """Inner products of the task vectors of the searched method; see `Pool.gram`."""
@@ -81,7 +81,7 @@ class Work:
     """Writes a merge into a folder of the lead's, each process its share."""
     self._together("write", candidate, str(folder))
     merged.write(self._problem, candidate, storage.path(folder), self._placed.merges)
-    self._placed.objective.watch.check(copied=True)
+    self._placed.watch.check(copied=True)
 
   def finish(self, result: dict[str, Any]) -> dict[str, Any]:
     """Ends the job of all."""
