@@ -13,7 +13,7 @@ from merge_jax.evals.objective import FunctionObjective, JittedObjective
 from merge_jax.evals.streamed import StreamedObjective
 from merge_jax.recycle import methods, metric
 from merge_jax.recycle.problem import Problem
-from merge_jax.recycle.window import OnDisk, OnHost, Window, of_tensors
+from merge_jax.recycle.window import Read, Window, of_tensors, on_disk, on_host
 from merge_jax.search.baselines import METHOD
 from merge_jax.search.loop import CHOOSING
 from merge_jax.search.point import Candidate
@@ -109,9 +109,10 @@ def _windows(problem: Problem) -> dict[str, Window]:
   first, stacks, layout = problem.pool[0], problem.suite.stacks, problem.layout
   shardings = of_tensors(first.specs, layout, stacks)
 
-  def held(checkpoint: Checkpoint) -> OnDisk | OnHost:
-    verify = problem.settings.placement.verify_load
-    return OnDisk(checkpoint) if problem.memory == "disk" else OnHost(checkpoint, shardings, verify)
+  def held(checkpoint: Checkpoint) -> Read:
+    if problem.memory == "disk":
+      return on_disk(checkpoint, shardings)
+    return on_host(checkpoint, shardings, problem.settings.placement.verify_load)
 
   experts = [held(checkpoint) for checkpoint in problem.pool]
   base = None if (own := _base(problem)) is None else held(own)
