@@ -97,7 +97,7 @@ def conclude(
     "members": members.effects(problem, options, records, test["selected"], measured),
     "pareto": _pareto(problem, records),
     "analysis": analysis.analyse(records, fitness),
-    "left": None if found.left is None else nullable(found.left),
+    "left": nullable(found.left),
     "cost": _cost(problem, records, journal.records),
     "notes": problem.notes,
   }  # fmt: skip
