@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from merge_jax import decoding, storage
+from merge_jax import storage
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.evals import uncertainty
 from merge_jax.recycle import choice as choices
@@ -219,8 +219,7 @@ def training_tokens(checkpoints: Sequence[Checkpoint]) -> int | None:
 
 def training(checkpoint: Checkpoint, kind: type[T]) -> T | None:
   """What `training.json` of a checkpoint says; None where there is none, or somebody else's."""
-  path = checkpoint.path / "training.json"
   try:
-    return decoding.decode(storage.read_bytes(path), kind, str(path))
+    return storage.read_json(checkpoint.path / "training.json", kind)
   except (ValueError, OSError):
     return None

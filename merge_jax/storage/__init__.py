@@ -22,6 +22,7 @@ from merge_jax.storage.inputs import digest as digest
 from merge_jax.storage.inputs import fingerprint as fingerprint
 from merge_jax.storage.inputs import lexists as lexists
 from merge_jax.storage.inputs import read_bytes as read_bytes
+from merge_jax.storage.inputs import read_json as read_json
 from merge_jax.storage.inputs import read_ranges as read_ranges
 from merge_jax.storage.inputs import refuse_inside as refuse_inside
 from merge_jax.storage.inputs import refuse_special as refuse_special

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from merge_jax import checkpoints, decoding, errors, host, sharding, storage
+from merge_jax import checkpoints, errors, host, sharding, storage
 from merge_jax.training import along, saving
 from merge_jax.training.corpus import Corpus
 from merge_jax.training.loop import Diverged, State, begin, train
@@ -197,7 +197,7 @@ def _remove(folders: Sequence[Path]) -> None:
 
 
 def _restore(path: Path, like: State, about: _Record) -> State:
-  record = decoding.decode((path / "state.json").read_bytes(), _Record, str(path / "state.json"))
+  record = storage.read_json(path / "state.json", _Record)
   changed = {"recipe": "the settings", "data": "the examples", "start": "the parameters to start from"}
   for field, what in changed.items():
     if getattr(record, field) != getattr(about, field):

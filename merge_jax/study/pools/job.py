@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from merge_jax import decoding, storage
+from merge_jax import storage
 from merge_jax.errors import unknown
 from merge_jax.reports import gains
 from merge_jax.study import workers as processes
@@ -128,4 +128,4 @@ def _side_by_side(
   told = [msgspec.json.encode([str(folder), *one, asked]).decode() for one in wanted]
   processes.side_by_side(f"{__package__}.worker", told, workers, folder, stop=stop)
   paths = [folder / "units" / f"{size}-{seed}.json" for size, seed in wanted]
-  return [decoding.decode(path.read_bytes(), dict[str, Any], str(path)) for path in paths]
+  return [storage.read_json(path, dict[str, Any]) for path in paths]

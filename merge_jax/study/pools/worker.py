@@ -15,7 +15,7 @@ def main() -> int:
   """Does it; 0, or the status of one that was stopped."""
   told, size, seed, asked = decoding.decode(sys.argv[1].encode(), tuple[str, str, int, Asked], "arguments")
   stop, folder = workers.told_to_stop(), Path(told)
-  suite = decoding.decode((folder / NAME).read_bytes(), Pools, str(folder / NAME))
+  suite = storage.read_json(folder / NAME, Pools)
   try:
     files = data.make(folder, suite.data)
     found = Unit(suite, files, size, seed, folder, asked, stop).run(lambda line: print(line, flush=True))
