@@ -101,7 +101,7 @@ def _lead(
   run = _claimable(path, problem, overwrite)
   if not overwrite and run.finished(problem.manifest):
     say(f"finished before: {path / folders.RESULT}")
-    return json.loads((path / folders.RESULT).read_text())
+    return storage.read_json(path / folders.RESULT, dict[str, Any])
   _refuse_unable(problem)
   findings = [*problem.findings, *work.read()]
   say(preflight.table(findings))
@@ -224,7 +224,7 @@ def write_report(run: RunFolder, result: dict[str, Any]) -> None:
   from merge_jax import reports
 
   records = storage.read_lines(run.path / folders.JOURNAL)
-  manifest = json.loads((run.path / "manifest.json").read_text())
+  manifest = storage.read_json(run.path / manifests.NAME, dict[str, Any])
   report = reports.make(result, manifest, records)
   with run.new_folder(folders.FIGURES) as partial:
     for name, image in report.figures.items():

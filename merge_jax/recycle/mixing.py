@@ -1,6 +1,5 @@
 """Ratios to train with, from a finished run whose checkpoints are experts of data domains."""
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ def mixture(
         raise ValueError(f"--output: {target} is where the run keeps its {name}; choose another place.")
     storage.refuse_inside(target, map(storage.path, old.inputs))
     storage.refuse_unwritable(target)
-  result = json.loads(storage.read_bytes(run / folder.RESULT))
+  result = storage.read_json(run / folder.RESULT, dict[str, Any])
   labels, search = result["checkpoints"], from_mapping(old.config | {"output_dir": str(run)}).search
   tasks = {task["name"]: task for task in result["tasks"]}
   weights = tuple(sorted(by_task(task_weights or search.task_weights, "--task_weights").items()))

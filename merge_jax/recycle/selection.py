@@ -1,7 +1,6 @@
 """Another answer of a finished run: a point of its journal, by other wishes, without any evaluation."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,8 @@ def select(
   where = where if output else run / f"selected-{chosen.index}"
   storage.refuse_inside(where, problem.inputs, "--output_dir")
   storage.refuse_taken(where)
-  (row,) = (r for r in json.loads(storage.read_bytes(run / folder.RESULT))["rows"] if r["name"] == "selected")
+  result = storage.read_json(run / folder.RESULT, dict[str, Any])
+  (row,) = (row for row in result["rows"] if row["name"] == "selected")
   before = find(records, Candidate("", row["method"], Point.of(np.array(row["weights"]), row["numbers"])))
   made = {
     "candidate": chosen.index, "method": chosen.method, "weights": chosen.point.weights,
