@@ -72,19 +72,17 @@ def main() -> None:
     members = [pool[i] for i in group]
     model = suites.model_of(members, options)
     layout = placing.layout(members[0].specs, mesh, Placement(), model.stacks, model.axes)
-    objective: JittedObjective | None = None
+    objective = None
+    if own:
+      alone = {ALONE.method: evals.Merge(_itself, None)}
+      objective = JittedObjective(alone, suite_of[kind].scorers(), 1, layout)
     judge = lm_eval.of(members[0], model, layout) if lm_eval else None
     for i in group:
       path = _CHECKPOINTS.value[i]
       params = checkpoints.place(pool[i], layout.shardings, model.stacks, verify=_VERIFY.value)
       found: dict[str, float] = {}
-      if own:
-        if objective:
-          objective = objective.on({ALONE.method: params})
-        else:
-          merge = evals.Merge(_itself, params)
-          objective = JittedObjective({ALONE.method: merge}, suite_of[kind].scorers(), 1, layout)
-        (evaluation,) = objective.evaluate([ALONE], "all")
+      if objective is not None:
+        (evaluation,) = objective.on({ALONE.method: params}).evaluate([ALONE], "all")
         found |= evaluation.scores
       if lm_eval:
         found |= lm_eval(judge, params, path)

@@ -84,7 +84,7 @@ def claim(folder: Path, plain: dict[str, Any], config: Config) -> None:
   """Refuses a folder of another quickstart; `--overwrite` removes what that one wrote."""
   path = folder / "tasks" / "quickstart.json"
   if path.is_file() and _OVERWRITE.value:
-    earlier = decoding.decode(path.read_bytes(), Config, str(path))
+    earlier = storage.read_json(path, Config)
     for entry in outputs(folder, earlier):
       if entry.is_dir():
         shutil.rmtree(entry)
@@ -95,7 +95,7 @@ def claim(folder: Path, plain: dict[str, Any], config: Config) -> None:
     for entry in outputs(folder, config):
       storage.refuse_filled(entry)
     storage.write_json(path, plain)
-  elif of_pool(decoding.decode(path.read_bytes(), dict[str, Any], str(path))) != of_pool(plain):
+  elif of_pool(storage.read_json(path, dict[str, Any])) != of_pool(plain):
     raise ValueError(
       f"{folder} holds a quickstart of another config; use --overwrite or another --output_dir."
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from merge_jax import decoding, recycle, reports, storage
+from merge_jax import recycle, reports, storage
 from merge_jax.recycle.folder import DERIVED
 
 from . import _common
@@ -19,7 +19,7 @@ def main() -> None:
   """Reads what the job found, writes the page."""
   folder = storage.path(_RUN.value)
   file = folder / "result.json"
-  result = decoding.decode(storage.read_bytes(file), dict[str, Any], str(file)) if file.is_file() else {}
+  result = storage.read_json(file, dict[str, Any]) if file.is_file() else {}
   if reports.is_study(result):
     with storage.locked(folder):
       reports.write_study(folder, result)

@@ -25,15 +25,13 @@ from merge_jax.evals import tasks as task_files
 from merge_jax.training import (
   Recipe,
   State,
-  along,
-  continued,
   corpus,
   pool,
   puzzles,
   read_recipe,
   refuse_written,
   result,
-  states,
+  train_into,
 )
 
 from . import _common
@@ -106,20 +104,12 @@ def main() -> None:
     else:
       start.write(path, result(state, recipe), about=about)
 
-  def keep(state: State) -> None:
-    along.keep(target, state.step, functools.partial(write, state))
-
-  with states(target) as folder:
-    trained = continued(
-      start.model.apply, start.params, data, recipe, folder,
-      save_every=saving.save_every, keep_every=saving.keep_every, keep=keep,
-      mesh=start.mesh, stop=_common.StopFlag(), progress=shown_on(bar, recipe),
-    )  # fmt: skip
-    bar.close()
-    if saving.keep_every:
-      along.finish(target, functools.partial(write, trained))
-    else:
-      write(trained, target)
+  trained = train_into(
+    target, write, start.model.apply, start.params, data, recipe,
+    save_every=saving.save_every, keep_every=saving.keep_every,
+    mesh=start.mesh, stop=_common.StopFlag(), progress=shown_on(bar, recipe),
+  )  # fmt: skip
+  bar.close()
   print(f"loss {trained.final_loss:.4f} after {trained.step} steps, {trained.tokens:,} tokens: {target}")
 
 

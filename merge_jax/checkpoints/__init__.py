@@ -20,6 +20,7 @@ from merge_jax.checkpoints.formats import write as write
 from merge_jax.checkpoints.formats import writer as writer
 from merge_jax.checkpoints.placement import place as place
 from merge_jax.checkpoints.safetensors_file import DTYPES as DTYPES
+from merge_jax.checkpoints.safetensors_file import nbytes as nbytes
 from merge_jax.checkpoints.sidecars import SIDECARS as SIDECARS
 
 open = open_checkpoint

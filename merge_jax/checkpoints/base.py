@@ -14,6 +14,7 @@ import numpy as np
 
 from merge_jax import storage
 from merge_jax.checkpoints import sidecars
+from merge_jax.checkpoints.safetensors_file import nbytes
 from merge_jax.errors import unknown
 
 Index = tuple[slice, ...]
@@ -51,7 +52,7 @@ class Checkpoint(abc.ABC):
   @property
   def nbytes(self) -> int:
     """Bytes of all tensors in their stored dtypes."""
-    return sum(spec.size * np.dtype(spec.dtype).itemsize for spec in self.specs.values())
+    return sum(map(nbytes, self.specs.values()))
 
   @property
   def parameters(self) -> int:

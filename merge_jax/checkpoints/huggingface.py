@@ -116,7 +116,7 @@ def _listed(folder: Path) -> dict[str, str] | None:
   path = folder / INDEX
   if not storage.lexists(path):
     return None
-  raw = bytes(decoding.decode(storage.read_bytes(path), _Index, str(path)).weight_map)
+  raw = bytes(storage.read_json(path, _Index).weight_map)
   listed = decoding.decode(raw, dict[str, str], f"{path}: weight_map")
   names = [name for name, _ in json.loads(raw, object_pairs_hook=list)]
   if len(names) > len(listed):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from merge_jax import decoding, storage
+from merge_jax import storage
 from merge_jax.errors import shown
 
 _Rank = Annotated[int, msgspec.Meta(ge=1)]
@@ -58,7 +58,7 @@ def read_config(path: Path) -> Config:
     FileNotFoundError: there is none.
     ValueError: not JSON, a value that is not of its type, or an adapter that is no plain LoRA.
   """
-  config = decoding.decode(storage.read_bytes(path), Config, str(path))
+  config = storage.read_json(path, Config)
   if config.peft_type != "LORA":
     raise ValueError(
       f"{path}: peft_type is {shown(config.peft_type)}; expected 'LORA', the only one that is read."

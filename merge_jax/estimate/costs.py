@@ -3,14 +3,14 @@
 import math
 import re
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from merge_jax import sharding
+from merge_jax.checkpoints import nbytes
 from merge_jax.estimate.devices import Device
 from merge_jax.estimate.program import Built, Job
 from merge_jax.evals.batching import Bucket
@@ -135,7 +135,7 @@ def _gathered(job: Job, mesh: Mesh) -> int:
   sizes: Counter[str] = Counter()
   for name, spec in job.specs.items():
     layer = re.match(r"model\.layers\.\d+\.", name)
-    sizes[layer[0] if layer else name] += (2 if layer else 1) * _nbytes(spec)
+    sizes[layer[0] if layer else name] += (2 if layer else 1) * nbytes(spec)
   return max(sizes.values()) // mesh.shape["tensor"]
 
 
@@ -143,7 +143,7 @@ def work(job: Job, built: Built) -> Work:
   """Operations and bytes of one candidate: 2 FLOPs a parameter and token, attention beside them."""
   c = job.model.config
   size, remembered = sum(math.prod(spec.shape) for spec in job.specs.values()), 0
-  model = sum(map(_nbytes, job.specs.values()))
+  model = sum(map(nbytes, job.specs.values()))
   flops, passes = 0.0, 0
   for bucket in built.batches.buckets:
     chunks, height, length = bucket.tokens.shape
@@ -217,7 +217,3 @@ def seconds(job: Job, built: Built, done: Work, moved: float, device: Device) ->
     moved /= 2  # XLA's CPU compiler computes in float32, and gathers what it computes with
   collectives = moved / link / built.objective.batch
   return Seconds(merge, evaluation, collectives)
-
-
-def _nbytes(spec: Any) -> int:
-  return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize

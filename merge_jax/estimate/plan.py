@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from merge_jax.checkpoints import nbytes
 from merge_jax.collectives import by_kind, collectives
 from merge_jax.estimate import costs, program
 from merge_jax.estimate.costs import Memory, Seconds
@@ -54,13 +53,13 @@ def plan(job: Job, search: Search) -> dict[str, Any]:
   held, done = costs.memory(job, built), costs.work(job, built)
   compiled = program.compile(job, built) if search.compiled else None
   moved = by_kind(collectives(compiled.text)) if compiled else {}
-  took = costs.seconds(job, built, done, sum(nbytes for _, nbytes in moved.values()), device)
+  took = costs.seconds(job, built, done, sum(size for _, size in moved.values()), device)
   tokens, padded = built.batches.tokens, built.batches.padded
   if built.generation is not None:
     tokens, padded = tokens + built.generation.count, padded + built.generation.padded
   room = costs.USABLE * device.memory
   hosts = math.ceil(mesh.size / device.per_host)
-  model = sum(math.prod(s.shape) * np.dtype(s.dtype).itemsize for s in job.specs.values())
+  model = sum(map(nbytes, job.specs.values()))
   disk = job.resident * model
   copies = mesh.shape["candidate"] * mesh.shape["data"]  # of the pool; a host reads what it holds once
   load = disk * min(copies / hosts, 1.0) / search.disk
@@ -93,7 +92,7 @@ def plan(job: Job, search: Search) -> dict[str, Any]:
     result |= {
       "argument_bytes_per_device": compiled.arguments, "output_bytes_per_device": compiled.outputs,
       "compiler_temporary_bytes": compiled.temporaries, "compile_seconds": compiled.seconds,
-      "collectives": {kind: {"count": n, "bytes": nbytes} for kind, (n, nbytes) in moved.items()},
+      "collectives": {kind: {"count": n, "bytes": size} for kind, (n, size) in moved.items()},
     }  # fmt: skip
   return result
 

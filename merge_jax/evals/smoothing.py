@@ -147,8 +147,7 @@ class Table(NamedTuple):
       row, other: `[columns]`, taken as if they were sure.
       slopes: float `[tasks]`.
     """
-    one, two = (uncertainty.influences(self._examples(x), slopes) for x in (row, other))
-    return uncertainty.size(one - two)
+    return uncertainty.paired_error(self._examples(row), self._examples(other), slopes)
 
   def _examples(self, row: np.ndarray) -> Examples:
     count = len(self.pieces)

@@ -1,8 +1,6 @@
 """The file of a model's statistics: safetensors by tensor name, with what is shared in its metadata."""
 
 import mmap
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -100,21 +98,9 @@ def save(path: str | Path, values: Mapping[str, Any], about: About) -> None:
     values: arrays by name.
     about: see there.
   """
-  path = Path(path)
-  storage.clear_partial(path)
-  handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.partial-")
-  os.close(handle)
-  partial = Path(name)
-  try:
-    arrays = {name: np.ascontiguousarray(value) for name, value in values.items()}
+  arrays = {name: np.ascontiguousarray(value) for name, value in values.items()}
+  with storage.new_file(Path(path)) as partial:
     safetensors.numpy.save_file(arrays, partial, {"statistics": msgspec.json.encode(about).decode()})
-    partial.chmod(0o644)
-    storage.sync(partial)
-    partial.replace(path)
-  except BaseException:
-    partial.unlink(missing_ok=True)
-    raise
-  storage.sync(path.parent)
 
 
 def load(path: str | Path) -> Statistics:

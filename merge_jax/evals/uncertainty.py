@@ -48,6 +48,11 @@ def size(influence: Floats) -> float:
   return float(np.sqrt((influence**2).sum())) if len(influence) else np.nan
 
 
+def paired_error(a: Examples, b: Examples, slopes: Sequence[float] | Floats) -> float:
+  """The standard error of Σ slope · (a's score - b's) over the same examples."""
+  return size(influences(a, slopes) - influences(b, slopes))
+
+
 def standard_errors(examples: Examples) -> dict[str, float]:
   """Standard error of each task's score and of their mean (`average`)."""
   each = np.eye(len(examples.tasks))
@@ -59,8 +64,7 @@ def standard_errors(examples: Examples) -> dict[str, float]:
 def paired_difference(a: Examples, b: Examples) -> tuple[float, float]:
   """Mean over tasks of a's score less b's (higher is better), and its paired error."""
   scores = [np.array(list(x.scores().values())) * np.array(x.signs) for x in (a, b)]
-  error = size(influences(a, _mean(a)) - influences(b, _mean(b)))
-  return float((scores[0] - scores[1]).mean()), error
+  return float((scores[0] - scores[1]).mean()), paired_error(a, b, _mean(a))
 
 
 def shown(gain: float, error: float) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from merge_jax.checkpoints import Checkpoint, Writer
+from merge_jax.checkpoints import Checkpoint, Writer, nbytes
 from merge_jax.errors import shown
 from merge_jax.recipes import choices, measured
 from merge_jax.recipes.schema import Model, Recipe, Semantics
@@ -50,7 +50,7 @@ class Built(NamedTuple):
   @property
   def nbytes(self) -> int:
     """Bytes of the result's tensors."""
-    return sum(spec.size * np.dtype(spec.dtype).itemsize for spec in self.specs.values())
+    return sum(map(nbytes, self.specs.values()))
 
 
 @dataclasses.dataclass(frozen=True)

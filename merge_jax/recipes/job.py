@@ -5,9 +5,7 @@ of whole models are measured by every one. The lead makes the folder, what is in
 """
 
 import contextlib
-import glob
 import json
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -146,8 +144,7 @@ def _left(target: Path, stages: Path) -> int:
   """Bytes on the disk of what an interrupted merge left: this one goes on with it, or removes it."""
   if isinstance(target, storage.Remote):
     return 0
-  place = Path(os.path.realpath(target))
-  folders = (stages, *place.parent.glob(f".{glob.escape(place.name)}.resume-*"))
+  folders = (stages, *storage.interrupted(target))
   return sum(512 * file.lstat().st_blocks for folder in folders for file in folder.rglob("*"))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 import merge_jax
-from merge_jax import decoding, storage
+from merge_jax import storage
 from merge_jax.recipes.built import Built
 
 NAME = "merge_manifest.json"
@@ -78,7 +78,7 @@ def matches(folder: Path, manifest: Manifest) -> bool:
   path = folder / NAME
   if not storage.is_filled(folder) or not path.is_file():
     return False
-  found = decoding.decode(storage.read_bytes(path), Manifest, str(path))
+  found = storage.read_json(path, Manifest)
   return msgspec.structs.replace(found, outputs={}) == manifest and found.outputs == outputs(folder)
 
 
@@ -96,4 +96,4 @@ def owned(folder: Path) -> list[str] | None:
     raise FileExistsError(
       f"{folder} holds no {NAME}, so no merge made it; choose another folder or remove it."
     )
-  return [*decoding.decode(storage.read_bytes(path), Manifest, str(path)).outputs, NAME]
+  return [*storage.read_json(path, Manifest).outputs, NAME]

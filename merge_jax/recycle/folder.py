@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from merge_jax import decoding, storage
+from merge_jax import storage
 from merge_jax.errors import shown
 from merge_jax.recycle import manifest as manifests
 from merge_jax.recycle.manifest import Manifest
@@ -56,7 +56,7 @@ class RunFolder:
       raise Refused(f"{path} is a file; --output_dir must be a folder.")
     self._marker = None
     if (path / MARKER).exists():
-      self._marker = decoding.decode(storage.read_bytes(path / MARKER), Marker, str(path / MARKER))
+      self._marker = storage.read_json(path / MARKER, Marker)
       for name in self._marker.wrote:
         if not name or Path(name).is_absolute() or ".." in Path(name).parts:
           raise Refused(

@@ -1,6 +1,7 @@
 """The recycle job: build, check, search, choose, measure, write. Everything but the journal is derived."""
 
 import dataclasses
+import functools
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -75,7 +76,8 @@ def recycle(
     return Work(problem).follow()
   with host.leading() as send:
     work = Work(problem, send)
-    return work.finish(_lead(problem, work, overwrite, say, progress, stop, profile))
+    begin = functools.partial(_run, problem, work, say, progress, stop, profile)
+    return work.finish(_lead(problem, work, overwrite, say, begin))
 
 
 def _refuse_another(problem: Problem) -> None:
@@ -90,13 +92,7 @@ def _refuse_another(problem: Problem) -> None:
 
 
 def _lead(
-  problem: Problem,
-  work: Work,
-  overwrite: bool,
-  say: Say,
-  progress: Callable[[Record], None],
-  stop: Callable[[], bool],
-  profile: bool,
+  problem: Problem, work: Work, overwrite: bool, say: Say, begin: Callable[[RunFolder], dict[str, Any]]
 ) -> dict[str, Any]:
   for note in problem.notes:
     say(f"note: {note}")
@@ -105,7 +101,7 @@ def _lead(
   run = _claimable(path, problem, overwrite)
   if not overwrite and run.finished(problem.manifest):
     say(f"finished before: {path / folders.RESULT}")
-    return json.loads((path / folders.RESULT).read_text())
+    return storage.read_json(path / folders.RESULT, dict[str, Any])
   _refuse_unable(problem)
   findings = [*problem.findings, *work.read()]
   say(preflight.table(findings))
@@ -117,7 +113,7 @@ def _lead(
     storage.remove_tree(path / folders.SCRATCH)
     run.claim(problem.manifest)
     try:
-      return _run(run, problem, work, say, progress, stop, profile)
+      return begin(run)
     finally:
       if not isinstance(path, storage.Remote):
         storage.remove_tree(path / folders.SCRATCH)
@@ -132,18 +128,18 @@ def _claimable(path: Path, problem: Problem, overwrite: bool) -> RunFolder:
     run.refuse_changed(
       problem.manifest, versions=not own.allow_version_change, topology=not own.allow_topology_change
     )
-    Journal.check(path / folders.JOURNAL)
+    Journal.read(path / folders.JOURNAL)
   return run
 
 
 def _run(
-  run: RunFolder,
   problem: Problem,
   work: Work,
   say: Say,
   progress: Callable[[Record], None],
   stop: Callable[[], bool],
   profile: bool,
+  run: RunFolder,
 ) -> dict[str, Any]:
   journal, items = Journal(run.path / folders.JOURNAL), None
   if problem.items:
@@ -230,7 +226,7 @@ def write_report(run: RunFolder, result: dict[str, Any]) -> None:
   from merge_jax import reports
 
   records = storage.read_lines(run.path / folders.JOURNAL)
-  manifest = json.loads((run.path / "manifest.json").read_text())
+  manifest = storage.read_json(run.path / manifests.NAME, dict[str, Any])
   report = reports.make(result, manifest, records)
   with run.new_folder(folders.FIGURES) as partial:
     for name, image in report.figures.items():

@@ -12,7 +12,7 @@ import msgspec
 from jax.sharding import Mesh
 
 import merge_jax
-from merge_jax import decoding, storage
+from merge_jax import storage
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.recycle.settings import Settings, to_mapping
 
@@ -102,7 +102,7 @@ def read(folder: Path) -> Manifest | None:
   path = folder / NAME
   if not path.exists():
     return None
-  manifest = decoding.decode(storage.read_bytes(path), Manifest, str(path))
+  manifest = storage.read_json(path, Manifest)
   config = {RENAMED.get(name, name): value for name, value in manifest.config.items()}
   return msgspec.structs.replace(manifest, config=config)
 

@@ -70,8 +70,7 @@ def _measured(problem: Problem, selected: Record, other: Record) -> dict[str, di
   for task, sign, slopes in zip(tasks, problem.fitness.signs, np.eye(len(tasks)), strict=True):
     mine, its, error = selected.scores[task], other.scores[task], None
     if whole is not None and part is not None:
-      apart = uncertainty.influences(whole, slopes) - uncertainty.influences(part, slopes)
-      error = nullable(uncertainty.size(apart))
+      error = nullable(uncertainty.paired_error(whole, part, slopes))
     gain = None if mine is None or its is None else sign * (mine - its)
     found[task] = {"gain": gain, "stderr": error}
   return found

@@ -1,6 +1,5 @@
 """Ratios to train with, from a finished run whose checkpoints are experts of data domains."""
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from merge_jax.recycle import folder
 from merge_jax.recycle.settings import Search, from_mapping
 from merge_jax.search import mixture as mixtures
 from merge_jax.search.fitness import Fitness
-from merge_jax.search.journal import parse
+from merge_jax.search.journal import Journal
 from merge_jax.search.loop import SPLIT
 
 SPREAD = {"method": "linear", "space": "simplex", "proposer": "random", "granularity": "model"}
@@ -77,16 +76,15 @@ def mixture(
         raise ValueError(f"--output: {target} is where the run keeps its {name}; choose another place.")
     storage.refuse_inside(target, map(storage.path, old.inputs))
     storage.refuse_unwritable(target)
-  result = json.loads(storage.read_bytes(run / folder.RESULT))
+  result = storage.read_json(run / folder.RESULT, dict[str, Any])
   labels, search = result["checkpoints"], from_mapping(old.config | {"output_dir": str(run)}).search
   tasks = {task["name"]: task for task in result["tasks"]}
   weights = tuple(sorted(by_task(task_weights or search.task_weights, "--task_weights").items()))
   fitness = Fitness(
     tuple(tasks), tuple(task["sign"] for task in tasks.values()), search.fitness, "metric", weights
   )
-  lines = enumerate(storage.read_lines(run / folder.JOURNAL), 1)
-  records = [parse(line, f"{run / folder.JOURNAL}:{number}") for number, line in lines]
-  learned = mixtures.learn([one for one in records if one.split == SPLIT], fitness, len(labels))
+  records = [one for one in Journal.read(run / folder.JOURNAL) if one.split == SPLIT]
+  learned = mixtures.learn(records, fitness, len(labels))
   asked = {"best": learned.best(), "equal": np.full(len(labels), 1 / len(labels))}
   asked |= {one: _ratios(one, labels) for one in ratios}
   made: dict[str, Any] = {}

@@ -1,14 +1,13 @@
 """Where a pool lies: on which mesh, and in the memory of the devices, of the hosts, or on disk."""
 
-import math
 from collections.abc import Mapping
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from merge_jax import models, sharding
+from merge_jax.checkpoints import nbytes
 from merge_jax.checkpoints.placement import Stacks
 from merge_jax.operators import naming
 from merge_jax.operators.naming import AxesRules
@@ -72,7 +71,7 @@ def _verdict(where: str, needs: Needs) -> list[Finding]:
     return list(verdict(needs))
   if needs.batch > 1:
     return [Finding("error", "memory", f"a batch of {needs.batch} candidates needs its pool on the devices")]
-  largest = max(needs.merged, key=lambda name: _nbytes(needs.merged[name]))
+  largest = max(needs.merged, key=lambda name: nbytes(needs.merged[name]))
   found = list(verdict(needs._replace(models=[{largest: model[largest]} for model in needs.models])))
   if where == "host":
     need = sum(
@@ -85,7 +84,3 @@ def _verdict(where: str, needs: Needs) -> list[Finding]:
     detail = f"{gib(need)} of pinned host memory for the pool, {gib(room)} free"
     found.append(Finding("ok" if need <= room else "error", "memory", detail))
   return found
-
-
-def _nbytes(spec: jax.ShapeDtypeStruct) -> int:
-  return math.prod(spec.shape) * np.dtype(spec.dtype).itemsize

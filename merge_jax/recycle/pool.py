@@ -13,9 +13,10 @@ from merge_jax.evals.objective import FunctionObjective, JittedObjective
 from merge_jax.evals.streamed import StreamedObjective
 from merge_jax.recycle import methods, metric
 from merge_jax.recycle.problem import Problem
-from merge_jax.recycle.window import OnDisk, OnHost, Window, slice_of
+from merge_jax.recycle.window import Read, Window, of_tensors, on_disk, on_host
 from merge_jax.search.baselines import METHOD
 from merge_jax.search.loop import CHOOSING
+from merge_jax.search.point import Candidate
 
 
 class InputsChanged(RuntimeError):
@@ -50,34 +51,19 @@ def _version(file: Path) -> list[int] | None:
     return None
 
 
-class Watched(NamedTuple):
-  """An objective whose evaluations do not count if an input changed under them."""
+class Pool(NamedTuple):
+  """The merges of a pool by method, what scores them, and what notices that their files change."""
 
+  merges: Mapping[str, Merge | Window]
   objective: JittedObjective | StreamedObjective | FunctionObjective
   watch: Watch
 
-  @property
-  def batch(self) -> int:
-    """Candidates in one call."""
-    return self.objective.batch
-
-  def evaluate(self, candidates: Any, split: str) -> Any:
-    """See the objective's."""
+  def evaluate(self, candidates: Sequence[Candidate], split: str) -> Any:
+    """Scores of candidates, which do not count if an input changed under them."""
     self.watch.check()
     evaluations = self.objective.evaluate(candidates, split)
     self.watch.check()
     return evaluations
-
-  def merge_seconds(self, candidate: Any) -> float:
-    """See the objective's."""
-    return self.objective.merge_seconds(candidate)
-
-
-class Pool(NamedTuple):
-  """The merges of a pool by method, and what scores them."""
-
-  merges: Mapping[str, Merge | Window]
-  objective: Watched
 
   def gram(self, method: str, patterns: Sequence[str]) -> np.ndarray:
     """Inner products of the task vectors as a method has them, `[G K, G K]`: 0 between groups of tensors."""
@@ -97,7 +83,7 @@ def place(problem: Problem) -> Pool:
   objective = problem.suite.objective(
     merges, search.batch, problem.layout, in_turn=search.in_turn, competitors=competitors, smooth=CHOOSING
   )
-  return Pool(merges, Watched(objective, watch))
+  return Pool(merges, objective, watch)
 
 
 def _base(problem: Problem) -> Checkpoint | None:
@@ -121,12 +107,12 @@ def _on_devices(problem: Problem) -> dict[str, Merge]:
 
 def _windows(problem: Problem) -> dict[str, Window]:
   first, stacks, layout = problem.pool[0], problem.suite.stacks, problem.layout
-  slices = {part: slice_of(layout.shardings[name]) for name, parts in stacks.items() for part in parts}
-  shardings = {name: slices.get(name) or layout.shardings[name] for name in first.specs}
+  shardings = of_tensors(first.specs, layout, stacks)
 
-  def held(checkpoint: Checkpoint) -> OnDisk | OnHost:
-    verify = problem.settings.placement.verify_load
-    return OnDisk(checkpoint) if problem.memory == "disk" else OnHost(checkpoint, shardings, verify)
+  def held(checkpoint: Checkpoint) -> Read:
+    if problem.memory == "disk":
+      return on_disk(checkpoint, shardings)
+    return on_host(checkpoint, shardings, problem.settings.placement.verify_load)
 
   experts = [held(checkpoint) for checkpoint in problem.pool]
   base = None if (own := _base(problem)) is None else held(own)

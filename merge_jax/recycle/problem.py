@@ -1,8 +1,10 @@
 """A job that can work: everything a user can get wrong is found here, before anything is written."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from jax.sharding import Mesh
 
 from merge_jax import host, preflight, sharding, storage
 from merge_jax.checkpoints import Checkpoint
@@ -164,19 +166,10 @@ def build(settings: Settings) -> Problem:
       f"config: search.budget is {s.budget}; expected at least {len(pool)}, one for each checkpoint."
     )
   mesh = sharding.make_mesh(settings.placement.mesh)
-  own_batch = objectives.batch_of(s.batch, mesh) // mesh.shape["candidate"]
-  placed: list[str] = []
-
-  def memory() -> Iterator[Finding]:
-    own = sharding.shardings(pool[0].specs, mesh, placing.rules(settings.placement))
-    needs = methods.memory(s.method, pool, base, own_batch)._replace(shardings=own)
-    where, found = placing.choose(settings.placement.pool_memory, needs)
-    placed.append(max(host.gather(where), key=placing.MEMORIES.index))  # all processes do the same
-    yield from found
-
-  findings = tuple(preflight.check(pool, base, memory=memory, values=False))
-  preflight.require(findings)
-  suite = suites.build(settings, [*pool, *([base] if base else [])], mesh)
+  batch = objectives.batch_of(s.batch, mesh)
+  memory, findings = _checked(settings, pool, base, mesh, batch // mesh.shape["candidate"])
+  checkpoints = [*pool, *([base] if base else [])]
+  suite = suites.build(settings, checkpoints, mesh)
   layout = placing.layout(pool[0].specs, mesh, settings.placement, suite.stacks, suite.axes)
   weights = tuple(sorted(by_task(s.task_weights, "config: search.task_weights").items()))
   fitness = Fitness(suite.names, suite.signs, s.fitness, s.fitness_source, weights)
@@ -186,17 +179,34 @@ def build(settings: Settings) -> Problem:
     s.method, made, fitness, len(pool), s.seed, s.sigma or None, s.population or None, s.start,
     methods.trajectory(s.steps, len(pool)),
     pareto=s.objective == "pareto",
-    batch=objectives.batch_of(s.batch, mesh),
+    batch=batch,
     based=methods.METHODS[s.method].needs_base and base is not None and made.scaled,
   )  # fmt: skip
   name = _proposer(s.proposer, options, suite)
   preflight.require_disk(settings.folder, pool[0].nbytes)
-  checkpoints = [*pool, *([base] if base else [])]
   return Problem(
     settings, tuple(pool), base, tuple(preflight.labels(pool)), suite, fitness, name,
     options, Budget(s.budget, s.seconds or None, len(pool)), layout,
-    placed[0], findings, manifests.make(settings, checkpoints, suite.digests(), mesh),
+    memory, findings, manifests.make(settings, checkpoints, suite.digests(), mesh),
   )  # fmt: skip
+
+
+def _checked(
+  settings: Settings, pool: Sequence[Checkpoint], base: Checkpoint | None, mesh: Mesh, batch: int
+) -> tuple[str, tuple[Finding, ...]]:
+  """Where the pool is held beside a batch, and the findings, none of them an error."""
+  placed: list[str] = []
+
+  def memory() -> Iterator[Finding]:
+    own = sharding.shardings(pool[0].specs, mesh, placing.rules(settings.placement))
+    needs = methods.memory(settings.search.method, pool, base, batch)._replace(shardings=own)
+    where, found = placing.choose(settings.placement.pool_memory, needs)
+    placed.append(max(host.gather(where), key=placing.MEMORIES.index))  # all processes do the same
+    yield from found
+
+  findings = tuple(preflight.check(pool, base, memory=memory, values=False))
+  preflight.require(findings)
+  return placed[0], findings
 
 
 def _check_lists(settings: Settings) -> None:

@@ -1,24 +1,32 @@
 """From a finished search to `result.json`: rows, differences, front, analyses, cost."""
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 
-from merge_jax import decoding, storage
+from merge_jax import storage
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.evals import uncertainty
 from merge_jax.recycle import choice as choices
 from merge_jax.recycle import members
 from merge_jax.recycle.problem import Problem
 from merge_jax.search import analysis, baselines, final, pareto
+from merge_jax.search.fitness import Fitness
 from merge_jax.search.items import Items
 from merge_jax.search.journal import Journal, Record
 from merge_jax.search.loop import REPORTED, Objective, Progress, Result, measure
 from merge_jax.search.options import Options
 from merge_jax.search.point import Candidate
 from merge_jax.search.scores import nullable, nullables, signed
+
+T = TypeVar("T")
+
+
+class _Tokens(msgspec.Struct, frozen=True):
+  tokens: int
 
 
 def conclude(
@@ -46,49 +54,26 @@ def conclude(
   """
   fitness, records, suite = problem.fitness, found.records, problem.suite
   rows = final.rows(records, fitness, len(problem.pool), problem.method, found.mean)
-  names = final.finalists(rows)
 
   def measured(candidates: Sequence[Candidate], split: str = REPORTED) -> list[Record]:
     return measure(candidates, split, objective, journal, items=items, progress=progress)
 
-  def scored(split: str, chosen: Sequence[str]) -> dict[str, Record]:
-    return dict(zip(chosen, measured([rows[name] for name in chosen], split), strict=True))
+  def scored(split: str, chosen: Iterable[str]) -> dict[str, Record]:
+    found = measured([rows[name] for name in chosen], split)
+    return dict(zip(chosen, found, strict=True))
 
-  validation = scored("validation", names)
+  validation = scored("validation", final.finalists(rows))
   choice = choices.select(problem, validation, records)
   selected = choice.name
   by_choice = choices.corrected_validation(problem, validation, records)
   by_search, unknown = choices.corrected_search(problem, records, items)
   rows["selected"], validation["selected"] = rows[selected], validation[selected]
-  search, test = scored("search", list(rows)), scored("test", list(rows))
-  heldout = scored("heldout", list(validation)) if "heldout" in suite.splits else {}
-
-  def averaged(record: Record) -> dict[str, float | None]:
-    """Scores by task and their mean; what is better low enters the mean with a minus."""
-    mean = signed([record.scores], fitness.tasks, fitness.signs).mean()
-    return {task: record.scores[task] for task in fitness.tasks} | {"average": nullable(mean)}
-
-  table = []
-  for name, candidate in rows.items():
-    row: dict[str, Any] = {
-      "name": name, "method": candidate.method, "weights": candidate.point.weights,
-      "numbers": candidate.point.numbers, "search": averaged(search[name]),
-    }  # fmt: skip
-    if (corrected := by_search.get(selected if name == "selected" else name)) is not None:
-      row["search_corrected"] = corrected
-    if name in validation:
-      row["validation"] = averaged(validation[name])
-    if name == "selected" and by_choice is not None:
-      row["validation_corrected"] = by_choice
-    row["test"] = averaged(test[name])
-    row["test_stderr"] = _errors(test[name], problem)
-    if name in heldout:
-      row["heldout"] = heldout[name].scores
-    table.append(row)
-  points = signed([r.scores for r in records], fitness.tasks, fitness.signs)
-  singles = points[: len(problem.pool)]
-  lowest = np.where(np.isfinite(singles), singles, np.inf).min(axis=0)
-  reference = np.where(np.isfinite(lowest), lowest, 0.0)
+  if selected in by_search:
+    by_search["selected"] = by_search[selected]
+  corrected = {"search": by_search, "validation": {} if by_choice is None else {"selected": by_choice}}
+  search, test = scored("search", rows), scored("test", rows)
+  heldout = scored("heldout", validation) if "heldout" in suite.splits else {}
+  tables = {"search": search, "validation": validation, "test": test, "heldout": heldout}
   sizes = {split: suite.sizes(split) for split in suite.splits}
   groups = {split: suite.groups(split) for split in suite.splits}
   result = {
@@ -102,7 +87,7 @@ def conclude(
     "selected_from": selected,
     "choice": choice._asdict() | {"caution": problem.settings.search.caution},
     "not_corrected": unknown,
-    "rows": table,
+    "rows": [_row(name, candidate, tables, corrected, problem) for name, candidate in rows.items()],
     "differences": [
       {"row": name, **_difference(test["selected"], test[name], problem)}
       for name in rows if name != "selected"
@@ -110,19 +95,56 @@ def conclude(
     "gained": None if choice.incumbent is None else _gained(choice.incumbent, test, problem),
     "retention": _retention(test, problem),
     "members": members.effects(problem, options, records, test["selected"], measured),
-    "pareto": {
-      "front": np.flatnonzero(pareto.front(points)).tolist(),
-      "reference": reference.tolist(),
-      "hypervolume": pareto.hypervolume(points, reference),
-      "hypervolume_known": pareto.hypervolume(points[~baselines.searched(records)], reference),
-      "hypervolume_singles": pareto.hypervolume(singles, reference),
-    },
+    "pareto": _pareto(problem, records),
     "analysis": analysis.analyse(records, fitness),
-    "left": None if found.left is None else nullable(found.left),
+    "left": nullable(found.left),
     "cost": _cost(problem, records, journal.records),
     "notes": problem.notes,
   }  # fmt: skip
   return json.loads(json.dumps(result, allow_nan=False)), rows[selected]
+
+
+def _row(
+  name: str,
+  candidate: Candidate,
+  records: Mapping[str, Mapping[str, Record]],
+  corrected: Mapping[str, Mapping[str, choices.Scores]],
+  problem: Problem,
+) -> dict[str, Any]:
+  """A merge with its scores by split; `records` and `corrected` are by split and name."""
+  point, found = candidate.point, dict[str, Any]()
+  for split in ("search", "validation", "test"):
+    if name in records[split]:
+      found[split] = _averaged(records[split][name], problem.fitness)
+    if name in corrected.get(split, {}):
+      found[f"{split}_corrected"] = corrected[split][name]
+  found["test_stderr"] = _errors(records["test"][name], problem)
+  if name in records["heldout"]:
+    found["heldout"] = records["heldout"][name].scores
+  return {
+    "name": name, "method": candidate.method, "weights": point.weights, "numbers": point.numbers, **found
+  }  # fmt: skip
+
+
+def _averaged(record: Record, fitness: Fitness) -> choices.Scores:
+  """Scores by task and their mean; what is better low enters the mean with a minus."""
+  mean = signed([record.scores], fitness.tasks, fitness.signs).mean()
+  return {task: record.scores[task] for task in fitness.tasks} | {"average": nullable(mean)}
+
+
+def _pareto(problem: Problem, records: Sequence[Record]) -> dict[str, Any]:
+  """The front of all that was evaluated, and volumes above the lowest scores of single checkpoints."""
+  points = signed([r.scores for r in records], problem.fitness.tasks, problem.fitness.signs)
+  singles = points[: len(problem.pool)]
+  lowest = np.where(np.isfinite(singles), singles, np.inf).min(axis=0)
+  reference = np.where(np.isfinite(lowest), lowest, 0.0)
+  return {
+    "front": np.flatnonzero(pareto.front(points)).tolist(),
+    "reference": reference.tolist(),
+    "hypervolume": pareto.hypervolume(points, reference),
+    "hypervolume_known": pareto.hypervolume(points[~baselines.searched(records)], reference),
+    "hypervolume_singles": pareto.hypervolume(singles, reference),
+  }
 
 
 def _errors(record: Record, problem: Problem) -> dict[str, float | None] | None:
@@ -190,15 +212,14 @@ def _cost(problem: Problem, searched: Sequence[Record], everything: Sequence[Rec
 
 def training_tokens(checkpoints: Sequence[Checkpoint]) -> int | None:
   """Tokens that training read, from the `training.json` of all checkpoints; None where one does not say."""
-  total = 0
-  for checkpoint in checkpoints:
-    path = checkpoint.path / "training.json"
-    try:
-      about: Mapping[str, Any] = decoding.decode(storage.read_bytes(path), dict[str, Any], str(path))
-    except (ValueError, OSError):  # somebody else's file of this name, or none
-      return None
-    tokens = about.get("tokens")
-    if not isinstance(tokens, int):
-      return None
-    total += tokens
-  return total
+  found = [training(checkpoint, _Tokens) for checkpoint in checkpoints]
+  known = [one.tokens for one in found if one is not None]
+  return sum(known) if len(known) == len(found) else None
+
+
+def training(checkpoint: Checkpoint, kind: type[T]) -> T | None:
+  """What `training.json` of a checkpoint says; None where there is none, or somebody else's."""
+  try:
+    return storage.read_json(checkpoint.path / "training.json", kind)
+  except (ValueError, OSError):
+    return None

@@ -1,7 +1,6 @@
 """Another answer of a finished run: a point of its journal, by other wishes, without any evaluation."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from merge_jax.recycle.problem import Problem, build
 from merge_jax.recycle.settings import Settings, from_mapping
 from merge_jax.search import items, wishes
 from merge_jax.search.fitness import Fitness
-from merge_jax.search.journal import Record, parse
+from merge_jax.search.journal import Journal, Record
 from merge_jax.search.loop import SPLIT, find
 from merge_jax.search.point import Candidate, Point
 from merge_jax.search.scores import nullable, signed
@@ -60,8 +59,7 @@ def select(
     raise ValueError("Give --candidate=57, --task_weights=code=2 or --at_least=math=.6.")
   where = storage.destination(output or run, "--output_dir")
   problem = _problem(run, where)
-  lines = enumerate(storage.read_lines(run / folder.JOURNAL), 1)
-  records = wishes.selectable([parse(line, f"{run / folder.JOURNAL}:{number}") for number, line in lines])
+  records = wishes.selectable(Journal.read(run / folder.JOURNAL))
   if candidate is not None:
     chosen = _numbered(records, candidate)
   else:
@@ -69,7 +67,8 @@ def select(
   where = where if output else run / f"selected-{chosen.index}"
   storage.refuse_inside(where, problem.inputs, "--output_dir")
   storage.refuse_taken(where)
-  (row,) = (r for r in json.loads(storage.read_bytes(run / folder.RESULT))["rows"] if r["name"] == "selected")
+  result = storage.read_json(run / folder.RESULT, dict[str, Any])
+  (row,) = (row for row in result["rows"] if row["name"] == "selected")
   before = find(records, Candidate("", row["method"], Point.of(np.array(row["weights"]), row["numbers"])))
   made = {
     "candidate": chosen.index, "method": chosen.method, "weights": chosen.point.weights,
@@ -177,9 +176,7 @@ def _compared(
   errors: list[float | None] = [None] * len(slopes)
   if chosen.index in lines and before.index in lines:
     a, b = (choice.read(lines[record.index], problem, SPLIT) for record in (chosen, before))
-    errors = [
-      nullable(uncertainty.size(uncertainty.influences(a, s) - uncertainty.influences(b, s))) for s in slopes
-    ]
+    errors = [nullable(uncertainty.paired_error(a, b, one)) for one in slopes]
   return {
     "tasks": {
       name: {"selected": before.scores[name], "score": chosen.scores[name], "gain": nullable(gains[i]),

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,39 +17,32 @@ from merge_jax.checkpoints.placement import Stacks
 from merge_jax.recycle import methods
 from merge_jax.sharding import Layout
 
-
-class Held(Protocol):
-  """A model outside the devices."""
-
-  def read(self, name: str, sharding: NamedSharding) -> Any:
-    """A tensor on the devices."""
-    ...
+Shardings = Mapping[str, NamedSharding]
+Read = Callable[[str], Any]
+"""A model outside the devices: gives a tensor of it on the devices."""
 
 
-class OnDisk:
+def on_disk(checkpoint: Checkpoint, shardings: Shardings) -> Read:
   """Its files, read again for every merge."""
 
-  def __init__(self, checkpoint: Checkpoint):
-    self._checkpoint = checkpoint
-
-  def read(self, name: str, sharding: NamedSharding) -> Any:
-    """A tensor on the devices."""
-    value = self._checkpoint.load_some({name: sharding})[name]
-    self._checkpoint.release(name)
+  def read(name: str) -> Any:
+    value = checkpoint.load_some({name: shardings[name]})[name]
+    checkpoint.release(name)
     return value
 
+  return read
 
-class OnHost:
+
+def on_host(checkpoint: Checkpoint, shardings: Shardings, verify: bool) -> Read:
   """Its shards in pinned memory of the hosts whose devices will use them."""
+  kept = {name: one.with_memory_kind("pinned_host") for name, one in shardings.items()}
+  params = checkpoints.place(checkpoint, kept, verify=verify)
 
-  def __init__(self, checkpoint: Checkpoint, shardings: Mapping[str, NamedSharding], verify: bool):
-    kept = {name: one.with_memory_kind("pinned_host") for name, one in shardings.items()}
-    self._params = checkpoints.place(checkpoint, kept, verify=verify)
+  def read(name: str) -> Any:
+    value = params[name]
+    return jax.device_put(value, shardings[name]) if isinstance(value, jax.Array) else value
 
-  def read(self, name: str, sharding: NamedSharding) -> Any:
-    """A tensor on the devices."""
-    value = self._params[name]
-    return jax.device_put(value, sharding) if isinstance(value, jax.Array) else value
+  return read
 
 
 class Window:
@@ -73,8 +66,8 @@ class Window:
   def __init__(
     self,
     make: Callable[..., mj.Operator],
-    experts: Mapping[str, Held],
-    base: Held | None,
+    experts: Mapping[str, Read],
+    base: Read | None,
     specs: Mapping[str, jax.ShapeDtypeStruct],
     layout: Layout,
     stacks: Stacks,
@@ -94,13 +87,9 @@ class Window:
 
   def leaves(self) -> Iterator[tuple[str, mj.Leaf]]:
     """The tensors of all models, one after the other, by name."""
-    slices = {
-      part: slice_of(self._layout.shardings[name]) for name, parts in self._stacks.items() for part in parts
-    }
     for name in self._specs:
-      sharding = slices.get(name) or self._layout.shardings[name]
-      base = None if self._base is None else self._base.read(name, sharding)
-      yield name, mj.Leaf(tuple(model.read(name, sharding) for model in self._experts.values()), base)
+      base = None if self._base is None else self._base(name)
+      yield name, mj.Leaf(tuple(read(name) for read in self._experts.values()), base)
 
   def at(self, point: Any) -> dict[str, Any]:
     """The merge at a point, laid out."""
@@ -111,32 +100,34 @@ class Window:
     stacked = {name for names in self._stacks.values() for name in names}
     for name in self._specs:
       if name not in stacked:
-        yield name, self._merged(operator, name, self._layout.shardings[name], weights)
+        yield name, self._merged(operator, name, weights)
     for name, parts in self._stacks.items():
       yield name, self._stack(operator, parts, self._layout.shardings[name], weights)
 
   def _stack(
     self, operator: mj.Operator, parts: Sequence[str], sharding: NamedSharding, weights: Any
   ) -> Array:
-    own, spec = slice_of(sharding), self._specs[parts[0]]
+    spec = self._specs[parts[0]]
     zeros = functools.partial(jnp.zeros, (len(parts), *spec.shape), spec.dtype)
     whole = jax.jit(zeros, out_shardings=sharding)()
     for i, name in enumerate(parts):
-      whole = _put(whole, self._merged(operator, name, own, weights), np.int32(i))
+      whole = _put(whole, self._merged(operator, name, weights), np.int32(i))
     return whole
 
-  def _merged(self, operator: mj.Operator, name: str, sharding: NamedSharding, weights: Any) -> Any:
-    experts = {label: {name: model.read(name, sharding)} for label, model in self._experts.items()}
+  def _merged(self, operator: mj.Operator, name: str, weights: Any) -> Any:
+    experts = {label: {name: read(name)} for label, read in self._experts.items()}
     base = None
     if operator.needs_base:
       own = self._base
-      base = mj.merge(mj.uniform(), experts) if own is None else {name: own.read(name, sharding)}
+      base = mj.merge(mj.uniform(), experts) if own is None else {name: own(name)}
     return mj.merge(operator, experts, weights, base=base, key=self._key)[name]
 
 
-def slice_of(sharding: NamedSharding) -> NamedSharding:
-  """Where a slice of a stack lies, if the stack lies as `sharding` says."""
-  return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+def of_tensors(specs: Mapping[str, jax.ShapeDtypeStruct], layout: Layout, stacks: Stacks) -> Shardings:
+  """Where each tensor of a file lies: one that goes into a stack as the other axes of that."""
+  whole = {part: layout.shardings[name] for name, parts in stacks.items() for part in parts}
+  slices = {part: NamedSharding(one.mesh, PartitionSpec(*one.spec[1:])) for part, one in whole.items()}
+  return {name: slices.get(name) or layout.shardings[name] for name in specs}
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -1,7 +1,7 @@
 """What all processes of a job do together; the lead, which decides and keeps the journal, says each step.
 
-A follower runs no search of its own: what it does are the commands that it hears, so that all processes take
-the same step whatever clocks, signals and journals say.
+A follower runs no search of its own: what it does are the steps that it hears of, so that all processes take
+the same ones whatever clocks, signals and journals say.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,46 +18,16 @@ from merge_jax.recycle import pool as pools
 from merge_jax.recycle.problem import Problem
 from merge_jax.search.point import Candidate
 
-
-class Read(msgspec.Struct, frozen=True, tag=True):
-  """The checks that read tensors."""
-
-
-class Place(msgspec.Struct, frozen=True, tag=True):
-  """The pool, to where it is held."""
-
-
-class Evaluate(msgspec.Struct, frozen=True, tag=True):
-  """A batch of candidates on the examples of a split."""
-
-  candidates: list[Candidate]
-  split: str
-
-
-class Measure(msgspec.Struct, frozen=True, tag=True):
-  """Inner products of the pool's task vectors."""
-
-
-class Time(msgspec.Struct, frozen=True, tag=True):
-  """The merge of a candidate, alone."""
-
-  candidate: Candidate
-
-
-class Write(msgspec.Struct, frozen=True, tag=True):
-  """The merge of a candidate, into a folder."""
-
-  candidate: Candidate
-  folder: str
-
-
-class Finish(msgspec.Struct, frozen=True, tag=True):
-  """The job is done: the content of `result.json`."""
-
-  result: dict[str, Any]
-
-
-Command = Read | Place | Evaluate | Measure | Time | Write | Finish
+STEPS: dict[str, Any] = {
+  "read": tuple[()],
+  "place": tuple[()],
+  "evaluate": tuple[list[Candidate], str],
+  "gram": tuple[()],
+  "merge_seconds": tuple[Candidate],
+  "write": tuple[Candidate, str],
+  "finish": tuple[dict[str, Any]],
+}
+"""What all do together, methods of `Work`, and what each is given."""
 
 
 class Work:
@@ -77,41 +47,45 @@ class Work:
     self._problem, self._send = problem, send
     self._pool: pools.Pool | None = None
 
+  def _together(self, step: str, *given: Any) -> None:
+    """Has the followers take the step that this process takes."""
+    self._send([step, msgspec.to_builtins(given)])
+
   def read(self) -> list[Finding]:
     """Findings of the checks that read tensors; every process reads its share of the models."""
-    self._send(msgspec.to_builtins(Read()))
+    self._together("read")
     return list(preflight.read(self._problem.pool, self._problem.base))
 
   def place(self) -> None:
     """Reads the pool to where it is held."""
-    self._send(msgspec.to_builtins(Place()))
+    self._together("place")
     self._pool = pools.place(self._problem)
     self.batch = self._pool.objective.batch
 
   def evaluate(self, candidates: Sequence[Candidate], split: str) -> Any:
-    """See `JittedObjective.evaluate`."""
-    self._send(msgspec.to_builtins(Evaluate(list(candidates), split)))
-    return self._placed.objective.evaluate(candidates, split)
+    """See `Pool.evaluate`."""
+    self._together("evaluate", candidates, split)
+    return self._placed.evaluate(candidates, split)
 
   def gram(self) -> np.ndarray:
     """Inner products of the task vectors of the searched method; see `Pool.gram`."""
-    self._send(msgspec.to_builtins(Measure()))
+    self._together("gram")
     return self._placed.gram(self._problem.method, self._problem.patterns)
 
   def merge_seconds(self, candidate: Candidate) -> float:
     """See `JittedObjective.merge_seconds`."""
-    self._send(msgspec.to_builtins(Time(candidate)))
+    self._together("merge_seconds", candidate)
     return self._placed.objective.merge_seconds(candidate)
 
-  def write(self, candidate: Candidate, folder: Path) -> None:
+  def write(self, candidate: Candidate, folder: Path | str) -> None:
     """Writes a merge into a folder of the lead's, each process its share."""
-    self._send(msgspec.to_builtins(Write(candidate, str(folder))))
-    merged.write(self._problem, candidate, folder, self._placed.merges)
-    self._placed.objective.watch.check(copied=True)
+    self._together("write", candidate, str(folder))
+    merged.write(self._problem, candidate, storage.path(folder), self._placed.merges)
+    self._placed.watch.check(copied=True)
 
   def finish(self, result: dict[str, Any]) -> dict[str, Any]:
     """Ends the job of all."""
-    self._send(msgspec.to_builtins(Finish(result)))
+    self._together("finish", result)
     return result
 
   @property
@@ -126,21 +100,7 @@ class Work:
     Raises:
       Ended, Stopped: the lead, or another process, failed or was stopped.
     """
-    result: dict[str, Any] = {}
-    for plain in host.commands():
-      match msgspec.convert(plain, Command):
-        case Read():
-          self.read()
-        case Place():
-          self.place()
-        case Evaluate(candidates, split):
-          self.evaluate(candidates, split)
-        case Measure():
-          self.gram()
-        case Time(candidate):
-          self.merge_seconds(candidate)
-        case Write(candidate, folder):
-          self.write(candidate, storage.path(folder))
-        case Finish(result):
-          pass
-    return result
+    made: Any = None
+    for step, given in host.commands():
+      made = getattr(self, step)(*msgspec.convert(given, STEPS[step]))
+    return made  # of `finish`, the last one

@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from merge_jax.reports.drawing import STYLE, heatmap, plain
+from merge_jax.search.scores import floats
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3b6ea5", "#d9822b", "#4c9a5b", "#b5403a", "#b9bec5"
 MARKERS = {
@@ -62,8 +63,7 @@ def _scatter(
 
   def points(kind: str) -> np.ndarray:
     chosen = [r for r in records if (r["kind"] == "single") == (kind == "single")]
-    values = [[np.nan if r["scores"][t] is None else r["scores"][t] for t in (x, y)] for r in chosen]
-    return np.array(values, np.float64).reshape(-1, 2)
+    return floats([[r["scores"][task] for task in (x, y)] for r in chosen]).reshape(-1, 2)
 
   singles, others = points("single"), points("other")
   axis.scatter(*others.T, s=9, color=GREY, label="evaluated merges", zorder=1)
@@ -124,7 +124,7 @@ def fitness(result: Mapping[str, Any], records: Sequence[Record]) -> Figure:
   del result
   from merge_jax.search.baselines import KINDS
 
-  values = np.array([r["fitness"] for r in records], np.float64)
+  values = floats([r["fitness"] for r in records])
   steps = np.arange(len(values))
   with plt.rc_context(STYLE):
     figure, axis = plt.subplots(figsize=(6.6, 2.7))
@@ -149,10 +149,7 @@ def correlations(result: Mapping[str, Any], records: Sequence[Record]) -> Figure
   """Rank correlation of tasks over the single checkpoints: red where they trade off."""
   del records
   tasks = [plain(task["name"]) for task in result["tasks"]]
-  table = np.array(
-    [[np.nan if v is None else v for v in row] for row in result["analysis"]["task_spearman"]],
-    float,
-  )
+  table = floats(result["analysis"]["task_spearman"])
   size = 1.2 + 0.45 * len(tasks)
   with plt.rc_context(STYLE):
     figure, axis = plt.subplots(figsize=(size, size))

@@ -1,5 +1,6 @@
 """The journal: every evaluated candidate, one JSON line each. Nothing else is state."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,14 +61,12 @@ class Journal:
 
   def __init__(self, path: Path | None = None):
     self._lines = None if path is None else storage.Lines(path)
-    lines = [] if self._lines is None else self._lines.records
-    self.records = [parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    self.records = _parsed([] if self._lines is None else self._lines.records, path)
 
-  @classmethod
-  def check(cls, path: Path) -> None:
-    """Raises ValueError for a file that could not be continued; changes nothing."""
-    for number, line in enumerate(storage.read_lines(path), 1):
-      parse(line, f"{path}:{number}")
+  @staticmethod
+  def read(path: Path) -> list[Record]:
+    """The records of a file, which is left as it is; [] if there is none. Errors as above."""
+    return _parsed(storage.read_lines(path), path)
 
   def of(self, split: str) -> list[Record]:
     """The records of a split, in order."""
@@ -78,6 +77,10 @@ class Journal:
     if self._lines is not None:
       self._lines.append(*map(msgspec.to_builtins, records))
     self.records.extend(records)
+
+
+def _parsed(lines: Iterable[Any], path: Path | None) -> list[Record]:
+  return [parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 
 def parse(line: Any, where: str) -> Record:

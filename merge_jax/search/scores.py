@@ -1,6 +1,7 @@
 """Scores as arrays and as JSON: the one place that knows that what is undefined is NaN here, null there."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,8 +14,17 @@ def signed(scores: Iterable[Scores], tasks: Sequence[str], signs: Sequence[float
   >>> signed([{"qa": 0.5, "nll": 2.0}, {"qa": None, "nll": 1.0}], ["qa", "nll"], [1.0, -1.0]).tolist()
   [[0.5, -2.0], [nan, -1.0]]
   """
-  rows = [[np.nan if one[task] is None else one[task] for task in tasks] for one in scores]
-  return np.array(rows, np.float64).reshape(-1, len(tasks)) * np.asarray(signs, np.float64)
+  rows = [[one[task] for task in tasks] for one in scores]
+  return floats(rows).reshape(-1, len(tasks)) * np.asarray(signs, np.float64)
+
+
+def floats(values: Sequence[Any]) -> np.ndarray:
+  """Numbers from JSON, or rows of them: float64, NaN for None.
+
+  >>> floats([0.5, None]).tolist()
+  [0.5, nan]
+  """
+  return np.array(values, np.float64)
 
 
 def nullable(value: float | None) -> float | None:

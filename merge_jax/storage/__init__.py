@@ -3,10 +3,12 @@
 On local disks, and on object stores (`remote.py`): what differs between them is decided here alone.
 """
 
-from merge_jax.storage.folders import clear_partial as clear_partial
+from merge_jax.storage.folders import PARTIAL as PARTIAL
 from merge_jax.storage.folders import destination as destination
 from merge_jax.storage.folders import disk_destination as disk_destination
+from merge_jax.storage.folders import interrupted as interrupted
 from merge_jax.storage.folders import is_filled as is_filled
+from merge_jax.storage.folders import new_file as new_file
 from merge_jax.storage.folders import new_folder as new_folder
 from merge_jax.storage.folders import refuse_filled as refuse_filled
 from merge_jax.storage.folders import refuse_taken as refuse_taken
@@ -20,6 +22,7 @@ from merge_jax.storage.inputs import digest as digest
 from merge_jax.storage.inputs import fingerprint as fingerprint
 from merge_jax.storage.inputs import lexists as lexists
 from merge_jax.storage.inputs import read_bytes as read_bytes
+from merge_jax.storage.inputs import read_json as read_json
 from merge_jax.storage.inputs import read_ranges as read_ranges
 from merge_jax.storage.inputs import refuse_inside as refuse_inside
 from merge_jax.storage.inputs import refuse_special as refuse_special

@@ -18,6 +18,7 @@ from merge_jax.storage.locks import held
 from merge_jax.storage.remote import Remote
 from merge_jax.storage.space import writing
 
+PARTIAL = r"partial-[a-z0-9_]{8}"  # the end of hidden names, as `tempfile` makes them
 _LONGEST = 230  # bytes of a name: those of the hidden folders beside it are 25 longer, and systems take 255
 
 
@@ -39,25 +40,35 @@ def sync_tree(folder: Path) -> None:
       sync(path)
 
 
-def write_text(path: Path, text: str) -> None:
-  """Writes a file that appears whole or not at all; clears what a killed writer of it left."""
-  if isinstance(path, Remote):
-    path.write_text(text)
-    return
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+  """Yields a file beside `path`, on a disk, to fill; it becomes `path` when the block ends well.
+
+  What a killed writer of `path` left is cleared before.
+  """
   with writing(path):
-    clear_partial(path)
+    _clear_partial(path)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.partial-")
+    os.close(descriptor)
+    partial = Path(name)
     try:
-      with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-      Path(name).chmod(0o644)
-      Path(name).replace(path)
+      yield partial
+      partial.chmod(0o644)
+      sync(partial)
+      partial.replace(path)
     except BaseException:
-      Path(name).unlink(missing_ok=True)
+      partial.unlink(missing_ok=True)
       raise
     sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a file that appears whole or not at all."""
+  if isinstance(path, Remote):
+    path.write_text(text)
+  else:
+    with new_file(path) as partial:
+      partial.write_text(text, "utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -101,7 +112,7 @@ def new_folder(
     refuse_filled(path)
   with writing(path.parent):
     path.parent.mkdir(parents=True, exist_ok=True)
-    clear_partial(path)
+    _clear_partial(path)
   with _partial(path, resume) as partial:
     before = None
     try:
@@ -128,11 +139,9 @@ def new_folder(
 @contextlib.contextmanager
 def _partial(path: Path, resume: str | None) -> Iterator[Path]:
   """A folder of its own, or that of a job, which only one process holds; those of other jobs are removed."""
-  prefix = f".{path.name}.resume-"
-  name = prefix + hashlib.sha256((resume or "").encode()).hexdigest()[:16]
-  for left in path.parent.glob(f"{glob.escape(prefix)}*"):
-    ours = re.fullmatch(r"[0-9a-f]{16}", left.name.removeprefix(prefix)) and not left.is_symlink()
-    if ours and (resume is None or left.name != name):
+  name = f".{path.name}.resume-{hashlib.sha256((resume or '').encode()).hexdigest()[:16]}"
+  for left in interrupted(path):
+    if resume is None or left.name != name:
       with held(left):
         shutil.rmtree(left)
   if resume is None:
@@ -167,12 +176,21 @@ def _remove(folder: Path, names: Collection[str]) -> None:
         Path(parent).rmdir()
 
 
-def clear_partial(path: Path) -> None:
+def interrupted(path: Path) -> list[Path]:
+  """The hidden folders of interrupted jobs beside a path: `new_folder` goes on with one, or removes it."""
+  found = _beside(Path(os.path.realpath(path)), r"resume-[0-9a-f]{16}")
+  return [left for left in found if not left.is_symlink()]
+
+
+def _beside(path: Path, ending: str) -> list[Path]:
+  start = f".{path.name}."
+  found = path.parent.glob(f"{glob.escape(start)}*")
+  return [one for one in found if re.fullmatch(ending, one.name.removeprefix(start))]
+
+
+def _clear_partial(path: Path) -> None:
   """Removes what a killed writer of `path` left beside it; Locked if one is at work on a folder."""
-  prefix = f".{path.name}.partial-"
-  for left in path.parent.glob(f"{glob.escape(prefix)}*"):
-    if not re.fullmatch(r"[a-z0-9_]{8}", left.name.removeprefix(prefix)):  # as `tempfile` names them
-      continue
+  for left in _beside(path, PARTIAL):
     if left.is_dir() and not left.is_symlink():
       with held(left):
         shutil.rmtree(left)

@@ -5,8 +5,12 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+from merge_jax import decoding
 from merge_jax.storage.remote import Remote, side_by_side
+
+T = TypeVar("T")
 
 BLOCK, BLOCKS = 1 << 16, 64
 
@@ -37,6 +41,11 @@ def read_bytes(path: Path) -> bytes:
   """The content of a regular file; errors as `refuse_special`."""
   refuse_special(path)
   return path.read_bytes()
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+  """The content of a JSON file as `kind`; errors as of `read_bytes` and `decoding.decode`."""
+  return decoding.decode(read_bytes(path), kind, str(path))
 
 
 def read_ranges(path: Path, ranges: Iterable[tuple[int, int]]) -> Iterator[bytes]:

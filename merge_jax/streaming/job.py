@@ -1,6 +1,5 @@
 """What makes one tensor of a result: where its inputs are, and how they are merged."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -8,7 +7,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from merge_jax.checkpoints import Checkpoint
+from merge_jax.checkpoints import Checkpoint, nbytes
 from merge_jax.operators import naming, planning
 from merge_jax.operators.core import Leaf, Operator
 from merge_jax.operators.naming import Axes
@@ -99,10 +98,10 @@ class Job(NamedTuple):
   @property
   def nbytes(self) -> int:
     """Memory that it takes: its inputs as they are stored, in float32, and the result."""
-    stored = sum(math.prod(s.spec.shape) * np.dtype(s.spec.dtype).itemsize for s in self.sources)
+    stored = sum(nbytes(source.spec) for source in self.sources)
     size = min(self.spec.size, blocks.LONGEST) if self.split else self.spec.size
     wide = 4 * size * (len(self.experts) + 2) if self.merged else 0
-    return stored + wide + self.spec.size * np.dtype(self.spec.dtype).itemsize
+    return stored + wide + nbytes(self.spec)
 
   @property
   def split(self) -> bool:

@@ -75,17 +75,19 @@ def check(methods: Mapping[str, Method], counts: Sequence[int], categories: int)
         if len({str(sorted(numbers)) for numbers in method.grid}) > 1:
           raise ValueError("its trials have different numbers; give each the same names.")
         for count in counts:
-          jax.eval_shape(functools.partial(_merged, method), made, [tree] * count, tree, jax.random.key(0))
+          one = functools.partial(equally, weight=method.weight)
+          jax.eval_shape(one, made, [tree] * count, tree, jax.random.key(0))
       except ValueError as error:
         raise ValueError(f"config: methods.{name}, trial {i}: {error}") from None
 
 
-def _merged(
-  method: Method, made: mj.Operator, experts: Sequence[Params], base: Params, key: Any, axes: Any = ()
+def equally(
+  made: mj.Operator, experts: Sequence[Params], base: Params, key: Any, weight: float = 0.0, axes: Any = ()
 ) -> Params:
-  weight = method.weight or 1.0 / len(experts)
+  """A merge with one weight for all experts, 0 for one over their number."""
+  weights = jnp.full(len(experts), weight or 1.0 / len(experts))
   return mj.merge(
-    made, list(experts), None if made.weightless else jnp.full(len(experts), weight),
+    made, list(experts), None if made.weightless else weights,
     base=base if made.needs_base else None, key=key if made.needs_key else None, axes=axes,
   )  # fmt: skip
 
@@ -228,7 +230,8 @@ def _tuned(
     experts = [bench.params(lineage, lineage.experts[category]) for category in merge.members]
     key = jax.random.fold_in(jax.random.key(lineage.seed), merge.subset)
     base = bench.params(lineage, lineage.base)
-    return _merged(method, operator(method, method.grid[trial]), experts, base, key, judge.suite.axes)
+    made = operator(method, method.grid[trial])
+    return equally(made, experts, base, key, method.weight, judge.suite.axes)
 
   tries = [(merge, trial) for merge in some for trial in range(len(methods[merge.method].grid))]
   made = dict(zip(tries, judge.score(map(model, tries), VALIDATION), strict=True))

@@ -171,12 +171,13 @@ def _label(model: Model) -> str:
 def _trials(plan: Plan, outcome: Outcome) -> Iterator[dict[str, Any]]:
   for lineage in plan.lineages:
     for merge, key in plan.merges[lineage.name].items():
-      result = outcome.results.get(key)
-      for i, trial in enumerate(result["trials"] if result else ()):
+      if (result := outcome.results.get(key)) is None:
+        continue
+      for i, trial in enumerate(result["trials"]):
         yield {
           "size": lineage.size, "kind": lineage.kind, "seed": lineage.seed, "method": merge.method,
           "count": len(merge.members), "subset": merge.subset, "trial": i, "numbers": trial["numbers"],
-          "validation": trial["validation"], "chosen": i == result["chosen"] if result else False,
+          "validation": trial["validation"], "chosen": i == result["chosen"],
         }  # fmt: skip
 
 

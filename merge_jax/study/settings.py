@@ -8,11 +8,9 @@ from msgspec import Meta
 
 from merge_jax import decoding
 from merge_jax.errors import shown
-from merge_jax.recycle.settings import Evals
+from merge_jax.recycle.settings import Count, Evals, Positive
 
 Kind = Literal["pretrained", "instruct"]
-Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

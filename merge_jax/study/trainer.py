@@ -22,17 +22,7 @@ from merge_jax.study.cells import Cell, Result
 from merge_jax.study.data import Data
 from merge_jax.study.lineages import EXPERT, INSTRUCT, MULTITASK, PRETRAINED, Lineage, Member, opened
 from merge_jax.study.settings import Size, Training
-from merge_jax.training import (
-  Recipe,
-  State,
-  along,
-  continued,
-  corpus,
-  pool,
-  read_recipe,
-  result,
-  states,
-)
+from merge_jax.training import Recipe, State, corpus, pool, read_recipe, result, train_into
 from merge_jax.training.corpus import Corpus
 from merge_jax.training.recipe import plain
 
@@ -248,16 +238,11 @@ class Trainer:
         else:
           pool.save_like(path, params, checkpoints.open(start.folder), said)
 
-      with states(target) as folder:
-        trained = continued(
-          model.apply, self._start(model, recipe, start), self._corpus(stage, recipe.dpo_beta > 0), recipe,
-          folder, save_every=SAVE_EVERY, keep_every=every, mesh=self._mesh, stop=self._stop,
-          keep=lambda state: along.keep(target, state.step, functools.partial(write, state)),
-        )  # fmt: skip
-        if every:
-          along.finish(target, functools.partial(write, trained))
-        else:
-          write(trained, target)
+      train_into(
+        target, write, model.apply, self._start(model, recipe, start),
+        self._corpus(stage, recipe.dpo_beta > 0), recipe,
+        save_every=SAVE_EVERY, keep_every=every, mesh=self._mesh, stop=self._stop,
+      )  # fmt: skip
     made = json.loads(about.read_bytes())
     return {key: made[key] for key in ("tokens", "steps", "final_loss", "curve", "seconds")}
 

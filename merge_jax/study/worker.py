@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from merge_jax import decoding, errors, sharding
+from merge_jax import decoding, errors, sharding, storage
 from merge_jax.study import cells, job, settings, workers
 from merge_jax.study.data import sources
 from merge_jax.study.planning import plan
@@ -15,7 +15,7 @@ def main() -> int:
   told, number = decoding.decode(sys.argv[1].encode(), tuple[str, int], "arguments")
   folder, stop = Path(told), workers.told_to_stop()
   try:
-    values = decoding.decode((folder / job.NAME).read_bytes(), dict[str, Any], str(folder / job.NAME))
+    values = storage.read_json(folder / job.NAME, dict[str, Any])
     study, store, mesh = settings.from_mapping(values), cells.Store(folder / "cells"), sharding.make_mesh("")
     made = plan(study, sources.find(study, folder), folder, store, mesh, stop)
     # From both ends, so that neighbours, which share programs and models, fall to one process.

@@ -13,3 +13,4 @@ from merge_jax.training.resume import Stopped as Stopped
 from merge_jax.training.resume import continued as continued
 from merge_jax.training.resume import refuse_written as refuse_written
 from merge_jax.training.resume import states as states
+from merge_jax.training.resume import train_into as train_into

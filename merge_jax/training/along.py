@@ -12,7 +12,7 @@ from pathlib import Path
 from merge_jax import host, storage
 
 LAST = ".last"
-_OURS = re.compile(rf"step-\d+|\.(step-\d+|{re.escape(LAST[1:])})\.partial-[a-z0-9_]{{8}}")
+_OURS = re.compile(rf"step-\d+|\.(step-\d+|{re.escape(LAST[1:])})\.{storage.PARTIAL}")
 
 Write = Callable[[Path], None]
 """Writes a checkpoint as a new folder; all processes call it together."""

@@ -1,6 +1,7 @@
 """States of a training on disk, so that a killed one continues where it was."""
 
 import contextlib
+import functools
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from merge_jax import checkpoints, decoding, errors, host, sharding, storage
+from merge_jax import checkpoints, errors, host, sharding, storage
 from merge_jax.training import along, saving
 from merge_jax.training.corpus import Corpus
 from merge_jax.training.loop import Diverged, State, begin, train
@@ -64,7 +65,7 @@ def continued(
     Diverged: see `train`; the states, which lead there, are removed.
     Stopped: see `stop`.
   """
-  about = _Record(recipe, data.digest(), _digest(params), [], 0)
+  about = _Record(recipe, data.digest(), digest(params), [], 0)
   state = begin(params, recipe, mesh)
   newest = host.broadcast(next((path.name for path in reversed(_saved(folder))), None))
   if newest is not None:  # of several processes all go on from it, or none
@@ -96,6 +97,37 @@ def continued(
   except Diverged:
     _remove(_saved(folder))
     raise
+
+
+def train_into(
+  target: Path,
+  write: Callable[[State, Path], None],
+  apply: Callable[..., Array],
+  params: Mapping[str, Array],
+  data: Corpus,
+  recipe: Recipe,
+  *,
+  keep_every: int = 0,
+  **options: Any,
+) -> State:
+  """Trains, and writes the checkpoint `target` with those along the run in it.
+
+  Args:
+    target: the folder, see `refuse_written`.
+    write: writes a state as a new folder; all processes call it together.
+    apply, params, data, recipe, keep_every, options: of `continued`.
+  """
+
+  def keep(state: State) -> None:
+    along.keep(target, state.step, functools.partial(write, state))
+
+  with states(target) as folder:
+    last = continued(apply, params, data, recipe, folder, keep_every=keep_every, keep=keep, **options)
+    if keep_every:
+      along.finish(target, functools.partial(write, last))
+    else:
+      write(last, target)
+  return last
 
 
 @contextlib.contextmanager
@@ -165,7 +197,7 @@ def _remove(folders: Sequence[Path]) -> None:
 
 
 def _restore(path: Path, like: State, about: _Record) -> State:
-  record = decoding.decode((path / "state.json").read_bytes(), _Record, str(path / "state.json"))
+  record = storage.read_json(path / "state.json", _Record)
   changed = {"recipe": "the settings", "data": "the examples", "start": "the parameters to start from"}
   for field, what in changed.items():
     if getattr(record, field) != getattr(about, field):
@@ -192,8 +224,9 @@ def _named(state: State) -> dict[str, Array]:
   return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
-def _digest(params: Mapping[str, Any]) -> str:
-  total = hashlib.sha256()
+def digest(params: Mapping[str, Any], told: bytes = b"") -> str:
+  """A SHA-256 of parameters, and of what is told before them."""
+  total = hashlib.sha256(told)
   for name in sorted(params):
     value = np.ascontiguousarray(sharding.whole(params[name]))
     total.update(f"{name}\0{value.dtype}\0{value.shape}\0".encode())

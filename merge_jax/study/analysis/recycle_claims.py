@@ -11,6 +11,7 @@ import numpy as np
 
 from merge_jax.evals.examples import Examples
 from merge_jax.search import analysis
+from merge_jax.search.scores import floats
 from merge_jax.study.analysis import search_gains, searches
 from merge_jax.study.analysis.intervals import Interval, interval, resampled_scores, resampled_units
 from merge_jax.study.analysis.search_gains import scope
@@ -129,7 +130,7 @@ def r7(settings: Sequence[Setting], draws: int = 1000, seed: int = 0) -> Claim:
   )
   values = []
   for setting in settings:
-    fitness = np.array([np.nan if f is None else f for f in setting.fitness], np.float64)
+    fitness = floats(setting.fitness)
     known = np.isfinite(fitness)
     tops = [np.mean(one.top, axis=0)[known] for one in setting.searches if len(one.top) and len(fitness)]
     if tops and known.sum() > 2:
@@ -153,10 +154,10 @@ def r8(settings: Sequence[Setting]) -> Claim:
 
   values = []
   for setting in settings:
-    proposals = [np.array([np.nan if f is None else f for f in s.fitness], float) for s in setting.searches]
+    proposals = [floats(one.fitness) for one in setting.searches]
     lines = [analysis.slope(one) for one in proposals]
     slopes = [line["slope"] for line in lines if line]
-    errors = [np.nan if line["stderr"] is None else line["stderr"] for line in lines if line]
+    errors = floats([line["stderr"] for line in lines if line])
     if not slopes or None in slopes:
       continue
     freedom = sum(int(np.isfinite(one).sum()) - 2 for one, line in zip(proposals, lines, strict=True) if line)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from merge_jax.evals.examples import Examples
+from merge_jax.search.scores import floats
 from merge_jax.study.analysis.intervals import resampled_scores, resampled_units
 
 
@@ -105,7 +106,7 @@ def sample(setting: Setting, draws: int, seed: int) -> Sample:
   scores = scores * np.array(answers[0].signs)
   columns = [known.index(task) for task in setting.tasks]
   first, last = len(setting.rows), len(setting.rows) + len(setting.singles)
-  own = [np.nan if one.average is None else one.average for one in setting.searches]
+  own = floats([one.average for one in setting.searches])
   return Sample(
     setting.name,
     known,

@@ -17,6 +17,7 @@ from merge_jax import operators as mj
 from merge_jax.evals.examples import Examples
 from merge_jax.recipes.own_methods import factory
 from merge_jax.search.scores import nullable
+from merge_jax.study.grid import equally
 from merge_jax.study.pools.contest import worth
 from merge_jax.study.pools.settings import Attainable
 from merge_jax.study.pools.smooth import smoothed
@@ -134,14 +135,7 @@ def numbers(own: Ground, name: str, ranges: Mapping[str, tuple[float, float]], o
   """
   generator, names = np.random.default_rng(0), list(ranges)
   low, high = (np.array([ranges[name][i] for name in names]) for i in (0, 1))
-  count = len(own.experts)
-
-  @jax.jit
-  def merged(made: mj.Operator, experts: Any, base: Any, key: Array) -> Any:
-    return mj.merge(
-      made, experts, None if made.weightless else jnp.full(count, 1.0 / count),
-      base=base if made.needs_base else None, key=key if made.needs_key else None,
-    )  # fmt: skip
+  merged = jax.jit(equally)
 
   def scored(x: np.ndarray, split: str) -> Examples:
     made = factory(name)(**{n: jnp.float32(v) for n, v in zip(names, x, strict=True)})

@@ -5,20 +5,20 @@ and another contestant adds what is missing alone.
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from merge_jax import decoding, storage
+from merge_jax import storage
 from merge_jax.errors import unknown
 from merge_jax.reports import gains
 from merge_jax.study import workers as processes
 from merge_jax.study.cells import Result
 from merge_jax.study.pools import data, members, table
 from merge_jax.study.pools.settings import SEEDS, Pools
-from merge_jax.study.pools.unit import Unit, units
+from merge_jax.study.pools.unit import Asked, Unit, units
 
 NAME = "pools.json"
 """Marks the folder of a suite; holds its settings."""
@@ -60,9 +60,11 @@ def compare(
     ValueError, OSError: what the user can mend, before anything long begins.
     errors.Stopped: `stop` said so; the same call continues.
   """
-  chosen = tuple(suite.contestants) if names is None else tuple(names)
-  for kind, some, known in (("contestant", chosen, suite.contestants), ("kind of pool", kinds, suite.kinds),
-                            ("size", sizes, suite.sizes), ("part of the seeds", parts, SEEDS)):  # fmt: skip
+  asked = Asked(tuple(suite.contestants if names is None else names), tuple(kinds), attainable)
+  for kind, some, known in (
+    ("contestant", asked.names, suite.contestants), ("kind of pool", kinds, suite.kinds),
+    ("size", sizes, suite.sizes), ("part of the seeds", parts, SEEDS),
+  ):  # fmt: skip
     for name in some:
       if name not in known:
         raise ValueError(unknown(kind, name, known, "--suite=proposers"))
@@ -76,12 +78,9 @@ def compare(
     found: list[Result] = []
     if inside:
       for size, seed in wanted:
-        unit = Unit(suite, files, size, seed, folder, chosen, kinds, attainable, stop)
-        found.append(unit.run(say))
+        found.append(Unit(suite, files, size, seed, folder, asked, stop).run(say))
     else:
-      found = _side_by_side(
-        folder, wanted, {"names": chosen, "kinds": [*kinds], "attainable": attainable}, workers, stop
-      )
+      found = _side_by_side(folder, wanted, asked, workers, stop)
     result: Result = {part: [line for one in found for line in one[part]] for part in PARTS}
     result["failed"] = {name: why for one in found for name, why in one["failed"].items()}
     _write(folder, result, suite.budgets[-1])
@@ -120,13 +119,13 @@ def compared(result: Result, most: int) -> list[Result]:
 def _side_by_side(
   folder: Path,
   wanted: Sequence[tuple[str, int]],
-  asked: Mapping[str, Any],
+  asked: Asked,
   workers: int,
   stop: Callable[[], bool],
 ) -> list[Result]:
   """Each size and seed in a process of its own, `workers` at once; results in order."""
   (folder / "units").mkdir(exist_ok=True)
-  told = [json.dumps({"folder": str(folder), "size": size, "seed": seed, **asked}) for size, seed in wanted]
+  told = [msgspec.json.encode([str(folder), *one, asked]).decode() for one in wanted]
   processes.side_by_side(f"{__package__}.worker", told, workers, folder, stop=stop)
   paths = [folder / "units" / f"{size}-{seed}.json" for size, seed in wanted]
-  return [decoding.decode(path.read_bytes(), dict[str, Any], str(path)) for path in paths]
+  return [storage.read_json(path, dict[str, Any]) for path in paths]

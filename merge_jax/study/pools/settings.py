@@ -11,10 +11,11 @@ from merge_jax import decoding
 from merge_jax.errors import shown, unknown
 from merge_jax.evals import metrics
 from merge_jax.recycle import methods
+from merge_jax.recycle.settings import Count, Positive
 from merge_jax.search.options import STARTS
 from merge_jax.search.proposers import PROPOSERS
 from merge_jax.study.lineages import in_turn
-from merge_jax.study.settings import Count, Part, Positive, Size
+from merge_jax.study.settings import Part, Size
 
 SEEDS = ("tune", "confirm")
 """Parts of the training seeds: those to tune on, and those that are judged once."""

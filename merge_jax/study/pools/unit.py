@@ -24,6 +24,20 @@ LONG = ("sums", "smooth", "fitness")
 """Of a result what lines leave out."""
 
 
+class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+  """What is to be done with the pools.
+
+  Attributes:
+    names: of the contestants that are to run; of the others what is there is read.
+    kinds: of the pools; none: all.
+    attainable: also find out what there is (`attainable`).
+  """
+
+  names: tuple[str, ...]
+  kinds: tuple[str, ...]
+  attainable: bool
+
+
 class Unit:
   """One size and seed.
 
@@ -32,9 +46,7 @@ class Unit:
     files: its data.
     size, seed: which.
     folder: of the whole suite.
-    names: of the contestants that are to run; of the others what is there is read.
-    kinds: of the pools; none: all.
-    attainable: also finds out what there is (`attainable`).
+    asked: what to do.
     stop: asked between cells, steps of trainings and evaluations.
   """
 
@@ -45,15 +57,11 @@ class Unit:
     size: str,
     seed: int,
     folder: Path,
-    names: Collection[str],
-    kinds: Collection[str] = (),
-    attainable: bool = False,
-    stop: Callable[[], bool] = lambda: False,
+    asked: Asked,
+    stop: Callable[[], bool],
   ):
     self._suite, self._files, self._folder, self._stop = suite, files, folder, stop
-    self._names, self._kinds, self._store = names, kinds, Store(folder / "cells")
-    self._attainable = attainable
-    self.size, self.seed = size, seed
+    self._asked, self._store, self.size, self.seed = asked, Store(folder / "cells"), size, seed
     self._mesh = sharding.make_mesh("fsdp:1")
     self._plan = plan(suite, files, size, seed, folder / "models", self._mesh, stop)
 
@@ -76,7 +84,7 @@ class Unit:
     trained = self._do(self._plan.cells, say)
     found["failed"] |= trained.failed
     for pool in self._plan.pools:
-      if self._kinds and pool.kind not in self._kinds:
+      if self._asked.kinds and pool.kind not in self._asked.kinds:
         continue
       if missing := [name for name, folder in pool.folders.items() if not folder.is_dir()]:
         found["failed"][pool.name] = f"the training of {missing[0]!r} failed."
@@ -91,12 +99,12 @@ class Unit:
     scores = Scores(pool, judge, self._stop)
     about = {"pool": scores.bench.digests()}
     first = Cell("known", f"{pool.name} known points", about, lambda: contest.known(scores))
-    cells, places = [first] if self._names or self._attainable else [], []
+    cells, places = [first] if self._asked.names or self._asked.attainable else [], []
     for name in self._suite.contestants:
       for seed in self._suite.search_seeds:
         cell = self._search(scores, name, seed, about)
         places.append((name, seed, cell))
-        if name in self._names:
+        if name in self._asked.names:
           cells.append(cell)
     done = self._do(cells, say)
     failed |= done.failed
@@ -144,7 +152,7 @@ class Unit:
       }
       work = functools.partial(attainable.numbers, name=name, ranges=ranges, options=options)
       cells.append(cell(name, values, work))
-    if self._attainable:
+    if self._asked.attainable:
       failed |= self._do(cells, say).failed
     return [result for cell in cells if (result := self._store.get(cell.key)) is not None]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from merge_jax.errors import unknown
 from merge_jax.evals import Examples, uncertainty
-from merge_jax.search.scores import nullable, signed
+from merge_jax.search.scores import floats, nullable, signed
 from merge_jax.study.recycling.settings import PAPER, Arm
 
 Plain = dict[str, Any]
@@ -144,7 +144,3 @@ def proposed(search: Plain, values: Sequence[Any]) -> list[Any]:
 def columns(one: Setting, search: Plain, tasks: Sequence[str]) -> np.ndarray:
   """Scores of the points of a search, higher is better: `[points, tasks]`, NaN where there is none."""
   return np.stack([one.signs[task] * floats(search["scores"][task]) for task in tasks], axis=1)
-
-
-def floats(values: Sequence[float | None]) -> np.ndarray:
-  return np.array([np.nan if value is None else value for value in values], np.float64)

@@ -5,7 +5,6 @@ from typing import Any
 
 import msgspec
 
-from merge_jax import decoding, storage
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.evals.objective import Evaluation
 from merge_jax.recycle import result as results
@@ -62,12 +61,8 @@ def _single(scored: Mapping[str, Sequence[Evaluation]], index: int) -> Plain:
 
 def _sequences(checkpoint: Checkpoint) -> int | None:
   """Examples that training read, from `training.json`; None where it does not say."""
-  path = checkpoint.path / "training.json"
-  try:
-    about = decoding.decode(storage.read_bytes(path), _About, str(path))
-  except (ValueError, OSError):  # somebody else's file of this name, or none
-    return None
-  return about.steps * about.recipe.batch_size
+  about = results.training(checkpoint, _About)
+  return None if about is None else about.steps * about.recipe.batch_size
 
 
 class _Batch(msgspec.Struct, frozen=True):

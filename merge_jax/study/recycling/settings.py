@@ -8,8 +8,8 @@ from msgspec import Meta
 
 from merge_jax import decoding
 from merge_jax.errors import unknown
-from merge_jax.recycle.settings import Search
-from merge_jax.study.settings import Count, Part
+from merge_jax.recycle.settings import Count, Search
+from merge_jax.study.settings import Part
 
 Sigma = Annotated[float, Meta(gt=0, le=100)]
 Factor = Literal["sigma", "seeding", "space", "proposer"]

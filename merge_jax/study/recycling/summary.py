@@ -7,9 +7,9 @@ import msgspec
 import numpy as np
 
 from merge_jax.search import analysis, pareto
-from merge_jax.search.scores import nullable
+from merge_jax.search.scores import floats, nullable
 from merge_jax.study.recycling.cost import cost
-from merge_jax.study.recycling.found import Setting, columns, floats, proposed, row, settings
+from merge_jax.study.recycling.found import Setting, columns, proposed, row, settings
 from merge_jax.study.recycling.settings import FACTORS, MAIN, PAPER, Arm, levels
 
 Plain = dict[str, Any]

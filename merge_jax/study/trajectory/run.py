@@ -1,6 +1,5 @@
 """What is trained: a run of constant learning rate with checkpoints along it, and decays that branch off."""
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -9,14 +8,15 @@ from typing import Annotated, Any, Literal
 import jax
 import jax.numpy as jnp
 import msgspec
-import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 from msgspec import Meta
 
-from merge_jax import decoding, sharding
-from merge_jax.study.settings import Part, Positive
+from merge_jax import decoding
+from merge_jax.recycle.settings import Positive
+from merge_jax.study.settings import Part
 from merge_jax.training import Corpus, Recipe, State, continued, read_recipe, result, saving, train
+from merge_jax.training.resume import digest
 
 Params = Mapping[str, Any]
 Decay = Literal["linear", "minus_sqrt", "cosine"]
@@ -162,9 +162,5 @@ def _copy(state: State) -> State:
 
 def _identity(params: Params, data: Corpus, recipe: Recipe) -> str:
   """All that decides what the checkpoints of a run are."""
-  total = hashlib.sha256(msgspec.json.encode(recipe) + data.digest().encode())
-  for name in sorted(params):
-    value = np.ascontiguousarray(sharding.whole(params[name]))
-    total.update(f"{name}\0{value.dtype}\0{value.shape}\0".encode())
-    total.update(value.reshape(-1).view(np.uint8).data)
-  return f"run-{total.hexdigest()[:16]}"
+  told = msgspec.json.encode(recipe) + data.digest().encode()
+  return f"run-{digest(params, told)[:16]}"
