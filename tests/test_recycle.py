@@ -628,6 +628,13 @@ def test_settings_that_do_nothing_are_said(world, tmp_path):
   assert "one candidate after the other" in recycle.build(job(world, tmp_path / "x", search=alone)).notes[0]
 
 
+def test_one_checkpoint_has_merges_with_a_base_alone(world, tmp_path):
+  one = {"checkpoints": [str(world[1][0])], "search": {"proposer": "surrogate"}}
+  (told,) = recycle.build(job(world, tmp_path / "x", **one, base="")).notes
+  assert told.startswith("Every merge of one checkpoint is that checkpoint")
+  assert recycle.build(job(world, tmp_path / "x", **one)).notes == ()
+
+
 def test_one_checkpoint_is_scaled(world, tmp_path):
   """Spread, slope and greedy soup are undefined here, and null; the job ends with a result."""
   search = {"budget": 6, "proposer": "line_search"}
