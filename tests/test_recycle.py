@@ -971,6 +971,8 @@ def test_another_point_is_selected_without_an_evaluation(world, finished, tmp_pa
   assert without["average"]["stderr"] is None and any("Without errors" in line for line in said)
   with pytest.raises(FileExistsError):
     recycle.select(copy, candidate=1, output=str(tmp_path / "two"), say=quiet)
+  with pytest.raises(ValueError, match="is where the run keeps its merged"):
+    recycle.select(copy, candidate=1, output=str(copy / "merged" / "x"), say=quiet)
 
 
 @pytest.mark.parametrize(

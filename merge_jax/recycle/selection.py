@@ -67,6 +67,7 @@ def select(
   else:
     chosen = _wished(problem.fitness, records, task_weights, at_least)
   where = where if output else run / f"selected-{chosen.index}"
+  folder.refuse_own(run, where, "--output_dir")
   storage.refuse_inside(where, problem.inputs, "--output_dir")
   storage.refuse_taken(where)
   (row,) = (r for r in json.loads(storage.read_bytes(run / folder.RESULT))["rows"] if r["name"] == "selected")
