@@ -170,9 +170,8 @@ def test_report_is_one_page(finished):
   assert "selected" in page and "best single" in page
   sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
   assert sources and all(source.startswith("data:image/png;base64,") for source in sources)
-  assert {p.name for p in (output / "figures").iterdir()} == {
-    "pareto.png", "weights.png", "fitness.png", "correlations.png",
-  }  # fmt: skip
+  drawn = {p.name for p in (output / "figures").iterdir()}
+  assert drawn - {"correlations.png"} == {"pareto.png", "weights.png", "fitness.png"}  # some have none
 
 
 def test_transformers_loads_the_merged_model(finished):
