@@ -76,7 +76,7 @@ def read_object(path: Path) -> dict[str, Any]:
   return config
 
 
-TIED = ("cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "smollm3", "starcoder2")
+TIED = ("cohere", "cohere2", "gemma", "gemma2", "gemma3_text")
 """Kinds of models that are tied unless their config says otherwise: transformers leaves out a default."""
 
 
