@@ -123,7 +123,7 @@ def entropy(apply: Apply, params: PyTree, batch: Bucket) -> Array:
 
 
 def loss(apply: Apply, params: PyTree, batch: Bucket) -> Array:
-  """Mean negative log-likelihood of the targets, in nats a token."""
+  """Mean negative log-likelihood of the targets, in nats a token; every choice of a task is one."""
   logits = _logits(apply, params, batch)
   return _mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets), batch)
 
@@ -144,7 +144,13 @@ def summed(objective: Objective) -> Objective:
 
 
 def rows(batches: Batches) -> list[Bucket]:
-  """The batches of `evals.pack` one by one, `[R, …]` each."""
+  """The batches of `evals.pack` one by one, `[R, …]` each.
+
+  Raises:
+    ValueError: rows that hold several choices, which objectives do not tell apart.
+  """
+  if any(one.mask.ndim > one.targets.ndim for one in batches.buckets):
+    raise ValueError("tune: rows of these batches hold several choices; pack them without groups.")
   chunks = (jax.tree.map(lambda x, i=i: x[i], one) for one in batches.buckets for i in range(len(one.tokens)))
   return [Bucket(*chunk) for chunk in chunks]
 

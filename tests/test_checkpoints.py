@@ -172,8 +172,9 @@ def test_a_training_state_is_told_to_give_its_parameters_alone(tmp_path):
 
 
 @FORMATS
-def test_ties_are_resolved_and_checked(tmp_path, format):
-  config, tensors = {"tie_word_embeddings": True}, dict(list(TENSORS.items())[:3])
+@pytest.mark.parametrize("config", [{"tie_word_embeddings": True}, {"model_type": "gemma"}])
+def test_ties_are_resolved_and_checked(tmp_path, format, config):
+  tensors = dict(list(TENSORS.items())[:3])
   for folder, head in (("equal", TENSORS["model.embed_tokens.weight"]), ("other", np.zeros((8, 4), "f"))):
     checkpoints.write(tmp_path / folder, tensors | {"lm_head.weight": head}, format=format)
     (tmp_path / folder / "config.json").write_text(json.dumps(config))

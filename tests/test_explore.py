@@ -316,3 +316,13 @@ def test_a_figure_of_a_task_that_most_know_shows_all():
   assert axis.get_ylim() == pytest.approx((0.894, 1.006))
   assert figures._zoom(axis, np.ones((11, 2)), [1.0, -1.0]) == 0
   assert np.ptp(axis.get_xlim()) > 1e-4
+
+
+def test_two_checkpoints_have_no_correlations_to_draw():
+  result = {
+    "tasks": [{"name": "a"}, {"name": "b"}],
+    "analysis": {"task_spearman": [[1.0, None], [None, 1.0]]},
+  }
+  assert figures.correlations(result, []) is None
+  result["analysis"]["task_spearman"] = [[1.0, -0.5], [-0.5, 1.0]]
+  assert figures.correlations(result, []) is not None

@@ -35,6 +35,15 @@ def test_dtypes_that_do_not_merge(pool, which, dtype, message):
   assert [message in f.detail for f in found if f.level == "error"] == [True]
 
 
+@pytest.mark.parametrize(("value", "level"), [(np.inf, "error"), (np.nan, "error"), (3e38, "warning")])
+def test_spoilt_values_are_said_without_a_warning_of_numpy(pool, value, level):
+  tensors = {name: np.array(x) for name, x in pool[1].load().items()}
+  tensors["model.embed_tokens.weight"][0, :2] = value, -value
+  checkpoints.write(pool[1].path, tensors)
+  models = [pool[0], checkpoints.open(pool[1].path), pool[2]]
+  assert {f.level for f in preflight.read(models, pool[2])} - {"ok"} >= {level}
+
+
 def specs(size):
   return {
     "w": jax.ShapeDtypeStruct((size, 2), np.dtype("bfloat16")),

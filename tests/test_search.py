@@ -358,6 +358,13 @@ def test_fitness_by_hand(options, expected):
   np.testing.assert_allclose(made.of(records), expected, atol=1e-12)
 
 
+def test_equal_models_have_one_fitness_wherever_they_stand():
+  made = search.Fitness(tuple(map(str, range(40))), (1.0,) * 40)
+  for count in range(2, 12):
+    points = np.tile(np.random.default_rng(count).random(40), (count, 1))
+    assert len(set(made.aggregated(points, points))) == 1
+
+
 def test_fitness_sources():
   scores, losses = {"a": 0.9}, {"a": 2.0}
   one = search.Fitness(("a",), (1.0,), source="auto")

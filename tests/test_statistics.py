@@ -118,6 +118,19 @@ def test_gram_matrices_are_those_of_real_tokens(tasks):
     )
 
 
+def test_padding_stretches_no_dynamic_rotations():
+  """The longest row has 40 tokens, the model 48: padding to 64 would change its rotations."""
+  model = models.build(
+    CONFIG | {"rope_scaling": {"type": "dynamic", "factor": 8.0}, "max_position_embeddings": 48}
+  )
+  task = evals.tasks.Task("a", "loss", (evals.tasks.Example("a" * 30, ("b" * 10,)),))
+  found, owners = statistics.gram(model.inputs, PARAMS, statistics.batches([task], TOKENS, max_length=48))
+  (row,) = evals.batching.encode([task], TOKENS).ids
+  for name, x in model.inputs(PARAMS, jnp.asarray(row[None, :-1])).items():
+    x = np.asarray(x[0], np.float64)
+    np.testing.assert_allclose(found[owners[name]], x.T @ x / len(x), rtol=1e-4, atol=1e-5)
+
+
 def test_files_give_back_what_merges_need(tasks, tmp_path):
   experts = [PARAMS, jax.tree.map(lambda x: 1.1 * x, PARAMS)]
   data = statistics.batches(tasks[:1], TOKENS, batch_size=4)

@@ -123,9 +123,11 @@ def test_a_figure_that_fails_costs_no_report(result, monkeypatch):
 
 
 def test_names_are_names(result, monkeypatch):
-  """A dollar starts no formula, a bracket no tag."""
+  """A dollar starts no formula, a bracket no tag, and a letter that no font has stops nothing."""
   every, drawn = study_page.figures(), ("held_in", "convergence", "multitask", "tasks", "claims")
-  odd = json.loads(json.dumps(result).replace('"task_arithmetic"', '"a$b<i>"').replace('"large"', '"$x$y_"'))
+  odd = json.loads(
+    json.dumps(result).replace('"task_arithmetic"', '"a$b<i>"').replace('"large"', '"$x$y_\U0001f642"')
+  )
   monkeypatch.setattr(study_page, "figures", lambda: {n: f for n, f in every.items() if n in drawn})
   report = reports.make_study(odd | {"title": "<b>"})
   assert "could not be drawn" not in report.page

@@ -23,6 +23,16 @@ def test_special_tokens_go_on_the_prompt():
   assert tokens.targets(["a"], append_eos=False) == [[tokenizer.token_to_id("a")]]
 
 
+def test_a_prompt_goes_on_where_the_tokenizer_ends_every_text():
+  tokenizer = puzzles.tokenizer()
+  a, bare = tokenizer.token_to_id("a"), evals.Tokens(tokenizer, 1).prompts(["a<|end|>"])
+  tokenizer.post_processor = processors.TemplateProcessing(
+    single="<|end|> $A <|end|>", special_tokens=[("<|end|>", 1)]
+  )
+  assert evals.Tokens(tokenizer, 1).prompts(["a", "a<|end|>", ""]) == [[1, a], [1, *bare[0]], [1, 1]]
+  assert bare == [[a, 1]] and evals.Tokens(tokenizer, None).prompts(["a"]) == [[1, a, 1]]
+
+
 def dropping():
   """Tokens whose tokenizer drops every letter q."""
   tokenizer = puzzles.tokenizer()

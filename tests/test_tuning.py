@@ -8,6 +8,7 @@ import pytest
 
 import merge_jax as mj
 from merge_jax import evals, models, tuning
+from merge_jax.evals import branches
 from merge_jax.training import puzzles
 from tests import pools
 
@@ -138,6 +139,15 @@ def test_errors(options, error, message):
   options = {"batches": ROWS, "objective": tuning.loss} | options
   with pytest.raises(error, match=message):
     tuning.tune(PREPARED, table, **options)
+
+
+def test_rows_of_several_choices_are_refused():
+  examples = tuple(evals.Example(f"pick {x}:", ("a", "b", "c")) for x in "def")
+  rows = evals.encode([evals.Task("t", "choice_accuracy", examples)], TOKENS, append_eos=False)
+  assert [len(one.tokens) for one in tuning.rows(evals.pack(rows, max_shapes=1))] == [9]
+  packed = evals.pack(rows, groups=branches.groups(rows, branches=True))
+  with pytest.raises(ValueError, match="hold several choices"):
+    tuning.rows(packed)
 
 
 def test_a_prompt_without_tokens_and_a_rule_without_weights_are_errors():

@@ -76,13 +76,18 @@ def read_object(path: Path) -> dict[str, Any]:
   return config
 
 
+TIED = ("cohere", "cohere2", "gemma", "gemma2", "gemma3_text")
+"""Kinds of models that are tied unless their config says otherwise: transformers leaves out a default."""
+
+
 def tied(config: Mapping[str, Any] | None, names: Iterable[str], where: Path) -> dict[str, str]:
   """Aliases that the config of the folder `where` declares: a head that is the embedding.
 
   Raises:
     ValueError: `tie_word_embeddings` is neither true nor false.
   """
-  ties = (config or {}).get("tie_word_embeddings", False)
+  config = config or {}
+  ties = config.get("tie_word_embeddings", config.get("model_type") in TIED)
   if not isinstance(ties, bool):
     raise ValueError(
       f"{where / 'config.json'}: tie_word_embeddings is {shown(ties)}; expected true or false."

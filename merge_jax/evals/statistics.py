@@ -52,7 +52,7 @@ def sample(task: Task, limit: int, seed: int = 0) -> Task:
 
 
 def batches(tasks: Sequence[Task], tokens: Tokens, *, batch_size: int = 8, **options: Any) -> list[Batch]:
-  """Packs examples by their number of targets and by lengths rounded up to powers of two.
+  """Packs examples by their number of targets and by lengths rounded up to powers of two, or the longest.
 
   Args:
     tasks: the tasks; their metrics do not matter.
@@ -70,11 +70,12 @@ def batches(tasks: Sequence[Task], tokens: Tokens, *, batch_size: int = 8, **opt
     raise ValueError("There are no examples to measure.")
   rows = encode(tasks, tokens, **options)
   groups: dict[tuple[int, int, int], list[tuple[int, list[int]]]] = {}
-  start = 0
+  start, longest = 0, max(len(ids) - 1 for ids in rows.ids)
   for number, example in enumerate(examples):
     of = list(range(start, start + len(example.targets)))
     start += len(of)
-    length = _power(max(len(rows.ids[i]) - 1 for i in of))
+    # More than the model's length would stretch dynamic rotations.
+    length = min(_power(max(len(rows.ids[i]) - 1 for i in of)), longest)
     asked = _power(max(len(rows.ids[i]) - rows.starts[i] for i in of))
     groups.setdefault((len(of), length, asked), []).append((number, of))
   result = []

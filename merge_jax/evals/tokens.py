@@ -56,7 +56,7 @@ class Tokens:
   """A tokenizer and its end-of-text token.
 
   Prompt and target are tokenized apart and joined. The prompt gets the special tokens that the
-  tokenizer's post-processor puts there; the end-of-text token is appended to the target.
+  tokenizer's post-processor puts there, but no end of text; that token is appended to the target.
 
   Args:
     tokenizer: of the `tokenizers` library.
@@ -172,7 +172,15 @@ class Tokens:
       except UnicodeEncodeError:
         raise ValueError(f"The text {shown(text)} has a lone surrogate; it cannot be tokenized.") from None
     with in_library(f"{self.source} failed"):
-      return [e.ids for e in self.tokenizer.encode_batch(list(texts), add_special_tokens=special)]
+      found = self.tokenizer.encode_batch(list(texts), add_special_tokens=special)
+      return [self._open(e.ids, e.special_tokens_mask) if special else e.ids for e in found]
+
+  def _open(self, ids: list[int], added: list[int]) -> list[int]:
+    """Tokens of a text that goes on, without the end that some post-processors put behind it."""
+    end = len(ids)
+    while end and added[end - 1] and ids[end - 1] in self.ends:
+      end -= 1
+    return ids[:end] if 0 in added else ids
 
 
 def _ends(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -48,6 +48,8 @@ def ancestor(models: Models, base: Checkpoint | None) -> Iterator[Finding]:
     return
   names = [n for n, s in models[0][1].specs.items() if len(s.shape) > 1]
   vectors = np.stack([_sample(checkpoint, names) for _, checkpoint in models])
+  if not finite(vectors):  # `values` says where
+    return
   low = _cosines(vectors)
   what = f"cosine of weights at least {low.min():.3f}"
   far = low.min() < 0.5
@@ -57,7 +59,8 @@ def ancestor(models: Models, base: Checkpoint | None) -> Iterator[Finding]:
       "merge of them is most likely worthless"
     )
   if base is not None and len(models) > 2:
-    alike = _cosines(vectors[:-1] - vectors[-1])
+    with np.errstate(over="ignore"):
+      alike = _cosines(vectors[:-1] - vectors[-1])
     what += f"; of task vectors {alike.min():.3f} to {alike.max():.3f}"
   yield Finding("warning" if far else "ok", "ancestor", what)
   if base is not None:
@@ -78,8 +81,9 @@ def _sample(checkpoint: Checkpoint, names: Sequence[str]) -> np.ndarray:
   return np.concatenate(parts) if parts else np.zeros(1, np.float32)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def _cosines(vectors: np.ndarray) -> np.ndarray:
-  """Cosines of all pairs."""
+  """Cosines of all pairs; squares of huge weights overflow, and point nowhere."""
   norms = np.linalg.norm(vectors, axis=1)
   gram = vectors @ vectors.T / np.maximum(np.outer(norms, norms), 1e-30)
   pairs = gram[np.triu_indices(len(vectors), 1)]

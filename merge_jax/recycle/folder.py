@@ -197,6 +197,13 @@ class RunFolder:
     self._marker = marker
 
 
+def refuse_own(path: Path, output: Path, flag: str) -> None:
+  """Raises ValueError for an output among the files of the run in `path`, which a larger budget replaces."""
+  for name in NAMES:
+    if output.resolve().is_relative_to((path / name).resolve()):
+      raise ValueError(f"{flag}: {output} is where the run keeps its {name}; choose another place.")
+
+
 def completed(path: Path, but: Collection[str] = ()) -> Manifest:
   """The manifest of a finished run.
 

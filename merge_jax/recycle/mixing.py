@@ -71,9 +71,7 @@ def mixture(
   old = folder.completed(run)
   target = storage.path(output) if output else None
   if target is not None:
-    for name in folder.NAMES:
-      if target.resolve().is_relative_to((run / name).resolve()):
-        raise ValueError(f"--output: {target} is where the run keeps its {name}; choose another place.")
+    folder.refuse_own(run, target, "--output")
     storage.refuse_inside(target, map(storage.path, old.inputs))
     storage.refuse_unwritable(target)
   result = storage.read_json(run / folder.RESULT, dict[str, Any])

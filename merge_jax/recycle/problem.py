@@ -62,7 +62,7 @@ class Problem:
   @property
   def notes(self) -> tuple[str, ...]:
     """What the user should know."""
-    return (*self.suite.notes, *unused.notes(self.settings, self.proposer, self.options.batch))
+    return (*self.suite.notes, *unused.notes(self.settings, self.proposer, self.options))
 
   @property
   def foresees(self) -> bool:

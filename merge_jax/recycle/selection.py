@@ -65,6 +65,7 @@ def select(
   else:
     chosen = _wished(problem.fitness, records, task_weights, at_least)
   where = where if output else run / f"selected-{chosen.index}"
+  folder.refuse_own(run, where, "--output_dir")
   storage.refuse_inside(where, problem.inputs, "--output_dir")
   storage.refuse_taken(where)
   result = storage.read_json(run / folder.RESULT, dict[str, Any])

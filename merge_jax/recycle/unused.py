@@ -3,18 +3,24 @@
 from collections.abc import Iterator
 
 from merge_jax.recycle.settings import Evals, Harness, Scorer, Search, Settings, Splits
+from merge_jax.search.options import Options
 from merge_jax.search.proposers import PROPOSERS, TUNING
 
 
-def notes(settings: Settings, proposer: str, batch: int) -> Iterator[str]:
-  """A sentence for each that was changed and is not looked at.
+def notes(settings: Settings, proposer: str, options: Options) -> Iterator[str]:
+  """A sentence for each that was changed and is not looked at, and where there is nothing to search.
 
   Args:
     settings: of the job.
     proposer: who searches.
-    batch: candidates of one program call.
+    options: what it is made from.
   """
-  search, default = settings.search, Search()
+  search, default, batch = settings.search, Search(), options.batch
+  if options.count == 1 and not options.based:
+    yield (
+      "Every merge of one checkpoint is that checkpoint: give more, or --base and a method that scales the "
+      "difference to it."
+    )
   for name in TUNING:
     if name not in PROPOSERS[proposer].takes and getattr(search, name) != getattr(default, name):
       yield f"config.search.{name} does nothing: {proposer} searches, which does not look at it."

@@ -145,11 +145,16 @@ def fitness(result: Mapping[str, Any], records: Sequence[Record]) -> Figure:
   return figure
 
 
-def correlations(result: Mapping[str, Any], records: Sequence[Record]) -> Figure:
-  """Rank correlation of tasks over the single checkpoints: red where they trade off."""
+def correlations(result: Mapping[str, Any], records: Sequence[Record]) -> Figure | None:
+  """Rank correlation of tasks over the single checkpoints: red where they trade off.
+
+  None where no two tasks have one, as of two checkpoints.
+  """
   del records
   tasks = [plain(task["name"]) for task in result["tasks"]]
   table = floats(result["analysis"]["task_spearman"])
+  if not np.isfinite(table[~np.eye(len(tasks), dtype=bool)]).any():
+    return None
   size = 1.2 + 0.45 * len(tasks)
   with plt.rc_context(STYLE):
     figure, axis = plt.subplots(figsize=(size, size))
@@ -157,13 +162,13 @@ def correlations(result: Mapping[str, Any], records: Sequence[Record]) -> Figure
   return figure
 
 
-FIGURES: dict[str, Callable[[Mapping[str, Any], Sequence[Record]], Figure]] = {
+FIGURES: dict[str, Callable[[Mapping[str, Any], Sequence[Record]], Figure | None]] = {
   "weights": weights, "fitness": fitness, "pareto": pareto, "correlations": correlations,
 }  # fmt: skip
 BETWEEN_TASKS = ("pareto", "correlations")
 
 
-def draw(result: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Callable[[], Figure]]:
+def draw(result: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Callable[[], Figure | None]]:
   """All figures that a result has data for, by name; each is drawn when it is called.
 
   Args:

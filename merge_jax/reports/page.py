@@ -2,6 +2,7 @@
 
 import base64
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +47,12 @@ def images(draws: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, bytes], di
 
   A figure that says None has nothing to show: it is in neither.
   """
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Glyph .* missing")  # of names: the page has them as they are
+    return _drawn(draws)
+
+
+def _drawn(draws: Mapping[str, Callable[[], Any]]) -> tuple[dict[str, bytes], dict[str, str]]:
   from matplotlib import pyplot as plt
 
   drawn, failed = {}, {}

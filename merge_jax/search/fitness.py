@@ -85,7 +85,8 @@ class Fitness:
     if self.aggregate == "worst":
       return parts.min(axis=1)
     weights = self._task_weights()
-    return parts @ weights / weights.sum()
+    # By itself, or equal models would differ in the last digit by their places.
+    return (parts * weights).sum(axis=1) / weights.sum()
 
   def parts(self, records: Sequence[Record]) -> np.ndarray:
     """What is averaged, or of which the worst counts: float64 `[records, tasks]`, NaN where not finite."""
