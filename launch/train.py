@@ -31,6 +31,7 @@ from merge_jax.training import (
   read_recipe,
   refuse_written,
   result,
+  shares,
   train_into,
 )
 
@@ -77,9 +78,10 @@ def main() -> None:
   if not _TASKS.value:
     raise ValueError("There is nothing to train on; give --tasks=a.jsonl,b.jsonl.")
   tasks = task_files.load_all(_TASKS.value)
-  model_config, shares = config.pop("model"), task_files.shares(config["mixture"], "config: mixture")
-  config["mixture"] = shares or {task.name: 1.0 for task in tasks}
+  model_config, mixture = config.pop("model"), task_files.shares(config["mixture"], "config: mixture")
+  config["mixture"] = mixture or {task.name: 1.0 for task in tasks}
   recipe = read_recipe(config, "config")
+  shares(recipe.mixture, [task.name for task in tasks])  # or the model would be read in vain
   if _ADAPTER.value and not (recipe.lora_rank and _INIT.value):
     raise ValueError(
       "--save_adapter is for LoRA on a checkpoint; give --config.lora_rank and --init as well."

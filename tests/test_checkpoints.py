@@ -171,6 +171,12 @@ def test_a_training_state_is_told_to_give_its_parameters_alone(tmp_path):
     checkpoints.open(tmp_path / "state")
 
 
+def test_a_folder_may_be_named_by_a_string(tmp_path):
+  checkpoints.write(str(tmp_path / "x"), TENSORS)
+  opened = checkpoints.open(str(tmp_path / "x"))
+  same({name: opened.read(name) for name in TENSORS}, TENSORS)
+
+
 @FORMATS
 @pytest.mark.parametrize("config", [{"tie_word_embeddings": True}, {"model_type": "gemma"}])
 def test_ties_are_resolved_and_checked(tmp_path, format, config):

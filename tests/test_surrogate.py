@@ -206,6 +206,18 @@ def test_foreseen_slopes_are_derivatives(scored, aggregate, source):
     np.testing.assert_allclose((ends[0] - ends[1]) / (2 * step), found.slope[i], rtol=0.05, atol=1e-3)
 
 
+def test_absurd_losses_of_a_model_are_learned_from(scored):
+  table = scored[0].answers.table([outputs for _, outputs in scored[1]], True)
+  spoilt = np.array(table.values)
+  spoilt[-1] *= 1e30
+  count = len(METRICS)
+  fitness = search.Fitness(tuple(METRICS), (1.0, 1.0, 1.0, 1.0, -1.0), source="loss")
+  points = np.random.default_rng(3).normal(size=(len(spoilt), 2))
+  model = learn(points, table._replace(values=spoilt), fitness, -np.ones(count), np.zeros((0, count)))
+  assert np.isfinite(model.scales).all() and np.isfinite(model.errors).all()
+  assert np.isfinite(model.at(points[0]).value)
+
+
 def test_highest_stays_in_its_region_and_on_the_simplex():
   gram = np.array([[1.0, 0.9], [0.9, 1.0]])
   around = region.Metric.of(gram, np.array([0.5, 0.5]))

@@ -92,7 +92,7 @@ def _open_folder(folder: Path) -> Checkpoint:
 
 
 def writer(
-  folder: Path,
+  folder: Path | str,
   specs: Mapping[str, Any],
   *,
   like: Checkpoint | None = None,
@@ -112,6 +112,7 @@ def writer(
     format: a name in `FORMATS`; None for `like`'s, or "safetensors".
     options: of the format's writer: `max_shard_bytes` and `resume` of safetensors, see `FolderWriter`.
   """
+  folder = storage.path(folder)
   if like is not None and format in (None, like.format):
     return like.writer(folder, specs, **options)
   kind = format or "safetensors"
@@ -121,7 +122,7 @@ def writer(
 
 
 def write(
-  folder: Path,
+  folder: Path | str,
   tensors: Mapping[str, Any],
   *,
   like: Checkpoint | None = None,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from merge_jax.reports import explore, text
+from merge_jax.search.final import label
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -118,7 +119,7 @@ def render(
     kept=_kept(result),
     members=_members(result),
     notes=[*result["notes"], *problems],
-    selected_from=text.label(result["selected_from"]),
+    selected_from=label(result["selected_from"]),
     trust=text.trust(result),
     images=dict.fromkeys(("weights", "fitness", "pareto", "correlations")) | sources(images),
     many=pairs > 6,
@@ -154,7 +155,7 @@ def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     average = text.number(row["test"]["average"])
     shown = "" if gain is None else text.gain(gain["gain"], gain["stderr"])
     rows.append({
-      "name": row["name"], "label": text.label(row["name"]), "cells": cells, "gain": shown,
+      "name": row["name"], "label": label(row["name"]), "cells": cells, "gain": shown,
       "average": average + (f" ± {text.number(errors['average'])}" if errors else ""),
     })  # fmt: skip
   return rows
@@ -221,7 +222,7 @@ def _facts(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple
   heldout = [row for row in result["rows"] if row.get("heldout")]
   for row in heldout:
     shown = ", ".join(f"{task} {text.number(value)}" for task, value in row["heldout"].items())
-    facts.append((f"held out: {text.label(row['name'])}", shown))
+    facts.append((f"held out: {label(row['name'])}", shown))
   versions = ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())
   facts.append(("versions", versions))
   facts.append(("devices", ", ".join(sorted(set(manifest["devices"])))))

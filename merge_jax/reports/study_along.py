@@ -10,7 +10,7 @@ from merge_jax.reports import panels
 from merge_jax.reports.drawing import COLORS, INK, Look, looks, plain
 from merge_jax.reports.panels import SHARP
 from merge_jax.reports.study_data import Result, Row, column, distinct, number, rows, where
-from merge_jax.reports.text import label
+from merge_jax.search.final import label
 
 
 def along(result: Result) -> Figure | None:

@@ -10,7 +10,7 @@ from merge_jax.reports import panels
 from merge_jax.reports.drawing import COLORS, Look, looks, plain
 from merge_jax.reports.panels import SHARP, WIDTH
 from merge_jax.reports.study_data import Result, column, distinct, number, numbers, rows, said, where
-from merge_jax.reports.text import label
+from merge_jax.search.final import label
 
 SWEPT = {"best": Look(COLORS[4], "*", "-"), "centroid": Look(COLORS[0], "o", "--")}
 

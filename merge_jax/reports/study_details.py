@@ -25,7 +25,7 @@ from merge_jax.reports.study_data import (
   said,
   verdict,
 )  # fmt: skip
-from merge_jax.reports.text import label
+from merge_jax.search.final import label
 
 STAGES = ("pretrained", "instruct", "expert", "multitask")
 

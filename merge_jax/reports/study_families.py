@@ -26,7 +26,7 @@ from merge_jax.reports.study_data import (
   rows,
   where,
 )  # fmt: skip
-from merge_jax.reports.text import label
+from merge_jax.search.final import label
 
 KINDS = (Look(COLORS[4], "s", "-"), Look(COLORS[0], "o", "-"), Look(COLORS[2], "^", "-"))
 

@@ -8,7 +8,7 @@ from merge_jax.reports import panels
 from merge_jax.reports.drawing import looks, plain
 from merge_jax.reports.panels import HELD, MULTITASK, SHARP
 from merge_jax.reports.study_data import Result, curves, difference, grid
-from merge_jax.reports.text import label
+from merge_jax.search.final import label
 
 
 def held_in(result: Result) -> Figure | None:

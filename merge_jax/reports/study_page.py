@@ -11,7 +11,7 @@ from merge_jax import storage
 from merge_jax.reports import study_text
 from merge_jax.reports.page import Report, images, sources, template
 from merge_jax.reports.study_data import Result, Row, as_in_file, distinct, number, rows, said, verdict
-from merge_jax.reports.text import label
+from merge_jax.search.final import label
 
 TEMPLATE = Path(__file__).with_name("study_page.html")
 DOTS = 110 / 130  # of the screen for one of a figure

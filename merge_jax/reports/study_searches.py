@@ -10,7 +10,7 @@ from merge_jax.reports import panels
 from merge_jax.reports.drawing import COLORS, heatmap, plain
 from merge_jax.reports.panels import SHARP, WIDTH
 from merge_jax.reports.study_data import Result, number, numbers, rows, said
-from merge_jax.reports.text import label
+from merge_jax.search.final import label
 
 POINTS = {
   "best_single": ("s", COLORS[5]), "uniform": ("D", COLORS[2]), "merge_best": ("^", COLORS[1]),

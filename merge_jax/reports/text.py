@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from merge_jax.search.final import label
+
 SURE = 1.96
 """Errors beyond which a difference is more than chance gives, as in `evals.uncertainty`."""
 
@@ -162,12 +164,3 @@ def aligned(lines: Sequence[Sequence[str]], left: int = 1) -> str:
     ).rstrip()
     for line in lines
   )
-
-
-def label(name: str) -> str:
-  """A row's name for people.
-
-  >>> label("best_on_code")
-  'best on code'
-  """
-  return name.replace("_", " ")

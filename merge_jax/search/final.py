@@ -171,7 +171,7 @@ def _incumbent(validation: Mapping[str, Record], fitness: Fitness, records: Sequ
 
 
 def _highest(name: str, kind: str) -> str:
-  return f"{_spoken(name)} has the highest {kind}fitness on the validation examples."
+  return f"{label(name)} has the highest {kind}fitness on the validation examples."
 
 
 def _why(
@@ -183,17 +183,22 @@ def _why(
     return _highest(name, kind)
   known = "the best known point on the search examples"
   if rival is None or gain is None:
-    return f"{_spoken(incumbent)} is {known}, and there is no other finalist."
+    return f"{label(incumbent)} is {known}, and there is no other finalist."
   found = f"{kind}validation gain {gain:+.4f}" + ("" if stderr is None else f" ± {stderr:.4f}")
   times = "its paired error" if caution == 1 else f"{caution:g} paired errors"
   rule = times if stderr is not None else "0 (its error is not known)"
   if name == incumbent:
-    return f"{_spoken(name)} stays, {known}: the {found} of {_spoken(rival)} does not exceed {rule}."
+    return f"{label(name)} stays, {known}: the {found} of {label(rival)} does not exceed {rule}."
   if not gain:
-    return f"{_spoken(name)} is as good on validation as {_spoken(incumbent)}, {known}, and simpler."
-  return f"{_spoken(name)} replaces {_spoken(incumbent)}, {known}: its {found} exceeds {rule}."
+    return f"{label(name)} is as good on validation as {label(incumbent)}, {known}, and simpler."
+  return f"{label(name)} replaces {label(incumbent)}, {known}: its {found} exceeds {rule}."
 
 
-def _spoken(name: str) -> str:
-  """A row's name in a sentence."""
-  return name.replace("_", " ")
+def label(name: str) -> str:
+  """A row's name for people; a task's own name stays.
+
+  >>> label("merge_best"), label("best_on_my_task")
+  ('merge best', 'best on my_task')
+  """
+  start = SPECIALIST if name.startswith(SPECIALIST) else name
+  return start.replace("_", " ") + name.removeprefix(start)

@@ -9,6 +9,7 @@ from merge_jax.training.loop import result as result
 from merge_jax.training.loop import train as train
 from merge_jax.training.recipe import Recipe as Recipe
 from merge_jax.training.recipe import read_recipe as read_recipe
+from merge_jax.training.recipe import shares as shares
 from merge_jax.training.resume import Stopped as Stopped
 from merge_jax.training.resume import continued as continued
 from merge_jax.training.resume import refuse_written as refuse_written

@@ -125,7 +125,8 @@ def learn(
   data = table.values - middle
   count = len(signs)
   totals = np.bincount(table.tasks, table.weights, minlength=count)
-  squares = np.bincount(table.tasks, table.weights * (data**2).mean(axis=0), minlength=count)
+  means = np.square(data, dtype=np.float64).mean(axis=0)  # float32 ends at differences of 2e19
+  squares = np.bincount(table.tasks, table.weights * means, minlength=count)
   scales = np.sqrt(np.where(squares > 0, squares / np.maximum(totals, 1e-12), 1.0))
   data = data / scales.astype(np.float32)[table.tasks]
   # Every task counts the same, however many outputs it has.
