@@ -135,7 +135,12 @@ def test_a_lost_or_damaged_file_loses_nothing_else(folder, damage):
   there = dict(items.read(mended.path, "search"))
   assert sorted(there) == [*([] if damage == "missing" else [0, 1, 2]), *range(8, 13)]
   suite = types.SimpleNamespace(
-    names=("a", "b"), signs=(1.0, -1.0), losses=True, groups=lambda split: None, sizes=lambda split: {}
+    names=("a", "b"),
+    signs=(1.0, -1.0),
+    losses=True,
+    groups=lambda split: None,
+    sizes=lambda split: {},
+    expect=lambda split, counts: None,
   )
   problem = types.SimpleNamespace(suite=suite, pool=[None] * COUNT, method="linear", fitness=FITNESS)
   scores, why = choice.corrected_search(problem, again.of("search"), mended)

@@ -266,7 +266,8 @@ def describe(problem: Problem) -> str:
     *suite.describe(),
   ]  # fmt: skip
   most = FINALISTS + bool(s.steps)
-  written = [name for name in folders.OUTPUTS if problem.items or name != folders.ITEMS]
+  items = problem.items and suite.losses  # a scorer may tell of examples, or not
+  written = [name for name in folders.OUTPUTS if items or name != folders.ITEMS]
   rows = most + tasks  # the most that a result has, specialists of each task among them
   finals = {"validation": most, "test": rows, **({"heldout": most} if "heldout" in suite.splits else {})}
   count = ", ".join(f"{number} on {split}" for split, number in finals.items())
