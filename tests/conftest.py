@@ -3,8 +3,11 @@
 import importlib.metadata
 import os
 import pathlib
+import signal
 
 os.environ.setdefault("MPLBACKEND", "agg")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as shells start jobs in the background
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # others may not know the flag, and abort
   # Programs run once or twice: the older emitters of fused kernels compile in half of the time, and in one
   # piece in a sixth less.
