@@ -46,7 +46,7 @@ def load(options: argparse.Namespace) -> resident.Score:
     if empty := [name for name, some in chosen.items() if not some]:  # the harness would take all documents
       raise ValueError(f"Task {empty[0]} has no document in the {split} split.")
     found = evaluator.evaluate(model, loaded, samples=chosen, bootstrap_iters=0)
-    keys = {name: key(found, name, metric) for name, metric in metrics.items()}
+    keys = {name: scored_by(found, name, metric) for name, metric in metrics.items()}
     single = {name: documents(found, name, key) for name, key in keys.items()}
     return single if all(single.values()) else {n: number(found, n, key) for n, key in keys.items()}
 
@@ -75,7 +75,7 @@ def read(model, model_dir: str, options: argparse.Namespace):
   return model
 
 
-def key(found: dict, name: str, metric: str) -> str:
+def scored_by(found: dict, name: str, metric: str) -> str:
   """The metric and filter by which a task or group is scored."""
   keys = [key for key in results(found, name) if "," in key and "_stderr" not in key]
   chosen = next((key for key in keys if not metric or key.split(",")[0] == metric), None)
@@ -104,7 +104,7 @@ def documents(found: dict, name: str, key: str) -> list[float]:
   values = [one.get(metric) for one in sorted(samples, key=lambda one: one["doc_id"])]
   if not values or not all(isinstance(value, int | float) for value in values):
     return []
-  if abs(sum(values) / len(values) - results(found, name)[key]) > 1e-9:
+  if not abs(sum(values) / len(values) - results(found, name)[key]) <= 1e-9:  # nor if it is NaN
     return []
   return [sign(found, name, key) * float(value) for value in values]
 

@@ -86,9 +86,9 @@ def test_finds_the_optimum(proposer):
 @pytest.mark.parametrize("metric", [None, further(np.diag([1.0, 2.0, 0.5, 1.0]))])
 @pytest.mark.parametrize("proposer", ["gaussian_process", "response_surface"])
 def test_models_of_the_fitness_need_few_evaluations(proposer, metric):
-  result = run(proposer, 25, metric=metric)
-  best = max(result.records, key=lambda r: r.fitness)
-  np.testing.assert_allclose(best.point.weights, BEST, atol=0.04)
+  found = [run(proposer, 25, metric=metric, seed=seed).records for seed in range(3)]
+  best = [max(records, key=lambda r: r.fitness).point.weights for records in found]
+  assert np.median(np.abs(np.array(best) - BEST).max(axis=1)) < 0.03
   cold = run(proposer, 25, known=False, name="simplex", metric=metric)
   assert len(cold.records) == 25 and cold.records[0].point.weights == (0.25,) * 4
 

@@ -41,7 +41,7 @@ class Examples:
     >>> Examples.of_scores({"a": [1.0, 0.0, 0.5]}, {"a": 1.0}).scores()
     {'a': 0.5}
     """
-    columns = [np.asarray(scores[name], np.float64) for name in signs]
+    columns = [np.ravel(np.asarray(scores[name], np.float64)) for name in signs]
     sums, counts = np.concatenate(columns), tuple(map(len, columns))
     none = np.full_like(sums, np.nan)
     values = np.stack([sums, np.ones_like(sums), none, none])
