@@ -235,14 +235,14 @@ class Progress:
 def recycle_and_show(job: Settings, overwrite: bool, profile: bool = False) -> dict[str, Any]:
   """Runs a recycle job with a progress bar, then prints the table, the sentence and the paths."""
   from merge_jax import recycle, reports
-  from merge_jax.search.loop import MEAN, SPLIT
+  from merge_jax.search.loop import FINALS, SPLIT
 
   bars = {True: Progress(job.search.budget, "evaluations"), False: Progress(None, "scores of finalists")}
   done, best = {True: 0, False: 0}, float("-inf")
 
   def progress(record: Record) -> None:
     nonlocal best
-    searching = record.split == SPLIT and record.kind != MEAN
+    searching = record.split == SPLIT and record.kind not in FINALS
     done[searching] += 1
     best = max(best, record.fitness if record.fitness is not None else best)
     bars[searching](done[searching], f"best fitness {best:.4f}" if searching else f"on {record.split}")

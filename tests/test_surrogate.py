@@ -1,5 +1,6 @@
 """The surrogate: answers read as scores, their slopes, what is foreseen, and searches that learn from it."""
 
+import dataclasses
 import functools
 import shutil
 
@@ -17,7 +18,7 @@ from merge_jax.search import pareto, proposers
 from merge_jax.search.options import Evidence, Options
 from merge_jax.search.outputs import Outputs
 from merge_jax.search.space import space
-from merge_jax.search.surrogate import directions, leave_one_out, process, region, steps, surrogate
+from merge_jax.search.surrogate import directions, leave_one_out, process, region, steps, surest, surrogate
 from merge_jax.search.surrogate.model import learn
 from merge_jax.search.surrogate.view import View
 from merge_jax.training import puzzles
@@ -97,9 +98,10 @@ def test_paired_errors_of_sharp_answers_are_those_of_the_scores(scored, monkeypa
   table = table_of(scored)
   (one, _), (other, _) = scored[1][:2]
   signs = np.array(one.signs)
-  found = table.paired_error(table.values[0], table.values[1], signs / len(signs))
+  found, _ = table.paired_error(table.values[0], table.values[1], signs / len(signs))
   assert found == pytest.approx(evals.uncertainty.paired_difference(one, other)[1], rel=0.02)
-  assert table.paired_error(table.values[0], table.values[0], signs) == 0
+  same, slope = table.paired_error(table.values[0], table.values[0], signs)
+  assert same == 0 and not slope.any()
 
 
 @pytest.mark.parametrize("variance", [0.0, 0.7])
@@ -114,6 +116,11 @@ def test_slopes_are_derivatives(scored, variance):
     slope = (ends[0] - ends[1]) / 2e-4
     np.testing.assert_allclose(slope[task], (found.slopes * direction).sum(), rtol=1e-3, atol=1e-6)
     assert all(abs(slope[other]) < 1e-9 for other in range(len(METRICS)) if other != task)
+  slopes = generator.normal(size=len(METRICS))
+  _, by_column = table.paired_error(row, table.values[1], slopes)
+  direction = generator.normal(size=row.shape)
+  ends = [table.paired_error(row + step * direction, table.values[1], slopes)[0] for step in (1e-4, -1e-4)]
+  np.testing.assert_allclose((ends[0] - ends[1]) / 2e-4, by_column @ direction, rtol=1e-3)
   up, down = (table.smoothed(row, spread + step).scores for step in (1e-3, -min(variance, 1e-3)))
   np.testing.assert_allclose((up - down) / (1e-3 + min(variance, 1e-3)), found.spread, rtol=0.02, atol=1e-5)
 
@@ -200,10 +207,11 @@ def test_foreseen_slopes_are_derivatives(scored, aggregate, source):
   points = np.random.default_rng(3).normal(size=(5, 2))
   model = learn(points, table, fitness, signs, singles)
   z, step = points[0] + 0.2, 1e-4
-  found = model.at(z)
-  for i in range(2):
-    ends = [model.at(z + sign * step * np.eye(2)[i]).value for sign in (1, -1)]
-    np.testing.assert_allclose((ends[0] - ends[1]) / (2 * step), found.slope[i], rtol=0.05, atol=1e-3)
+  for function in (model.at, lambda z: model.error(z, points[1])):
+    found = function(z)
+    for i in range(2):
+      ends = [function(z + sign * step * np.eye(2)[i]).value for sign in (1, -1)]
+      np.testing.assert_allclose((ends[0] - ends[1]) / (2 * step), found.slope[i], rtol=0.05, atol=1e-3)
 
 
 def test_absurd_losses_of_a_model_are_learned_from(scored):
@@ -281,7 +289,7 @@ def test_a_job_learns_from_answers(finished):
   assert "base" in kinds and "surrogate" in kinds
   assert kinds.index("base") < kinds.index("surrogate")
   assert not (output / ".merge_jax_answers").exists()
-  assert "search_mean" in [row["name"] for row in result["rows"]]
+  assert {"search_mean", "search_sure"} <= {row["name"] for row in result["rows"]}
 
 
 def test_what_promises_less_than_its_error_ends_a_search(world, tmp_path):
@@ -348,6 +356,55 @@ def test_effects_of_checkpoints_are_those_of_merges_that_were_learned_from(score
   np.testing.assert_allclose(effects[1], smoothed[4] - smoothed[1], atol=0.03)
   alone = leave_one_out.foreseen(records, options, search.Point((1.0, 0.0)))
   assert alone is not None and np.isnan(alone).all()
+
+
+class Losses:
+  """Answers of models whose examples' losses are given."""
+
+  def table(self, outputs, losses=False):
+    count = len(outputs[0])
+    none, ones = np.zeros((count, 1)), np.ones(count)
+    part = smoothing.Part(smoothing.LOSS, np.arange(count)[:, None], none[:, 0].astype(int), none, ones, ones)
+    piece = smoothing.Piece(smoothing.LOSS, part)
+    weights = np.full(count, 1 / count)
+    return smoothing.Table(np.float32(outputs), np.zeros(count, int), weights, (piece,), np.arange(count))
+
+
+@pytest.mark.parametrize("name", ["free", "simplex"])
+def test_the_surest_point_leaves_out_what_examples_disagree_on(name):
+  """All examples gain alike by the second checkpoint; by the third as much, each another amount."""
+  apart = np.random.default_rng(0).normal(size=200)
+  apart -= apart.mean()
+
+  def losses(weights):
+    first, second, third = weights
+    common = first**2 + (second - 0.5) ** 2 + (third - 0.5) ** 2
+    return 3 + common + 4 * (apart * third + 0.1 * np.roll(apart, 7) * second)
+
+  kinds = ["single", "single", "single", "uniform", *["surrogate"] * 6]
+  points = [*np.eye(3), np.full(3, 1 / 3), (0, 0.5, 0.5), (0.1, 0.4, 0.5), (0.1, 0.5, 0.4), (0, 0.6, 0.4),
+            (0, 0.4, 0.6), (0.05, 0.55, 0.4)]  # fmt: skip
+  fitness = search.Fitness(("a",), (-1.0,))
+  records = [
+    search.Record("search", i, 0, kind, "task_arithmetic", search.Point.of(np.array(point, float)),
+                  {"a": losses(point).mean()}, None, None, 0.0)
+    for i, (kind, point) in enumerate(zip(kinds, points, strict=True))
+  ]  # fmt: skip
+  evidence = Evidence(Losses(), lambda record: losses(record.point.array))
+  options = Options("task_arithmetic", space(name, 3), fitness, 3, based=name == "free", evidence=evidence)
+  found = surest.surest(records, options)
+  view = View.of(records, options)
+  assert found is not None and view is not None
+  np.testing.assert_allclose(view.best.point.array, (0, 0.5, 0.5))
+  gains = np.array([losses(points[3]) - losses(one.array) for one in (view.best.point, found)])
+  errors = gains.std(axis=1, ddof=1) / np.sqrt(200)
+  surer = gains.mean(axis=1) - errors
+  assert surer[1] > surer[0] + 0.2 * errors[0]
+  assert found.array[2] < 0.45 and gains.mean(axis=1)[1] > 0.8 * gains.mean(axis=1)[0]
+  if name == "simplex":
+    assert found.array.min() >= 0 and found.array.sum() == pytest.approx(1)
+  assert surest.surest([one for one in records if one.kind == "surrogate"], options) is None
+  assert surest.surest(records, dataclasses.replace(options, evidence=None)) is None
 
 
 @pytest.mark.parametrize(("based", "granularity"), [(True, "model"), (True, "group"), (False, "model")])

@@ -101,6 +101,12 @@ class Piece(NamedTuple):
     size = self.part.targets if self.kind == LOSS else np.ones(len(self.part.right))
     return size / size.sum()
 
+  def owners(self, columns: int) -> np.ndarray:
+    """Whose each of its columns is: int `[columns]`."""
+    if self.kind == EXACT:
+      return np.repeat(self.examples, np.diff(self.starts, append=columns)[: len(self.starts)])
+    return np.repeat(np.arange(len(self.part.right)), columns // max(len(self.part.right), 1))
+
 
 class Table(NamedTuple):
   """Numbers of several models; see `Answers.table`.
@@ -140,18 +146,27 @@ class Table(NamedTuple):
       np.array([one.by_temperature for one in found]) / (2 * temperatures),
     )
 
-  def paired_error(self, row: np.ndarray, other: np.ndarray, slopes: np.ndarray) -> float:
+  def paired_error(self, row: np.ndarray, other: np.ndarray, slopes: np.ndarray) -> tuple[float, np.ndarray]:
     """Standard error of Σ slope · (score of a row - score of the other), paired by unit.
 
     Args:
       row, other: `[columns]`, taken as if they were sure.
       slopes: float `[tasks]`.
-    """
-    return uncertainty.paired_error(self._examples(row), self._examples(other), slopes)
 
-  def _examples(self, row: np.ndarray) -> Examples:
-    count = len(self.pieces)
-    parts = [one.parts for one in self._scored(row, np.full(count, SMOOTHING))]
+    Returns:
+      The error, and its derivative by the columns of `row`, float32.
+    """
+    scored = [self._scored(one, np.full(len(self.pieces), SMOOTHING)) for one in (row, other)]
+    mine, its = map(self._examples, scored)
+    difference = uncertainty.influences(mine, slopes) - uncertainty.influences(its, slopes)
+    by_example = uncertainty.size_slopes(difference, mine, slopes)
+    by_task = np.split(by_example, np.cumsum(mine.counts)[:-1])
+    triples = zip(self.pieces, scored[0], by_task, strict=True)
+    by_column = [own.slope.reshape(-1) * some[piece.owners(own.slope.size)] for piece, own, some in triples]
+    return uncertainty.size(difference), np.concatenate(by_column).astype(np.float32)
+
+  def _examples(self, scored: "Sequence[Scored]") -> Examples:
+    count, parts = len(self.pieces), [one.parts for one in scored]
     sizes = tuple(map(len, parts))
     values = np.full((4, sum(sizes)), np.nan)
     values[0], values[1] = np.concatenate(parts), np.concatenate([piece.shares for piece in self.pieces])

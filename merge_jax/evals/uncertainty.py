@@ -37,10 +37,31 @@ def influences(examples: Examples, slopes: Sequence[float] | Floats, *, loss: bo
       continue
     top, bottom = examples.of(i, loss)
     residuals = (top - bottom * (top.sum() / bottom.sum())) / bottom.sum()
-    there = len(np.unique(own))
-    enlarged = np.sqrt(np.float64(there) / (there - 1)) if there > 1 else np.nan  # n - 1 of n are free
-    total += slopes[i] * (-1.0 if loss else sign) * enlarged * np.bincount(own, residuals, len(total))
+    total += slopes[i] * (-1.0 if loss else sign) * _enlarged(own) * np.bincount(own, residuals, len(total))
   return total
+
+
+@np.errstate(invalid="ignore", divide="ignore")
+def size_slopes(influence: Floats, examples: Examples, slopes: Sequence[float] | Floats) -> Floats:
+  """Derivative of `size(influence)` by what each example adds to its score: float64 `[examples]`.
+
+  Args:
+    influence: of the examples, less those of others of which nothing changes.
+    examples, slopes: as for `influences`.
+  """
+  groups, found, start = examples.units, list[Floats](), 0
+  for i, (sign, count) in enumerate(zip(examples.signs, examples.counts, strict=True)):
+    own, start = groups[start : start + count], start + count
+    bottom, at = examples.of(i)[1], influence[own]
+    inner = (at - (bottom @ at) / bottom.sum()) / bottom.sum()
+    found.append(slopes[i] * sign * _enlarged(own) * inner if slopes[i] else np.zeros(count))
+  return np.concatenate(found) / max(size(influence), np.finfo(float).tiny)
+
+
+def _enlarged(units: np.ndarray) -> np.float64:
+  """What the influences of a task's examples are multiplied by: of n units n - 1 are free."""
+  there = len(np.unique(units))
+  return np.sqrt(np.float64(there) / (there - 1)) if there > 1 else np.float64(np.nan)
 
 
 def size(influence: Floats) -> float:

@@ -21,6 +21,7 @@ from merge_jax.search.loop import REPORTED, Objective, Progress, Result, measure
 from merge_jax.search.options import Options
 from merge_jax.search.point import Candidate
 from merge_jax.search.scores import nullable, nullables, signed
+from merge_jax.search.surrogate.surest import surest
 
 T = TypeVar("T")
 
@@ -53,7 +54,7 @@ def conclude(
     The content of `result.json`, and the selected candidate.
   """
   fitness, records, suite = problem.fitness, found.records, problem.suite
-  rows = final.rows(records, fitness, len(problem.pool), problem.method, found.mean)
+  rows = final.rows(records, fitness, len(problem.pool), problem.method, found.mean, surest(records, options))
 
   def measured(candidates: Sequence[Candidate], split: str = REPORTED) -> list[Record]:
     return measure(candidates, split, objective, journal, items=items, progress=progress)

@@ -11,7 +11,7 @@ from merge_jax.reports.text import label, number
 from merge_jax.search.baselines import KINDS
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.journal import Record, parse
-from merge_jax.search.loop import MEAN
+from merge_jax.search.loop import FINALS
 from merge_jax.search.scores import nullable
 from merge_jax.search.wishes import EQUAL, selectable
 
@@ -59,7 +59,7 @@ def data(
         "family": "single" if record.kind == "single" else "known" if record.kind in KINDS else "search",
         "method": label(record.method),
         "rows": [label(name) for name in rows[i] if name != "selected"],
-        "front": record.kind != MEAN and record.index in front,
+        "front": record.kind not in FINALS and record.index in front,
         "scores": [_short(record.scores[name]) for name in names],
         "texts": [number(record.scores[task["name"]], task["format"]) for task in tasks],
         "parts": [nullable(part) for part in parts[i]],

@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from merge_jax.reports.drawing import STYLE, heatmap, plain
+from merge_jax.search.loop import FINALS
 from merge_jax.search.scores import floats
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3b6ea5", "#d9822b", "#4c9a5b", "#b5403a", "#b9bec5"
@@ -175,6 +176,6 @@ def draw(result: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Call
     result: content of `result.json`.
     records: lines of the journal.
   """
-  searched = [r for r in records if r["split"] == "search" and r["kind"] != "search_mean"]
+  searched = [r for r in records if r["split"] == "search" and r["kind"] not in FINALS]
   names = [name for name in FIGURES if len(result["tasks"]) > 1 or name not in BETWEEN_TASKS]
   return {name: functools.partial(FIGURES[name], result, searched) for name in names}

@@ -18,12 +18,12 @@ from merge_jax.search import baselines
 from merge_jax.search.analysis import top
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.journal import Record
-from merge_jax.search.loop import MEAN, find
+from merge_jax.search.loop import MEAN, SURE, find
 from merge_jax.search.point import Candidate, Point, mean_of
 from merge_jax.search.scores import best, nullable, signed
 
 SPECIALIST = "best_on_"
-FINALISTS = 6
+FINALISTS = 7
 """Rows beside the specialists, trajectories apart: those of `rows` that compete on validation."""
 KNOWN = ("best_single", "uniform", "merge_best", "trajectory", "greedy")
 """Rows that were not searched, the simplest first, as `rows` has them."""
@@ -55,13 +55,18 @@ Error = Callable[[str, str], float | None]
 
 
 def rows(
-  records: Sequence[Record], fitness: Fitness, count: int, method: str, mean: Point | None
+  records: Sequence[Record],
+  fitness: Fitness,
+  count: int,
+  method: str,
+  mean: Point | None,
+  sure: Point | None = None,
 ) -> dict[str, Candidate]:
   """The named rows of a result, as far as the budget let them be evaluated.
 
   best_single (by the mean of the task scores), best_on_<task>, uniform, merge_best, trajectory (the
   fittest one along the run), greedy, search_best (highest fitness of all evaluated), search_mean (the mean
-  of the proposer's distribution; of the five best points where it has none).
+  of the proposer's distribution; of the five best points where it has none), search_sure (the surest gain).
 
   Args:
     records: of the search.
@@ -69,6 +74,7 @@ def rows(
     count: number of checkpoints.
     method: the merge rule that was searched.
     mean: from `search`.
+    sure: from `surrogate.surest`, where answers were kept.
   """
   singles = [r for r in records if r.kind == "single"]
   values = fitness.of(records)
@@ -95,6 +101,8 @@ def rows(
     mean = mean_of(points) if points else None
   if mean is not None:
     result[MEAN] = Candidate(MEAN, method, mean)
+  if sure is not None:
+    result[SURE] = Candidate(SURE, method, sure)
   return result
 
 

@@ -20,7 +20,11 @@ from merge_jax.search.scores import nullable, nullables
 SPLIT = "search"
 """The split whose examples a search sees."""
 MEAN = "search_mean"
-"""Kind of the mean of a proposer's distribution: scored on the search's examples, but no step of it."""
+"""Kind of the mean of a proposer's distribution."""
+SURE = "search_sure"
+"""Kind of the point whose gain is surest: that of `surrogate.surest`."""
+FINALS = (MEAN, SURE)
+"""Kinds of merges that no proposer asked for: finalists, scored on the search's examples as well."""
 REPORTED = "test"
 """The split of which every example is kept, for the errors of what is reported."""
 CHOOSING = "validation"
@@ -127,7 +131,7 @@ def search(
     ValueError: the journal does not belong to this search.
   """
   records: list[Record] = []
-  stored = [record for record in journal.of(SPLIT) if record.kind != MEAN]  # it is a finalist, not a step
+  stored = [record for record in journal.of(SPLIT) if record.kind not in FINALS]
   mean: Point | None = None
   proposals, told, generation = propose(), None, 0
 

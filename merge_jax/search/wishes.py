@@ -6,7 +6,7 @@ import numpy as np
 
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.journal import Record
-from merge_jax.search.loop import MEAN, SPLIT
+from merge_jax.search.loop import FINALS, SPLIT
 from merge_jax.search.scores import best, signed
 
 EQUAL = 1e-12
@@ -16,12 +16,12 @@ EQUAL = 1e-12
 def selectable(records: Sequence[Record]) -> list[Record]:
   """The points that can be asked for, by their numbers, of which each stands once.
 
-  The mean of a proposer's distribution that was scored before the budget grew has the number of the step
-  that came then, and gives way to it.
+  A finalist of no proposer that was scored before the budget grew has the number of the step that came then,
+  and gives way to it.
   """
   found: dict[int, Record] = {}
   for record in records:
-    if record.split == SPLIT and (record.kind != MEAN or record.index not in found):
+    if record.split == SPLIT and (record.kind not in FINALS or record.index not in found):
       found[record.index] = record
   return [found[number] for number in sorted(found)]
 

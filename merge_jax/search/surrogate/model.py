@@ -32,7 +32,9 @@ class Table(Protocol):
   @property
   def weights(self) -> np.ndarray: ...
   def smoothed(self, row: np.ndarray, variance: np.ndarray) -> Smoothed: ...
-  def paired_error(self, row: np.ndarray, other: np.ndarray, slopes: np.ndarray) -> float: ...
+  def paired_error(
+    self, row: np.ndarray, other: np.ndarray, slopes: np.ndarray
+  ) -> tuple[float, np.ndarray]: ...
 
 
 class Answers(Protocol):
@@ -87,9 +89,8 @@ class Model:
     smoothed = self.table.smoothed(row, variance * unsure)
     scores = smoothed.scores * self.signs
     by_task = self.fitness.slopes(scores[None], self.singles)[0] * self.signs
-    by_row = smoothed.slopes * (by_task[self.table.tasks] * self._column_scales).astype(np.float32)
     by_point, by_variance = self.process.slopes(z)
-    slope = by_point.T @ (self.data @ by_row).astype(np.float64)
+    slope = self._through(by_point, smoothed.slopes * by_task.astype(np.float32)[self.table.tasks])
     slope += float(by_task @ (smoothed.spread * unsure)) * by_variance
     return Foreseen(float(self.fitness.aggregated(scores[None], self.singles)[0]), slope)
 
@@ -97,10 +98,15 @@ class Model:
     """Smoothed scores `[tasks]` that are foreseen at a point, higher is better, as if they were sure."""
     return self.table.smoothed(self._row(z)[0], np.zeros(len(self.signs))).scores * self.signs
 
-  def error(self, z: np.ndarray, other: np.ndarray) -> float:
+  def error(self, z: np.ndarray, other: np.ndarray) -> Foreseen:
     """Paired error, over examples, of the fitness that is foreseen at z less that at the other point."""
-    slopes = self.fitness.slopes(self.scores(z)[None], self.singles)[0]
-    return self.table.paired_error(self._row(z)[0], self._row(other)[0], slopes * self.signs)
+    slopes = self.fitness.slopes(self.scores(z)[None], self.singles)[0] * self.signs
+    value, by_column = self.table.paired_error(self._row(z)[0], self._row(other)[0], slopes)
+    return Foreseen(value, self._through(self.process.slopes(z)[0], by_column))
+
+  def _through(self, by_point: np.ndarray, by_column: np.ndarray) -> np.ndarray:
+    """A derivative by predicted answers as one by the point."""
+    return by_point.T @ (self.data @ (by_column * self._column_scales)).astype(np.float64)
 
   def _row(self, z: np.ndarray) -> tuple[np.ndarray, float]:
     """Predicted answers, and the variance of the process there."""

@@ -105,5 +105,5 @@ def _step(view: View, radius: float, caution: float, starts: list[np.ndarray], *
 
   zero, sums = np.zeros(view.options.space.weights), 0 if view.options.space.scaled else view.options.rows
   z, top = highest(value, view.metric, radius, [zero, *starts], sums=sums)
-  error = float(np.nan_to_num(view.model.error(z, zero)))
+  error = float(np.nan_to_num(view.model.error(z, zero).value))
   return Step(z, top - value(zero)[0], error, radius, hopeful)

@@ -1,7 +1,7 @@
 """One contestant on one pool: a search, and what it is worth after each of the budgets."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from merge_jax.evals.examples import Examples
@@ -17,6 +17,7 @@ from merge_jax.search.point import Candidate, Point
 from merge_jax.search.proposers import proposer
 from merge_jax.search.scores import nullable, nullables
 from merge_jax.search.space import space
+from merge_jax.search.surrogate.surest import surest
 from merge_jax.study.pools.scores import Scores
 from merge_jax.study.pools.settings import Contestant
 
@@ -112,13 +113,15 @@ def run(
   """
   fitness = scores.fitness(one.fitness)
   outputs = Outputs()
-  watched = Watched(proposer(one.proposer, options_of(one, scores, seed, outputs), known=one.known))
+  options = options_of(one, scores, seed, outputs)
+  watched = Watched(proposer(one.proposer, options, known=one.known))
   records = search(watched, scores, journal, fitness, Budget(budgets[-1]), outputs=outputs).records
   compared = reference(scores)
   found = []
   for budget in budgets:
     some, mark = records[:budget], watched.at(budget)
-    name, chosen, validation = selected(scores, some, fitness, one.method, mark.mean, caution)
+    rows = final.rows(some, fitness, scores.count, one.method, mark.mean, surest(some, options))
+    name, chosen, validation = selected(scores, some, fitness, rows, caution)
     own = [record.fitness for record in some if record.candidate.same_model(chosen)]
     found.append(
       {"budget": budget, "evaluations": len(some), "proposing": round(mark.seconds, 4), "name": name,
@@ -132,12 +135,10 @@ def selected(
   scores: Scores,
   records: Sequence[Record],
   fitness: Fitness,
-  method: str,
-  mean: Point | None,
+  rows: Mapping[str, Candidate],
   caution: float,
 ) -> tuple[str, Candidate, float | None]:
   """Name, finalist and validation fitness of what is chosen on validation examples."""
-  rows = final.rows(records, fitness, scores.count, method, mean)
   names = final.finalists(rows)
   measured = measure([rows[name] for name in names], CHOOSING, scores, Journal())
   scored = dict(zip(names, measured, strict=True))
