@@ -90,7 +90,8 @@ class Model:
     scores = smoothed.scores * self.signs
     by_task = self.fitness.slopes(scores[None], self.singles)[0] * self.signs
     by_point, by_variance = self.process.slopes(z)
-    slope = self._through(by_point, smoothed.slopes * by_task.astype(np.float32)[self.table.tasks])
+    by_column = smoothed.slopes * (by_task[self.table.tasks] * self._column_scales).astype(np.float32)
+    slope = self._through(by_point, by_column)
     slope += float(by_task @ (smoothed.spread * unsure)) * by_variance
     return Foreseen(float(self.fitness.aggregated(scores[None], self.singles)[0]), slope)
 
@@ -102,11 +103,11 @@ class Model:
     """Paired error, over examples, of the fitness that is foreseen at z less that at the other point."""
     slopes = self.fitness.slopes(self.scores(z)[None], self.singles)[0] * self.signs
     value, by_column = self.table.paired_error(self._row(z)[0], self._row(other)[0], slopes)
-    return Foreseen(value, self._through(self.process.slopes(z)[0], by_column))
+    return Foreseen(value, self._through(self.process.slopes(z)[0], by_column * self._column_scales))
 
   def _through(self, by_point: np.ndarray, by_column: np.ndarray) -> np.ndarray:
-    """A derivative by predicted answers as one by the point."""
-    return by_point.T @ (self.data @ (by_column * self._column_scales)).astype(np.float64)
+    """A derivative by predicted answers over their scales as one by the point."""
+    return by_point.T @ (self.data @ by_column).astype(np.float64)
 
   def _row(self, z: np.ndarray) -> tuple[np.ndarray, float]:
     """Predicted answers, and the variance of the process there."""
