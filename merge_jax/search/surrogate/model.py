@@ -47,7 +47,7 @@ class Foreseen(NamedTuple):
   """Of one point.
 
   Attributes:
-    value: the smoothed fitness.
+    value: the smoothed fitness, or an error of it.
     slope: float64 `[d]`, its derivative by the point.
   """
 
