@@ -58,6 +58,11 @@ def main() -> None:
   name, job = described()
   search = plan.Search(name, _BUDGET.value, devices.device(_DEVICE.value), 1e9 * _DISK.value, _COMPILE.value)
   result = plan.plan(job, search)
+  if idle := _DEVICES.value - result["devices"]:
+    result["advice"].append(
+      f"--mesh={flags.FLAGS.mesh} leaves {idle} of {_DEVICES.value} devices idle, which a job of several "
+      "processes refuses."
+    )
   print(plan.text(result))
   if output is not None:
     storage.write_json(output, result)

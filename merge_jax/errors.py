@@ -21,12 +21,14 @@ def unknown(kind: str, got: str, known: Iterable[str], where: str = "") -> str:
 
   >>> unknown("metric", "acuracy", ["accuracy", "loss"], "tasks.jsonl")
   "tasks.jsonl: unknown metric 'acuracy'; did you mean 'accuracy'? Known: accuracy, loss."
+  >>> unknown("module", "decoder", [])
+  "unknown module 'decoder'; Known: none."
   """
   names = sorted(known)
   near = difflib.get_close_matches(got, names, n=1, cutoff=0.5)
   hint = f" did you mean {near[0]!r}?" if near else ""
   prefix = f"{where}: " if where else ""
-  return f"{prefix}unknown {kind} {shown(got)};{hint} Known: {', '.join(names)}."
+  return f"{prefix}unknown {kind} {shown(got)};{hint} Known: {', '.join(names) or 'none'}."
 
 
 def shown(value: Any, limit: int = 80) -> str:

@@ -192,13 +192,14 @@ def test_time_follows_the_roofline():
 
 def test_a_plan_of_the_job(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(TINY))
-  words = [f"--config_json={tmp_path / 'config.json'}", "--num_checkpoints=4", "--num_devices=4",
-           "--length=64"]  # fmt: skip
+  words = [f"--config_json={tmp_path / 'config.json'}", "--num_checkpoints=4", "--num_devices=5",
+           "--length=64", "--mesh=fsdp:4"]  # fmt: skip
   code, out, errors = launch("plan", *words, "--device=cpu", f"--output={tmp_path / 'plan.json'}")
   assert code == 0, errors
   made = json.loads((tmp_path / "plan.json").read_text())
   assert made["fits"] and made["devices"] == 4 and made["seconds_per_candidate"] > 0
   assert "candidate" in out and "4 checkpoints on 4 cpu" in out
+  assert "leaves 1 of 5 devices idle" in out
 
 
 @pytest.mark.parametrize(
