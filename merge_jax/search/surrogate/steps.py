@@ -12,8 +12,8 @@ WIDE = 3.0
 """Radius of the region that an idle round looks at, hopefully and from every evaluated point."""
 SHORT = 0.01
 """A step that is shorter leads nowhere."""
-PROBES = 8
-"""Directions that are looked at before it is believed that there is nothing more, at most."""
+PROBES = (8, 32)
+"""Directions that are looked at before it is believed that there is no more: half of all, within these."""
 PROBE = 0.25
 """Length of these looks, in lengths of a task vector."""
 UNSURE = 0.05
@@ -84,8 +84,9 @@ def around(view: View) -> list[Candidate]:
     within = np.eye(len(covariance)) - np.linalg.pinv(sums) @ sums
     covariance = within @ covariance @ within
   variances, directions = np.linalg.eigh((covariance + covariance.T) / 2)
+  most = int(np.clip(len(variances) // 2, *PROBES))
   found = list[Candidate]()
-  for i in np.argsort(-variances, kind="stable")[:PROBES]:
+  for i in np.argsort(-variances, kind="stable")[:most]:
     if variances[i] < UNSURE:
       break
     direction, ends = directions[:, i], dict[float, Candidate]()
