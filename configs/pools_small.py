@@ -82,7 +82,10 @@ def kinds() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def get_config(contestants: str = "") -> config_dict.ConfigDict:
-  """All contestants, or those named behind the file, as in `configs/pools_small.py:surrogate,random`."""
+  """Twelve contestants, or those named behind the file, as in `configs/pools_small.py:surrogate,random`.
+
+  By name alone there are "surrogate by group" and "surrogate by layer".
+  """
   c = config_dict.ConfigDict()
   every = (*sum((*HELD_IN.values(), *HELD_OUT.values()), ()), *INSTRUCT)
   others = tuple(name for name in every if name not in TASKS)
@@ -122,6 +125,9 @@ def get_config(contestants: str = "") -> config_dict.ConfigDict:
     "surrogate careful": {"proposer": "surrogate", "options": {"caution": 1.0, "least": 1.0}},
   }
   names = contestants.split(",") if contestants else list(every_way)
+  every_way |= {
+    f"surrogate by {part}": {"proposer": "surrogate", "granularity": part} for part in ("group", "layer")
+  }
   for name in names:
     if name not in every_way:
       raise ValueError(unknown("contestant", name, every_way, "configs/pools_small.py"))

@@ -80,11 +80,16 @@ class Judge:
     return checkpoints.place(checkpoint, self._layout.shardings, self.suite.stacks)
 
   def merges(
-    self, names: tuple[str, ...], folders: Iterable[Path], base: Path | None = None
+    self,
+    names: tuple[str, ...],
+    folders: Iterable[Path],
+    base: Path | None = None,
+    patterns: tuple[str, ...] = (),
   ) -> dict[str, Merge]:
     """Models ready to be merged by some methods; see `recycle.methods.merges`."""
     experts = [self.load(folder) for folder in folders]
-    return methods.merges(names, experts, None if base is None else self.load(base), self.suite.axes)
+    own = None if base is None else self.load(base)
+    return methods.merges(names, experts, own, self.suite.axes, patterns=patterns)
 
   def objective(
     self, merges: Mapping[str, Merge], batch: int = 1, *, competitors: int = 0, smooth: str = ""

@@ -62,7 +62,7 @@ class Watched:
 
 def options_of(one: Contestant, scores: Scores, seed: int, outputs: Outputs) -> Options:
   """What the contestant's proposer is made from."""
-  free, answers = space(one.space, scores.count), scores.suite.answers
+  free, answers = space(one.space, scores.count, rows=scores.rows), scores.suite.answers
   return Options(
     one.method, free, scores.fitness(one.fitness), scores.count, seed,
     one.sigma or None, one.population or None, one.start, metric=scores.metric, extra=one.options,

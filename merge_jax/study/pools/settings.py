@@ -67,6 +67,7 @@ class Contestant(Part, frozen=True):
 
   Attributes:
     proposer, method, space, start: names.
+    granularity: of the weights, see `recycle.Search`.
     known: off does not look at the known points at all, so that they cost nothing (a cold start).
     sigma: first step width; 0 for the space's.
     population: candidates of a generation; 0 for the proposer's own.
@@ -78,6 +79,7 @@ class Contestant(Part, frozen=True):
   method: str = "task_arithmetic"
   space: str = "free"
   start: str = "best"
+  granularity: Literal["model", "group", "layer"] = "model"
   known: bool = True
   sigma: Annotated[float, Meta(ge=0)] = 0.0
   population: Count = 0

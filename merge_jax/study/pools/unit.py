@@ -96,13 +96,15 @@ class Unit:
 
   def _pool(self, pool: Pool, failed: dict[str, str], say: Say) -> dict[str, list[Result]]:
     judge = Judge(pool.folders.values(), self._splits, Evals(), self._mesh)
-    scores = Scores(pool, judge, self._stop)
+    every = {kind: Scores(pool, judge, self._stop, granularity=kind) for kind in self._granularities}
+    scores = every["model"]
     about = {"pool": scores.bench.digests()}
     first = Cell("known", f"{pool.name} known points", about, lambda: contest.known(scores))
     cells, places = [first] if self._asked.names or self._asked.attainable else [], []
     for name in self._suite.contestants:
       for seed in self._suite.search_seeds:
-        cell = self._search(scores, name, seed, about)
+        own = every[self._suite.contestants[name].granularity]
+        cell = self._search(own, name, seed, about)
         places.append((name, seed, cell))
         if name in self._asked.names:
           cells.append(cell)
@@ -158,7 +160,10 @@ class Unit:
 
   def _search(self, scores: Scores, name: str, seed: int, about: dict[str, Any]) -> Cell:
     one = self._suite.contestants[name]
-    spec = {"pool": about["pool"], "contestant": msgspec.to_builtins(one), "seed": seed}
+    told = msgspec.to_builtins(one)
+    if one.granularity == "model":  # as before there were others, so that what is known stays so
+      del told["granularity"]
+    spec = {"pool": about["pool"], "contestant": told, "seed": seed}
     budgets, caution = self._suite.budgets_of(scores.count), self._suite.caution
     # A journal is that of all budgets: larger ones go on with it.
     path = self._folder / "journals" / f"{Cell('journal', '', spec, dict).key}.jsonl"
@@ -170,6 +175,10 @@ class Unit:
     words = f"{scores.pool.name} {name} {seed}"
     rule = {"budgets": list(budgets), "caution": caution, "choice": "smoothed"}
     return Cell("contest", words, spec | rule, work)
+
+  @property
+  def _granularities(self) -> set[str]:
+    return {"model", *(one.granularity for one in self._suite.contestants.values())}
 
   @functools.cached_property
   def _splits(self) -> dict[str, Any]:
