@@ -175,14 +175,19 @@ def test_only_what_is_missing_is_done(done):
   folder, found = done
   more = suite()
   added = pools_smoke.get_config().to_dict()["contestants"] | {
-    "random": {"proposer": "random", "method": "linear", "space": "simplex"}
+    "random": {"proposer": "random", "method": "linear", "space": "simplex"},
+    "by layer": {"proposer": "surrogate", "granularity": "layer"},
   }
   more = suite(contestants=added)
   cells, told = set((folder / "cells").iterdir()), []
-  again = job.compare(more, folder, parts=("tune",), inside=True, names=("random",), say=told.append)
-  assert len(set((folder / "cells").iterdir()) - cells) == 2
+  again = job.compare(
+    more, folder, parts=("tune",), inside=True, names=("random", "by layer"), say=told.append
+  )
+  assert len(set((folder / "cells").iterdir()) - cells) == 4
+  assert all(np.ndim(one["weights"]) == 2 for one in again["lines"]
+             if one["contestant"] == "by layer" and one["name"].startswith("search"))  # fmt: skip
   assert [line for line in told if "random" in line] and not [line for line in told if "pretrained" in line]
-  assert [one for one in again["lines"] if one["contestant"] != "random"] == found["lines"]
+  assert [one for one in again["lines"] if one["contestant"] not in ("random", "by layer")] == found["lines"]
   assert again["attainable"] == found["attainable"]
   with pytest.raises(ValueError, match="unknown contestant 'rndom'; did you mean 'random'"):
     job.compare(more, folder, names=("rndom",), inside=True)
