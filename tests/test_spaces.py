@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from merge_jax import checkpoints, recycle
-from merge_jax.operators import grouping
+from merge_jax.operators import grouping, naming
 from merge_jax.operators.contrib import trajectory
 from merge_jax.recycle import merged, methods
 from merge_jax.recycle import pool as placed_pools
@@ -81,6 +81,7 @@ def test_a_trajectory_has_no_rows_and_needs_steps():
     ("model", ["others"]),
     ("group", ["norms", "embeddings", "attention", "mlp"]),
     ("layer", ["model.layers.0", "model.layers.1", "others"]),
+    ("depth", ["model.layers.0", "model.layers.1", "others"]),
   ],
 )
 def test_every_tensor_is_in_one_group(world, granularity, labels):
@@ -102,6 +103,18 @@ def test_every_tensor_is_in_one_group(world, granularity, labels):
 def test_layers_are_found_by_the_first_number(names, labels):
   patterns = grouping.patterns("layer", names)
   assert [grouping.label(pattern) for pattern in patterns] == labels
+
+
+@pytest.mark.parametrize("count", [1, 4, 6, 30])
+def test_quarters_of_the_depth_hold_all_layers_in_order(count):
+  names = [f"model.layers.{i}.mlp.w" for i in range(count)]
+  patterns = grouping.patterns("depth", [*names, "model.embed.w"])
+  rows = [naming.first_match(name, patterns) for name in names]
+  assert rows == sorted(rows) and set(rows) == set(range(min(count, 4)))
+  assert max(map(rows.count, rows)) - min(map(rows.count, rows)) <= 1
+  assert (
+    naming.first_match("model.embed.w", patterns) == naming.first_match("x", patterns) == len(patterns) - 1
+  )
 
 
 CASES = [
@@ -174,7 +187,7 @@ def test_what_cannot_be_searched_is_refused(world, tmp_path, changes, words):
 @pytest.mark.parametrize(
   "changes",
   [
-    {"granularity": "layer", "proposer": "surrogate"},
+    {"granularity": "depth", "proposer": "surrogate"},
     *map(
       further,
       (

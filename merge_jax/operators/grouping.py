@@ -14,6 +14,8 @@ KINDS = {
   "others": ANY,
 }
 """Patterns of tensor names by kind of module; the first that matches counts."""
+BANDS = 4
+"""Of neighbouring layers, where weights go by depth."""
 _BELOW = r"(?:\..*)?"
 
 
@@ -22,7 +24,7 @@ def patterns(granularity: str, names: Iterable[str]) -> tuple[str, ...]:
 
   Args:
     granularity: "model" for one pattern, "group" for one a kind of module, "layer" for one a layer and one
-      for what is in none.
+      for what is in none, "depth" for one a quarter of the layers and one for what is in none.
     names: of the tensors.
 
   >>> names = ["embed.w", "layers.0.attn.w", "layers.0.mlp.w", "layers.1.mlp.w"]
@@ -30,6 +32,8 @@ def patterns(granularity: str, names: Iterable[str]) -> tuple[str, ...]:
   (3, 3)
   >>> len(patterns("layer", ["params.layers_0.kernel", "params.layers_1.kernel"]))
   2
+  >>> len(patterns("depth", [f"layers.{i}.attn.w" for i in range(30)]))
+  4
   """
   names = list(names)
   if granularity == "model":
@@ -39,7 +43,9 @@ def patterns(granularity: str, names: Iterable[str]) -> tuple[str, ...]:
   else:
     found = {match[0] for match in (re.match(r".*?(?:^|[._])\d+(?=\.|$)", name) for name in names) if match}
     layers = sorted(found, key=lambda prefix: (len(prefix), prefix))
-    every = (*(f"(?s:{re.escape(prefix)}{_BELOW})" for prefix in layers), ANY)
+    count = min(BANDS, len(layers)) if granularity == "depth" else len(layers)
+    bands = [layers[i * len(layers) // count : (i + 1) * len(layers) // count] for i in range(count)]
+    every = (*map(_band, bands), ANY)
   used = {naming.first_match(name, every) for name in names}
   return tuple(pattern for i, pattern in enumerate(every) if i in used)
 
@@ -49,6 +55,16 @@ def label(pattern: str) -> str:
 
   >>> [label(pattern) for pattern in patterns("layer", ["embed.w", "model.layers.0.w"])]
   ['model.layers.0', 'others']
+  >>> [label(pattern) for pattern in patterns("depth", [f"layers.{i}.w" for i in range(5)])]
+  ['layers.0', 'layers.1', 'layers.2', 'layers.3 to layers.4']
   """
   known = {pattern: name for name, pattern in KINDS.items()}
-  return known.get(pattern) or pattern.removeprefix("(?s:").removesuffix(f"{_BELOW})").replace("\\", "")
+  if pattern in known:
+    return known[pattern]
+  layers = pattern.removeprefix("(?s:(?:").removesuffix(f"){_BELOW})").replace("\\", "").split("|")
+  return " to ".join(dict.fromkeys((layers[0], layers[-1])))
+
+
+def _band(layers: Iterable[str]) -> str:
+  """The pattern of the tensors of some layers."""
+  return f"(?s:(?:{'|'.join(map(re.escape, layers))}){_BELOW})"

@@ -79,7 +79,7 @@ class Contestant(Part, frozen=True):
   method: str = "task_arithmetic"
   space: str = "free"
   start: str = "best"
-  granularity: Literal["model", "group", "layer"] = "model"
+  granularity: Literal["model", "group", "depth", "layer"] = "model"
   known: bool = True
   sigma: Annotated[float, Meta(ge=0)] = 0.0
   population: Count = 0
