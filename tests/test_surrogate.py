@@ -244,7 +244,9 @@ def test_gram_is_that_of_task_vectors():
   generator = np.random.default_rng(0)
   base, *models_ = (generator.normal(size=(700, 900)).astype(np.float32) for _ in range(4))
   models_[1] = models_[0] + 0.1 * models_[1]
-  found = metric.gram([Leaf(tuple(models_), base), Leaf((np.arange(3),) * 3, np.arange(3))])
+  found = metric.gram(
+    [("w", Leaf(tuple(models_), base)), ("i", Leaf((np.arange(3),) * 3, np.arange(3)))], [".*"]
+  )
   vectors = np.stack([(m - base).reshape(-1) for m in models_]).astype(np.float64)
   exact = vectors @ vectors.T
   np.testing.assert_allclose(found / np.trace(found), exact / np.trace(exact), atol=5e-3)
@@ -253,7 +255,9 @@ def test_gram_is_that_of_task_vectors():
 
 def test_gram_of_a_spoilt_checkpoint_is_finite():
   spoilt, sound, none = (np.full(4, value, np.float32) for value in (1e30, 1.0, 0.0))
-  found = metric.gram([Leaf((spoilt, sound), none), Leaf((none[:0], none[:0]), none[:0])])
+  found = metric.gram(
+    [("w", Leaf((spoilt, sound), none)), ("none", Leaf((none[:0], none[:0]), none[:0]))], [".*"]
+  )
   np.testing.assert_allclose(found, [[4e60, 4e30], [4e30, 4.0]], rtol=1e-6)
   assert np.isfinite(region.Metric.of(found, np.zeros(2)).to_weights).all()
 

@@ -14,25 +14,19 @@ SAMPLE = 1 << 18
 """Most elements of a tensor that are looked at: inner products of task vectors are then known to 1 %."""
 
 
-def gram(leaves: Iterable[Leaf]) -> np.ndarray:
-  """Inner products of the task vectors of K models: float64 `[K, K]`, symmetric.
+def gram(leaves: Iterable[tuple[str, Leaf]], patterns: Sequence[str]) -> np.ndarray:
+  """Inner products of the task vectors of K models in G groups of tensors, 0 between groups.
 
   Args:
-    leaves: the tensors of the pool; without a base differences are from the mean of the models.
+    leaves: the tensors of the pool by name; without a base differences are from the mean of the models.
+    patterns: G, as those of `Weights`.
+
+  Returns:
+    float64 `[G K, G K]`, symmetric.
 
   >>> leaf = Leaf((jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0])), jnp.zeros(2))
-  >>> gram([leaf]).tolist()
+  >>> gram([("w", leaf)], [".*"]).tolist()
   [[1.0, 0.0], [0.0, 4.0]]
-  """
-  return np.sum([_products(leaf) for leaf in leaves if _floating(leaf)], axis=0)
-
-
-def by_group(leaves: Iterable[tuple[str, Leaf]], patterns: Sequence[str]) -> np.ndarray:
-  """As `gram`, of each group of tensors, 0 between them: float64 `[G K, G K]`.
-
-  Args:
-    leaves: the tensors of the pool by name.
-    patterns: G, as those of `Weights`.
   """
   found: dict[int, np.ndarray] = {}
   for name, leaf in leaves:

@@ -69,9 +69,9 @@ class Pool(NamedTuple):
     """Inner products of the task vectors as a method has them, `[G K, G K]`: 0 between groups of tensors."""
     merge = self.merges[method]
     if isinstance(merge, Window):
-      return metric.by_group(merge.leaves(), patterns)
+      return metric.gram(merge.leaves(), patterns)
     whole = len(patterns) == 1  # then stacks of layers need not be cut
-    return metric.by_group(merge.source.leaves.items() if whole else merge.source.slices(), patterns)
+    return metric.gram(merge.source.leaves.items() if whole else merge.source.slices(), patterns)
 
 
 def place(problem: Problem) -> Pool:

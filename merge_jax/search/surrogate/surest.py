@@ -44,7 +44,6 @@ def surest(records: Sequence[Record], options: Options) -> Point | None:
   if not np.isfinite(heights).any():
     return None
   known = view.metric.z(options.weights(view.records[int(np.argmax(heights))].point))
-
   errors = ERRORS * np.sqrt(options.rows)
 
   def value(z: np.ndarray) -> Foreseen:

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from merge_jax import errors
-from merge_jax.evals.objective import Evaluation, JittedObjective, Merge
-from merge_jax.operators import grouping
+from merge_jax.evals.objective import Evaluation, JittedObjective
 from merge_jax.recycle import metric
-from merge_jax.search.baselines import METHOD
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.loop import CHOOSING
 from merge_jax.search.point import Candidate
@@ -44,9 +42,8 @@ class Scores:
     *,
     granularity: str = "model",
   ):
-    self.bench = Bench(Opened(pool.folders, pool.base.folder), judge)
-    self._patterns = grouping.patterns(granularity, self.bench.checkpoints[0].specs)
-    self.rows = 0 if granularity == "model" else len(self._patterns)
+    self.bench = Bench(Opened(pool.folders, pool.base.folder), judge, granularity=granularity)
+    self.rows = 0 if granularity == "model" else len(self.bench.patterns)
     self.pool, self.suite, self._stop = pool, judge.suite, stop
     self._known: dict[Any, Evaluation] = {}
     self._seconds: list[float] = []
@@ -78,12 +75,8 @@ class Scores:
 
   @functools.cached_property
   def _objective(self) -> JittedObjective:
-    return self.bench.judge.objective(self._merges, self.batch, competitors=COMPETITORS, smooth=CHOOSING)
-
-  @functools.cached_property
-  def _merges(self) -> dict[str, Merge]:
-    pool, names = self.pool, (METHOD, "task_arithmetic")
-    return self.bench.judge.merges(names, pool.folders.values(), pool.base.folder, self._patterns)
+    merges = self.bench.merges
+    return self.bench.judge.objective(merges, self.batch, competitors=COMPETITORS, smooth=CHOOSING)
 
   @property
   def seconds(self) -> float:
@@ -93,5 +86,5 @@ class Scores:
   @functools.cached_property
   def metric(self) -> np.ndarray:
     """Gram matrix of the task vectors, float64 `[K, K]`; of those of all rows, `[rows · K, rows · K]`."""
-    source = self._merges["task_arithmetic"].source
-    return metric.by_group(source.slices() if self.rows else source.leaves.items(), self._patterns)
+    source = self.bench.merges["task_arithmetic"].source
+    return metric.gram(source.slices() if self.rows else source.leaves.items(), self.bench.patterns)

@@ -9,6 +9,7 @@ import numpy as np
 
 from merge_jax import preflight
 from merge_jax.evals.objective import Evaluation, JittedObjective, Merge
+from merge_jax.operators import grouping
 from merge_jax.search.baselines import METHOD, one_hot
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.loop import SPLIT
@@ -40,12 +41,13 @@ class Bench:
     pool: see there.
     judge: of its models; all of its tasks are scored, whatever a search looks at.
     batch: candidates of one program call.
+    granularity: of the weights of its merges, see `recycle.Search`.
 
   Raises:
     ValueError: checkpoints that do not go together, a stage of one that is not there.
   """
 
-  def __init__(self, pool: Pool, judge: Judge, batch: int = 1):
+  def __init__(self, pool: Pool, judge: Judge, batch: int = 1, *, granularity: str = "model"):
     for name in pool.stages:
       if name not in pool.folders:
         raise ValueError(f"The pool has no checkpoint {name!r}; its names are {', '.join(pool.folders)}.")
@@ -54,6 +56,7 @@ class Bench:
     preflight.require(tuple(preflight.check(opened, base, memory=tuple, values=False)))
     self.pool, self.judge, self.suite, self._batch = pool, judge, judge.suite, batch
     self.checkpoints, self.base = tuple(opened), base
+    self.patterns = grouping.patterns(granularity, opened[0].specs)
     self._singles: dict[str, list[Evaluation]] = {}
 
   @property
@@ -70,7 +73,8 @@ class Bench:
   @functools.cached_property
   def merges(self) -> dict[str, Merge]:
     """The pool, placed once: `linear` for known points and most searches, `task_arithmetic` on the base."""
-    return self.judge.merges((METHOD, "task_arithmetic"), self.pool.folders.values(), self.pool.base)
+    names, pool = (METHOD, "task_arithmetic"), self.pool
+    return self.judge.merges(names, pool.folders.values(), pool.base, self.patterns)
 
   @functools.cached_property
   def objective(self) -> JittedObjective:
