@@ -126,7 +126,8 @@ def get_config(contestants: str = "") -> config_dict.ConfigDict:
   }
   names = contestants.split(",") if contestants else list(every_way)
   every_way |= {
-    f"surrogate by {part}": {"proposer": "surrogate", "granularity": part} for part in ("group", "layer")
+    f"surrogate by {part}": {"proposer": "surrogate", "granularity": part}
+    for part in ("group", "depth", "layer")
   }
   for name in names:
     if name not in every_way:

@@ -56,7 +56,9 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
 
   c.search = config_dict.ConfigDict()
   c.search.method = "task_arithmetic"  # linear, ties, dare_ties, dare_linear, breadcrumbs, slerp, karcher
-  c.search.granularity = "model"  # depth, layer, group: weights of their own for parts of the model
+  c.search.granularity = (
+    "auto"  # by surrogate depth, else model; layer, group: weights of their own for parts
+  )
   c.search.numbers = ""  # of the method, searched beside the weights: density,scaling
   c.search.proposer = "auto"  # surrogate, of scores alone gaussian_process, else cma_es; line_search, random
   c.search.space = "free"  # simplex, softmax; trajectory: window and schedule of a merge along a run

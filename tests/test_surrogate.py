@@ -302,8 +302,8 @@ def test_what_promises_less_than_its_error_ends_a_search(world, tmp_path):
     patch.setitem(proposers.PROPOSERS, "surrogate", proposers.PROPOSERS["surrogate"]._replace(start=careful))
     run(world, tmp_path / "run", search=SURROGATE)
   kinds = [record["kind"] for record in journal_of(tmp_path / "run") if record["split"] == "search"]
-  # The sum of task vectors, which opens, and a look in each direction that is not known.
-  assert "base" in kinds and kinds.count("surrogate") <= 1 + 3
+  # The sum of task vectors, which opens, and looks in directions that are not known.
+  assert "base" in kinds and kinds.count("surrogate") <= 1 + steps.PROBES[0]
 
 
 UNLIKE = {
@@ -478,7 +478,8 @@ def test_weights_on_the_simplex_stay_there(tmp_path):
   assert found
   for record in found:
     weights = np.array(record["point"]["weights"])
-    assert abs(weights.sum() - 1) < 1e-12 and (weights >= 0).all()
+    assert weights.shape == (3, 4)  # by depth
+    assert np.abs(weights.sum(axis=1) - 1).max() < 1e-12 and (weights >= 0).all()
 
 
 def test_a_scorer_without_answers_is_refused(world, tmp_path):
@@ -489,25 +490,29 @@ def test_a_scorer_without_answers_is_refused(world, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "search, other, expected",
+  "search, other, expected, rows",
   [
-    ({}, {}, "surrogate"),
-    ({"granularity": "layer"}, {}, "surrogate"),
-    ({"method": "ties"}, {}, "cma_es"),
-    ({"numbers": "scaling"}, {}, "cma_es"),
-    ({}, {"scorer": {"command": "true {model_dir} {scores_json}"}, "tasks": ["a"]}, "gaussian_process"),
+    ({}, {}, "surrogate", 3),
+    ({"granularity": "layer"}, {}, "surrogate", 3),
+    ({"granularity": "model"}, {}, "surrogate", 1),
+    ({"objective": "pareto"}, {}, "surrogate", 1),
+    ({"method": "ties"}, {}, "cma_es", 1),
+    ({"numbers": "scaling"}, {}, "cma_es", 1),
+    ({}, {"scorer": {"command": "true {model_dir} {scores_json}"}, "tasks": ["a"]}, "gaussian_process", 1),
     (
       {"granularity": "layer"},
       {"scorer": {"command": "true {model_dir} {scores_json}"}, "tasks": ["a"]},
       "cma_es",
+      3,
     ),
-    ({"proposer": "line_search"}, {}, "line_search"),
+    ({"proposer": "line_search"}, {}, "line_search", 1),
   ],
 )
-def test_the_best_that_can_search_does(world, tmp_path, search, other, expected):
-  given = job(world, tmp_path / "x", search={"proposer": "auto"} | search, **other)
-  assert recycle.build(given).proposer == expected
-  assert f" by {expected} " in recycle.describe(recycle.build(given))
+def test_the_best_that_can_search_does(world, tmp_path, search, other, expected, rows):
+  problem = recycle.build(job(world, tmp_path / "x", search={"proposer": "auto"} | search, **other))
+  assert problem.proposer == expected
+  assert f" by {expected} " in recycle.describe(problem)
+  assert len(problem.patterns) == problem.options.rows == rows
 
 
 # Along the front.

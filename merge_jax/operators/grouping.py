@@ -41,8 +41,10 @@ def patterns(granularity: str, names: Iterable[str]) -> tuple[str, ...]:
   if granularity == "group":
     every = tuple(KINDS.values())
   else:
-    found = {match[0] for match in (re.match(r".*?(?:^|[._])\d+(?=\.|$)", name) for name in names) if match}
-    layers = sorted(found, key=lambda prefix: (len(prefix), prefix))
+    found = {
+      match.groups() for match in (re.match(r"(.*?(?:^|[._]))(\d+)(?=\.|$)", name) for name in names) if match
+    }
+    layers = [stem + number for stem, number in sorted(found, key=lambda one: (one[0], int(one[1])))]
     count = min(BANDS, len(layers)) if granularity == "depth" else len(layers)
     bands = [layers[i * len(layers) // count : (i + 1) * len(layers) // count] for i in range(count)]
     every = (*map(_band, bands), ANY)

@@ -22,7 +22,7 @@ from merge_jax.search.fitness import Fitness
 from merge_jax.search.loop import Budget
 from merge_jax.search.options import Options
 from merge_jax.search.proposers import PROPOSERS, proposer
-from merge_jax.search.space import space
+from merge_jax.search.space import Space, space
 from merge_jax.sharding import Layout
 
 
@@ -37,6 +37,7 @@ class Problem:
     suite: the scores.
     fitness: one number of them.
     proposer: who searches, a name in `PROPOSERS`.
+    patterns: which tensors the rows of weights belong to.
     options: what it is made from.
     budget: when it stops.
     layout: the mesh, and where the leaves of a merge lie.
@@ -52,6 +53,7 @@ class Problem:
   suite: Suite
   fitness: Fitness
   proposer: str
+  patterns: tuple[str, ...]
   options: Options
   budget: Budget
   layout: Layout
@@ -78,11 +80,6 @@ class Problem:
   def method(self) -> str:
     """Name of the method that is searched."""
     return self.settings.search.method
-
-  @property
-  def patterns(self) -> tuple[str, ...]:
-    """Which tensors the rows of weights belong to."""
-    return grouping.patterns(self.settings.search.granularity, self.pool[0].specs)
 
   @property
   def items(self) -> bool:
@@ -151,14 +148,13 @@ def build(settings: Settings) -> Problem:
   if s.population == 1:
     raise ValueError("config: search.population is 1; expected at least 2, or 0 for the proposer's own.")
   pool, base = preflight.open_pool(settings.checkpoints, settings.base)
-  parts = grouping.patterns(s.granularity, pool[0].specs)
-  made = space(
-    s.space,
-    len(pool),
-    rows=0 if s.granularity == "model" else len(parts),
-    numbers=numbers,
-    along=methods.schedules(s.steps),
-  )
+  patterns = grouping.patterns("model" if s.granularity == AUTO else s.granularity, pool[0].specs)
+
+  def searched(patterns: Sequence[str]) -> Space:
+    rows = len(patterns) if len(patterns) > 1 else 0
+    return space(s.space, len(pool), rows=rows, numbers=numbers, along=methods.schedules(s.steps))
+
+  made = searched(patterns)
   _check_outputs(settings)
   pool[0].refuse_place(settings.folder)
   if s.budget < len(pool):
@@ -183,9 +179,12 @@ def build(settings: Settings) -> Problem:
     based=methods.METHODS[s.method].needs_base and base is not None and made.scaled,
   )  # fmt: skip
   name = _proposer(s.proposer, options, suite)
+  if s.granularity == AUTO and PROPOSERS[name].foresees and not options.pareto:
+    patterns = grouping.patterns("depth", pool[0].specs)
+    options = dataclasses.replace(options, space=searched(patterns))
   preflight.require_disk(settings.folder, pool[0].nbytes)
   return Problem(
-    settings, tuple(pool), base, tuple(preflight.labels(pool)), suite, fitness, name,
+    settings, tuple(pool), base, tuple(preflight.labels(pool)), suite, fitness, name, patterns,
     options, Budget(s.budget, s.seconds or None, len(pool)), layout,
     memory, findings, manifests.make(settings, checkpoints, suite.digests(), mesh),
   )  # fmt: skip

@@ -16,6 +16,8 @@ PROBES = (8, 32)
 """Directions that are looked at before it is believed that there is no more: half of all, within these."""
 PROBE = 0.25
 """Length of these looks, in lengths of a task vector."""
+TOLD_APART = 1e-3
+"""Of the mean variance: directions whose variances differ less are taken in the order of the coordinates."""
 UNSURE = 0.05
 """Variance of the slopes of outputs of unit variance, below which a direction is known."""
 
@@ -83,7 +85,9 @@ def around(view: View) -> list[Candidate]:
     sums = np.kron(np.eye(options.rows), np.ones(options.count)) @ metric.to_weights
     within = np.eye(len(covariance)) - np.linalg.pinv(sums) @ sums
     covariance = within @ covariance @ within
-  variances, directions = np.linalg.eigh((covariance + covariance.T) / 2)
+  # What no merge has told apart is equally unsure; which directions are taken then, last digits must not say.
+  order = TOLD_APART * np.trace(covariance) / len(covariance) * np.linspace(1, 0, len(covariance))
+  variances, directions = np.linalg.eigh((covariance + covariance.T) / 2 + np.diag(order))
   most = int(np.clip(len(variances) // 2, *PROBES))
   found = list[Candidate]()
   for i in np.argsort(-variances, kind="stable")[:most]:
