@@ -69,7 +69,7 @@ def files(records, tasks=("code", "math", "loss"), labels=None, **search):
   ]  # fmt: skip
   gain = {"gain": 0.1, "stderr": 0.05, "detectable": 0.14}
   result = {
-    "checkpoints": [*(labels or [f"m{i}" for i in range(count)])],
+    "checkpoints": [*(labels or [f"m{i}" for i in range(count)])], "parts": [],
     "tasks": [
       {"name": task, "metric": "loss" if sign < 0 else "exact_match", "sign": sign,
        "format": ".4f" if sign < 0 else ".3f", "examples": {"test": 50}}
@@ -115,6 +115,27 @@ def test_a_page_holds_what_it_shows():
   assert points[0]["texts"][2] == f"{points[0]['scores'][2]:.4f}" == f"{-points[0]['parts'][2]:.4f}"
   assert "covers 2.00 times the hypervolume" in text and "0.02 against 0.01" in text
   assert "could not be seen with these 150 test examples" in text
+
+
+@pytest.mark.parametrize("parts", [[], ["layers.0", "others"], [f"layers.{i}" for i in range(20)]])
+def test_weights_of_parts_have_a_row_each(parts):
+  records = journal()
+  result, manifest = files(records)
+  (selected,) = (row for row in result["rows"] if row["name"] == "selected")
+  table = np.arange(3 * max(len(parts), 1)).reshape(-1, 3) / 8
+  selected["weights"] = table.tolist() if parts else table[0].tolist()
+  result["parts"] = parts
+  text = page.render(result, manifest, explore.data(result, manifest, lines(records)), {"weights": b"png"})
+  shown = re.findall(r"<tr><td>([^<]*)</td>((?:<td>\d\.\d{3}</td>){3})</tr>", text)
+  assert [name for name, _ in shown] == (parts or ["weight"])
+  values = [[float(x) for x in re.findall(r"\d\.\d+", row)] for _, row in shown]
+  np.testing.assert_allclose(values, table, atol=5e-4)
+  assert f"3 of {table.size}." in text and ("means over parts" in text) == bool(parts)
+  assert held(text)["weight"] == ("mean weight" if parts else "weight")
+  drawn = figures.weights(result, []).axes[0].images[0].get_array()
+  means = [np.mean(np.atleast_2d(one["weights"]), axis=0) for one in result["analysis"]["top_points"]]
+  alone = table if len(table) <= figures.PARTS else table.mean(axis=0, keepdims=True)
+  np.testing.assert_allclose(drawn, [*alone, *means])
 
 
 def test_without_scripts_a_page_is_whole():

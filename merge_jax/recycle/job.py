@@ -259,7 +259,7 @@ def _refuse_unable(problem: Problem) -> None:
 def describe(problem: Problem) -> str:
   """What a job would do, with sizes and an estimate, from headers and task files alone."""
   pool, suite, s = problem.pool, problem.suite, problem.settings.search
-  first, tasks = pool[0], len(suite.tasks)
+  first, tasks, parts = pool[0], len(suite.tasks), ", ".join(problem.parts)
   lines = [
     ("pool", f"{len(pool)} checkpoints of {first.parameters:,} parameters "
              f"({preflight.gib(sum(c.nbytes for c in pool))}): {', '.join(problem.labels)}"),
@@ -285,6 +285,7 @@ def describe(problem: Problem) -> str:
   lines += [
     ("method", f"{s.method} by {problem.proposer} in space {s.space!r}, "
                f"fitness {s.fitness} of {s.fitness_source}; {_known_points(problem)}"),
+    ("weights", "one for each checkpoint" + (f" in each of {parts}" if parts else "")),
     ("writes", f"{problem.settings.output_dir}: {', '.join(written)} "
                f"(merged: {preflight.gib(first.nbytes)})"),
     *(("note", note) for note in problem.notes),

@@ -11,7 +11,7 @@ import numpy as np
 
 from merge_jax import checkpoints, host, models, streaming
 from merge_jax import operators as mj
-from merge_jax.operators import grouping, leafwise, naming
+from merge_jax.operators import leafwise, naming
 from merge_jax.recycle import methods
 from merge_jax.recycle.problem import Problem
 from merge_jax.search.point import Candidate
@@ -96,8 +96,9 @@ def _weights(problem: Problem, candidate: Candidate) -> dict[str, Any]:
   rows = candidate.point.array.tolist()
   if candidate.point.array.ndim == 1:
     return dict(zip(problem.labels, rows, strict=True))
-  names = map(grouping.label, problem.patterns)
-  return {name: dict(zip(problem.labels, row, strict=True)) for name, row in zip(names, rows, strict=True)}
+  return {
+    part: dict(zip(problem.labels, row, strict=True)) for part, row in zip(problem.parts, rows, strict=True)
+  }
 
 
 def _describe(problem: Problem, candidate: Candidate, folder: Path) -> None:

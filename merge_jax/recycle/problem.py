@@ -82,6 +82,11 @@ class Problem:
     return self.settings.search.method
 
   @property
+  def parts(self) -> tuple[str, ...]:
+    """What the rows of weights are for; none where there is one weight for each model."""
+    return tuple(map(grouping.label, self.patterns)) if len(self.patterns) > 1 else ()
+
+  @property
   def items(self) -> bool:
     """Whether what every example scored is kept."""
     kept = self.settings.keep_items

@@ -79,6 +79,7 @@ def conclude(
   groups = {split: suite.groups(split) for split in suite.splits}
   result = {
     "checkpoints": problem.labels,
+    "parts": problem.parts,
     "proposer": problem.proposer,
     "tasks": [
       task._asdict() | {"examples": {s: n[task.name] for s, n in sizes.items() if task.name in n}}

@@ -147,7 +147,7 @@ function explore(data) {
       make("p", {class: "small"}, names.join(", ") || "\u00a0"),
       make("table", {}, head("search score", "", "gain over selected"),
         ...tasks.map((task, t) => row(task.name, point.texts[t], gain(t)))),
-      make("p"), make("table", {}, head("checkpoint", "weight", ""),
+      make("p"), make("table", {}, head("checkpoint", data.weight, ""),
         ...data.checkpoints.map((name, k) => row(name, point.weights[k].toFixed(3), bar(point.weights[k])))),
     ];
   }

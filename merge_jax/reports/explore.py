@@ -29,11 +29,12 @@ def data(
     lines: of the journal.
 
   Returns:
-    `tasks` with the importance that the search gave them; `checkpoints`; `points`, each with its number for
-    `launch.select`, its scores as numbers and as texts, and `parts`, what the fitness averages (None where
-    not finite); `selected`, the place of the selected merge, or None if it was not evaluated on these
-    examples; `worst`, whether the fitness is the worst part instead; `named`, whether `--task_weights` can
-    name the tasks; `equal`, up to where fitnesses are; `axes`, the two tasks that trade off most.
+    `tasks` with the importance that the search gave them; `checkpoints`; `weight`, what theirs are called;
+    `points`, each with its number for `launch.select`, its scores as numbers and as texts, and `parts`, what
+    the fitness averages (None where not finite); `selected`, the place of the selected merge, or None if it
+    was not evaluated on these examples; `worst`, whether the fitness is the worst part instead; `named`,
+    whether `--task_weights` can name the tasks; `equal`, up to where fitnesses are;
+    `axes`, the two tasks that trade off most.
   """
   tasks, config = result["tasks"], manifest["config"]["search"]
   names = [task["name"] for task in tasks]
@@ -52,6 +53,7 @@ def data(
       for task in tasks
     ],
     "checkpoints": result["checkpoints"],
+    "weight": "mean weight" if result["parts"] else "weight",
     "points": [
       {
         "number": record.index,

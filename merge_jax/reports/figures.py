@@ -104,14 +104,22 @@ def _zoom(axis: Any, points: np.ndarray, signs: Sequence[float]) -> int:
   return int((finite < low - margin).any(axis=1).sum())
 
 
+PARTS = 8
+"""Most parts of the selected merge whose weights are drawn one by one; their means otherwise."""
+
+
 def weights(result: Mapping[str, Any], records: Sequence[Record]) -> Figure:
-  """Weights of the selected merge and of the five best solutions, as a heat map."""
+  """Weights of the selected merge, part by part, and means of the five best solutions, as a heat map."""
   del records
   rows = {row["name"]: row for row in result["rows"]}
   top = result["analysis"]["top_points"]
-  # Where groups of tensors have weights of their own, their mean is shown.
-  table = np.array([np.atleast_2d(one["weights"]).mean(axis=0) for one in (rows["selected"], *top)])
-  names = ["selected", *(f"best {i + 1}" for i in range(len(top)))]
+  selected, parts = np.atleast_2d(rows["selected"]["weights"]), result["parts"]
+  if len(selected) != len(parts) or len(parts) > PARTS:
+    selected, parts = selected.mean(axis=0, keepdims=True), []
+  means = [np.atleast_2d(one["weights"]).mean(axis=0) for one in top]
+  table = np.concatenate([selected, np.reshape(means, (len(top), -1))])
+  names = [f"selected, {plain(part)}" for part in parts] or ["selected"]
+  names += [f"best {i + 1}" for i in range(len(top))]
   limit = max(float(np.abs(table).max()), 1e-6)
   with plt.rc_context(STYLE):
     figure, axis = plt.subplots(figsize=(1.6 + 0.62 * table.shape[1], 0.9 + 0.36 * len(table)))

@@ -127,13 +127,21 @@ def render(
     evaluations=result["cost"]["evaluations"],
     volume=f"{front['hypervolume'] / singles:.2f}" if singles else "–",
     volumes=f"{front['hypervolume']:.4g} against {singles:.4g}",
-    weights=[f"{weight:.3f}" for weight in np.atleast_2d(selected["weights"]).mean(axis=0)],
+    weights=_weights(result, selected),
     points=points,
     threshold=analysis["nonzero_weights"]["threshold"],
     nonzero=", ".join(map(str, analysis["nonzero_weights"]["top"])),
+    searched=len(result["checkpoints"]) * max(len(result["parts"]), 1),
     rho=None if analysis["weight_fitness_spearman"] is None else f"{analysis['weight_fitness_spearman']:.2f}",
     facts=_facts(result, manifest),
   )
+
+
+def _weights(result: Mapping[str, Any], row: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+  """Weights of a merge, in a row for each part that has its own."""
+  table = np.atleast_2d(row["weights"])
+  parts = result["parts"] if len(table) > 1 else ["weight"]
+  return [(part, [f"{weight:.3f}" for weight in some]) for part, some in zip(parts, table, strict=True)]
 
 
 def _rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -205,6 +213,8 @@ def _facts(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple
     facts.append((f"task {task['name']}", f"{task['metric']}{shown}"))
   how = "{method} by {proposer} in space {space}, fitness {fitness} of {fitness_source}, seed {seed}"
   facts.append(("search", how.format(**search | {"proposer": result.get("proposer", search["proposer"])})))
+  if result["parts"]:
+    facts.append(("weights", f"one for each checkpoint in each of {', '.join(result['parts'])}"))
   facts.append(
     (
       "evaluations",
