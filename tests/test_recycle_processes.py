@@ -136,7 +136,7 @@ def test_orbax_pools_are_read_and_written_by_all(world, alone, tmp_path):
   (tmp_path / "tasks").symlink_to(world / "tasks")
   run(tmp_path, tmp_path / "x", 2)
   assert checkpoints.open(tmp_path / "x" / "merged").format == "orbax"
-  assert_same(tmp_path / "x", alone, tolerance=0)
+  assert_same(tmp_path / "x", alone, tolerance=1e-7)
 
 
 @pytest.mark.thorough
