@@ -184,7 +184,7 @@ def build(settings: Settings) -> Problem:
     based=methods.METHODS[s.method].needs_base and base is not None and made.scaled,
   )  # fmt: skip
   name = _proposer(s.proposer, options, suite)
-  if s.granularity == AUTO and PROPOSERS[name].foresees and not options.pareto:
+  if s.granularity == AUTO and PROPOSERS[name].foresees:
     patterns = grouping.patterns("depth", pool[0].specs)
     options = dataclasses.replace(options, space=searched(patterns))
   preflight.require_disk(settings.folder, pool[0].nbytes)

@@ -100,7 +100,7 @@ class Search(Part, frozen=True):
     steps: training steps of the checkpoints, if they are of one run: merges along it are known points, too.
     granularity: "model" has one weight for each checkpoint, "group" one for each in attention, feed-forward,
       embeddings and norms, "depth" one for each in every quarter of the layers, "layer" one for each in every
-      layer; "auto": by depth where the surrogate searches for the highest fitness, else one for the model.
+      layer; "auto": by depth where the surrogate searches, else one for the model.
     numbers: of the method, searched beside the weights: names with commas between, as `density,scaling`.
     caution: paired errors by which a finalist must be better on validation to replace the best known point.
   """
