@@ -56,9 +56,7 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
 
   c.search = config_dict.ConfigDict()
   c.search.method = "task_arithmetic"  # linear, ties, dare_ties, dare_linear, breadcrumbs, slerp, karcher
-  c.search.granularity = (
-    "auto"  # by surrogate depth, else model; layer, group: weights of their own for parts
-  )
+  c.search.granularity = "auto"  # by surrogate depth, else model; or group, layer: parts with own weights
   c.search.numbers = ""  # of the method, searched beside the weights: density,scaling
   c.search.proposer = "auto"  # surrogate, of scores alone gaussian_process, else cma_es; line_search, random
   c.search.space = "free"  # simplex, softmax; trajectory: window and schedule of a merge along a run
