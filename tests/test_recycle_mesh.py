@@ -38,7 +38,7 @@ def records(folder):
   return storage.read_lines(folder / "journal.jsonl")
 
 
-def assert_same_search(folder, other, finals=True):
+def assert_same_search(folder, other, finals=True, atol=1e-4):
   def steps(folder):
     return [r for r in records(folder) if finals or (r["split"] == "search" and r["kind"] not in FINALS)]
 
@@ -47,9 +47,8 @@ def assert_same_search(folder, other, finals=True):
     (r["split"], r["kind"], r["method"]) for r in theirs
   ]
   for a, b in zip(mine, theirs, strict=True):
-    # Proposals follow scores to the stated tolerance, weights less where they hardly matter.
-    np.testing.assert_allclose(a["point"]["weights"], b["point"]["weights"], atol=1e-3)
-    for task, value in a["losses"].items():
+    np.testing.assert_allclose(a["point"]["weights"], b["point"]["weights"], atol=atol)
+    for task, value in a["losses"].items():  # the stated tolerance: proposals follow scores
       np.testing.assert_allclose(value, b["losses"][task], rtol=1e-5)
 
 
@@ -93,7 +92,8 @@ def test_a_pool_on_the_host_or_on_disk_scores_the_same(world, alone, tmp_path):
   placement = {"pool_memory": "host", "verify_load": True}
   run(world, tmp_path / "host", "fsdp:2", base=True, search={}, placement=placement)
   run(world, tmp_path / "device", "fsdp:1", base=True, search={})
-  assert_same_search(tmp_path / "host", tmp_path / "device")
+  # In free weights, some of which hardly matter.
+  assert_same_search(tmp_path / "host", tmp_path / "device", atol=1e-3)
 
 
 def test_the_first_memory_with_room_is_chosen(world, tmp_path, monkeypatch):

@@ -54,8 +54,9 @@ def assert_same(output, other, tolerance=1e-5):
   mine, theirs = records(output), records(other)
   assert [r["kind"] for r in mine] == [r["kind"] for r in theirs]
   for a, b in zip(mine, theirs, strict=True):
+    bits = tolerance < 1e-5 and a["point"] == b["point"]  # the same merge on the same mesh
     for task, value in a["losses"].items():
-      np.testing.assert_allclose(value, b["losses"][task], rtol=tolerance)
+      np.testing.assert_allclose(value, b["losses"][task], rtol=0 if bits else tolerance)
   names = checkpoints.open(output / "merged").specs
   for name in names:
     ours, expected = (checkpoints.open(folder / "merged").read(name) for folder in (output, other))
@@ -116,7 +117,8 @@ def test_a_follower_that_is_asked_to_stop_stops_all(world, alone, tmp_path):
   for mine, expected in zip(
     records(output), records(alone), strict=False
   ):  # whole records, as far as it came
-    assert mine["losses"] == pytest.approx(expected["losses"], rel=1e-7)
+    bits = mine["point"] == expected["point"]
+    assert mine["losses"] == pytest.approx(expected["losses"], rel=0 if bits else 1e-7, abs=0)
 
 
 def test_bad_input_is_one_sentence_of_the_lead_and_leaves_no_trace(world, tmp_path):
