@@ -646,6 +646,13 @@ def test_settings_that_do_nothing_are_said(world, tmp_path):
   named = [note.partition(" does nothing")[0] for note in told]
   assert named == [*(f"config.search.{name}" for name in ("sigma", "population", "in_turn")), "config.scorer"]
   assert recycle.build(job(world, tmp_path / "x")).notes == ()
+  assert recycle.build(job(world, tmp_path / "x", scorer={"nan": "worst"})).notes == ()
+  scorer = {"command": f"{sys.executable} {{model_dir}} {{scores_json}} {{split}}"}
+  batch = {"batch": 8, "proposer": "line_search"}
+  (told,) = recycle.build(
+    job(world, tmp_path / "x", search=batch, tasks=["a"], scorer=scorer, evals={})
+  ).notes
+  assert told.startswith("config.search.batch does nothing")
   alone = {"proposer": "line_search", "batch": 4}
   assert "one candidate after the other" in recycle.build(job(world, tmp_path / "x", search=alone)).notes[0]
 

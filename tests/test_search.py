@@ -9,7 +9,7 @@ import pytest
 
 from merge_jax import search, storage
 from merge_jax.evals.objective import Evaluation
-from merge_jax.search import analysis, baselines, final, proposers
+from merge_jax.search import analysis, baselines, final, model_based, proposers
 from merge_jax.search.journal import Journal, Record
 from merge_jax.search.point import Candidate, Point
 from tests.further import beyond, further
@@ -97,6 +97,41 @@ def test_models_of_the_fitness_need_few_evaluations(proposer, metric):
 def test_models_of_the_fitness_see_past_equal_and_spoilt_checkpoints(metric):
   best = max(run("gaussian_process", 30, metric=metric).records, key=lambda r: r.fitness)
   np.testing.assert_allclose(best.point.weights[1:], BEST[1:], atol=0.1)
+
+
+def test_merges_tell_of_a_rule_that_depends_on_weights_as_theirs_does():
+  told = enumerate([("linear", 1.0), ("ties", 1.0), ("ties", None)])
+  records = [
+    record(i, "x", (1.0, 0.0), dict.fromkeys(TASKS, value), method=method) for i, (method, value) in told
+  ]
+  for method, expected in (("linear", [0]), ("task_arithmetic", [0]), ("ties", [1])):
+    options = search.Options(method, search.space("free", 2), fitness(), 2)
+    assert np.flatnonzero(options.usable(records)).tolist() == expected
+
+
+def test_a_model_of_the_fitness_of_another_rule_begins_with_merges_of_its_own():
+  """The linear soups that are known score best at another place."""
+  chosen = search.Options("ties", search.space("free", 4), fitness(), 4)
+  known = [record(i, "uniform", (0.1 * i, 0.9, 0.0, 0.0), dict.fromkeys(TASKS, 99.0)) for i in range(6)]
+  steps = model_based.gaussian_process(known, chosen)
+  (first,) = next(steps).candidates
+  assert first.method == "ties"
+  for i in range(4):
+    scores = dict.fromkeys(TASKS, float(i))
+    asked = steps.send([record(9 + i, first.kind, first.point.weights, scores, method="ties")]).candidates
+    first = asked[0]
+  assert np.isfinite(first.point.array).all()
+
+
+def test_relative_fitness_is_not_told_of_single_checkpoints():
+  """It refers to all of them, and the journal keeps what is known at the time."""
+  chosen = search.Options("linear", search.space("free", 4), fitness(aggregate="normalized"), 4)
+  journal = Journal()
+  proposer, budget = search.proposer("cma_es", chosen), search.Budget(9)
+  found = search.search(proposer, Objective(), journal, chosen.fitness, budget)
+  singles = [one.fitness for one in found.records if one.kind == "single"]
+  assert singles == [None] * 4 and all(one.fitness is not None for one in found.records[4:])
+  assert found.records[4].fitness == pytest.approx(chosen.fitness.of(found.records)[4])
 
 
 def test_soce_takes_the_experts_of_weakly_correlated_tasks_and_ends():
@@ -444,6 +479,8 @@ def test_analyses_of_a_search():
   best = max(records, key=lambda r: r.fitness)
   assert made["top_points"][0]["weights"] == best.point.weights
   assert made["nonzero_weights"]["top"][0] == int(np.sum(np.abs(best.point.array) > 0.015))
+  by_part = [record(0, "uniform", (0.5, 0.5), {}), record(1, "x", ((1.0, 0.0), (0.5, 0.01)), {})]
+  assert analysis.nonzero_weights(by_part, 2) == [4, 2]
   assert made["fitness_slope"]["slope"] > 0
   assert analysis.slope(np.array([1.0, np.nan])) is None
 

@@ -240,6 +240,31 @@ def test_highest_stays_in_its_region_and_on_the_simplex():
   np.testing.assert_allclose(around.weights(bound), [1.0, 0.0], atol=1e-4)
 
 
+def test_weights_that_change_no_model_stay():
+  """Of a frozen part and of a model that is the base; the others are those of a metric of their own."""
+  gram, live = np.zeros((6, 6)), [0, 2, 3, 5]
+  own = np.array([[1.0, 0.5], [0.5, 1.0]])
+  gram[np.ix_([0, 2], [0, 2])], gram[np.ix_([3, 5], [3, 5])] = own, 3 * own
+  centre, weights = np.arange(6.0), np.array([0.5, -1, 0.5, 0.2, 7, 0.8])
+  around = region.Metric.of(gram, centre)
+  alone = region.Metric.of(gram[np.ix_(live, live)], centre[live])
+  np.testing.assert_allclose(around.z(weights), alone.z(weights[live]))
+  found = around.weights(around.z(weights))
+  np.testing.assert_allclose(found[live], weights[live])
+  assert around.size == 4 and (found[[1, 4]] == centre[[1, 4]]).all()
+  assert region.Metric.of(np.zeros((2, 2)), np.zeros(2)).size == 2
+
+
+def test_highest_on_a_simplex_of_which_a_part_is_frozen():
+  gram = np.zeros((4, 4))
+  gram[2:, 2:] = [[1.0, 0.5], [0.5, 1.0]]
+  around = region.Metric.of(gram, np.full(4, 0.5))
+  found, _ = region.highest(
+    lambda z: (float(around.weights(z)[2]), around.to_weights[2]), around, 9.0, [np.zeros(2)], sums=2
+  )
+  np.testing.assert_allclose(around.weights(found), [0.5, 0.5, 1.0, 0.0], atol=1e-4)
+
+
 def test_gram_is_that_of_task_vectors():
   generator = np.random.default_rng(0)
   base, *models_ = (generator.normal(size=(700, 900)).astype(np.float32) for _ in range(4))
@@ -337,6 +362,63 @@ def test_directions_that_no_merge_has_measured_are_looked_at(scored, name):
       assert probe.min() >= 0 and probe.sum() == pytest.approx(1)
     else:
       assert np.linalg.norm(view.metric.z(probe)) == pytest.approx(steps.PROBE)
+
+
+def example(scored, points, space_, based=True, kinds=(), **fitness):
+  """Records of five models at points, and options to search from them."""
+  suite, found = scored
+  rows = [
+    search.Record("search", i, 0, kind, "task_arithmetic", search.Point.of(np.array(point)),
+                  examples.scores(), examples.scores(loss=True), None, 0.0)
+    for i, (point, (examples, _), kind) in enumerate(zip(points, found, [*kinds, *"xxxxx"], strict=False))
+  ]  # fmt: skip
+  evidence = Evidence(suite.answers, lambda record: found[record.index][1])
+  made = search.Fitness(tuple(METRICS), tuple(suite.signs), **({"source": "metric"} | fitness))
+  return rows, Options("task_arithmetic", space_, made, len(points[0]), based=based, evidence=evidence)
+
+
+def test_a_frozen_part_is_not_looked_at(scored):
+  """Three parts of two checkpoints, the second part the same in all of them."""
+  records, options = example(scored, UNLIKE["free"], space("free", 2, rows=3))
+  options = dataclasses.replace(options, metric=np.diag([1.0, 1, 0, 0, 1, 1]))
+  view = View.of(records, options)
+  assert view is not None and view.metric.size == 4
+  best, probes = options.weights(view.best.point), steps.around(view)
+  assert probes
+  for probe in probes:
+    assert (options.weights(probe.point)[2:4] == best[2:4]).all()
+
+
+def test_a_batch_of_any_size_has_regions_of_bounded_size(scored):
+  records, options = example(scored, UNLIKE["free"], space("free", 2))
+  view = View.of(records, dataclasses.replace(options, batch=4096))
+  assert view is not None
+  found = steps.batch(view, 0.5, steps.How())
+  assert 1 < len(found) <= steps.RADII + 1 and all(np.linalg.norm(one.z) <= 3.01 for one in found)
+
+
+def test_relative_heights_are_relative_to_smoothed_scores_of_the_checkpoints(scored):
+  """So that the best checkpoint of a task has 1, the worst 0."""
+  kinds = ["single"] * 3
+  for aggregate in ("normalized", "worst"):
+    records, options = example(scored, UNLIKE["free"], space("free", 2), kinds=kinds, aggregate=aggregate)
+    view = View.of(records, options)
+    assert view is not None
+    exact = np.array([view.model.table.smoothed(row, np.zeros(5)).scores for row in view.model.table.values])
+    exact = exact[:3] * np.array(options.fitness.signs)
+    np.testing.assert_array_equal(view.model.singles, exact)
+    parts = (exact - exact.min(axis=0)) / np.ptp(exact, axis=0)
+    expected = parts.mean(axis=1) if aggregate == "normalized" else parts.min(axis=1)
+    np.testing.assert_allclose(view.heights[:3], expected, rtol=1e-6)
+
+
+def test_effects_of_checkpoints_are_in_each_tasks_metric_whatever_is_searched(scored):
+  point = search.Point(tuple(map(float, UNLIKE["free"][4])))
+  found = [
+    leave_one_out.foreseen(*example(scored, UNLIKE["free"], space("free", 2), source=source), point)
+    for source in ("metric", "loss")
+  ]
+  np.testing.assert_array_equal(*found)
 
 
 def test_effects_of_checkpoints_are_those_of_merges_that_were_learned_from(scored):
@@ -497,6 +579,7 @@ def test_a_scorer_without_answers_is_refused(world, tmp_path):
     ({"granularity": "model"}, {}, "surrogate", 1),
     ({"objective": "pareto"}, {}, "surrogate", 3),
     ({"method": "ties"}, {}, "cma_es", 1),
+    ({"method": "linear", "space": "trajectory", "steps": [1, 2, 3]}, {}, "cma_es", 1),
     ({"numbers": "scaling"}, {}, "cma_es", 1),
     ({}, {"scorer": {"command": "true {model_dir} {scores_json}"}, "tasks": ["a"]}, "gaussian_process", 1),
     (
@@ -515,6 +598,12 @@ def test_the_best_that_can_search_does(world, tmp_path, search, other, expected,
   assert len(problem.patterns) == problem.options.rows == rows
 
 
+def test_two_checkpoints_of_a_run_are_searched(world, tmp_path):
+  along = {"proposer": "auto", "method": "linear", "space": "trajectory", "steps": [1, 2], "budget": 9}
+  two = [str(path) for path in world[1][:2]]
+  assert recycle.build(job(world, tmp_path / "x", search=along, checkpoints=two)).proposer == "cma_es"
+
+
 # Along the front.
 
 
@@ -523,11 +612,6 @@ def test_the_highest_point_of_a_direction_lies_on_the_front(count):
   generator = np.random.default_rng(count)
   fitness = search.Fitness(tuple("abcde"[:count]), (1.0,) * count, source="metric")
   points, singles = generator.random((200, count)), generator.random((4, count))
-  records = [
-    search.Record("search", i, 0, "single", "linear", search.Point((1.0,)), scores, None, None, 0.0)
-    for i, row in enumerate(singles)
-    for scores in [dict(zip(fitness.tasks, row, strict=True))]
-  ]
   front, found, drawn = pareto.front(points), set(), directions.importances(count, 0)
   for importance, _ in zip(drawn, range(64), strict=False):
     assert (
@@ -535,7 +619,7 @@ def test_the_highest_point_of_a_direction_lies_on_the_front(count):
       and (importance > 0).all()
       and importance.sum() == pytest.approx(1, abs=0.01)
     )
-    toward = directions.Direction.toward(fitness, importance, records)
+    toward = directions.Direction.toward(fitness, importance, singles, singles)
     heights = toward.aggregated(points, singles)
     found.add(int(np.argmax(heights)))
     slopes = toward.slopes(points[:1], singles)[0]

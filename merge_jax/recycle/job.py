@@ -14,7 +14,7 @@ import msgspec
 from merge_jax import errors, host, preflight, storage
 from merge_jax.recycle import folder as folders
 from merge_jax.recycle import manifest as manifests
-from merge_jax.recycle import methods, suites
+from merge_jax.recycle import members, methods, suites
 from merge_jax.recycle import result as results
 from merge_jax.recycle.folder import RunFolder
 from merge_jax.recycle.manifest import Manifest
@@ -180,7 +180,8 @@ def _run(
     progress=after,
   )
   if found.left is not None:
-    say(f"nothing more to find here: {left(found.left, len(found.records), problem.budget.evaluations)}")
+    foreseen = None if options.pareto else found.left
+    say(f"nothing more to find here: {left(foreseen, len(found.records), problem.budget.evaluations)}")
   say("search done; scoring finalists on validation and test examples")
   say(_times(work, found.records))
   result, chosen = results.conclude(problem, options, work, journal, items, found, after)
@@ -194,13 +195,16 @@ def _run(
   return result
 
 
-def left(foreseen: float, evaluations: int, budget: int) -> str:
-  """Why a search ended before its budget.
+def left(foreseen: float | None, evaluations: int, budget: int) -> str:
+  """Why a search ended before its budget; nothing is foreseen along a front that no step gains on.
 
   >>> left(0.00021, 22, 50)
   'after 22 of 50 evaluations no more than +0.0002 of fitness is foreseen'
   """
-  return f"after {evaluations} of {budget} evaluations no more than {foreseen:+.4f} of fitness is foreseen"
+  what = (
+    "no step that gains along the front" if foreseen is None else f"no more than {foreseen:+.4f} of fitness"
+  )
+  return f"after {evaluations} of {budget} evaluations {what} is foreseen"
 
 
 def _times(work: Work, records: Sequence[Record]) -> str:
@@ -269,7 +273,9 @@ def describe(problem: Problem) -> str:
   items = problem.items and suite.losses  # a scorer may tell of examples, or not
   written = [name for name in folders.OUTPUTS if items or name != folders.ITEMS]
   rows = most + tasks  # the most that a result has, specialists of each task among them
-  finals = {"validation": most, "test": rows, **({"heldout": most} if "heldout" in suite.splits else {})}
+  foresees = problem.foresees  # then there is a surest merge, and merges without a checkpoint are scored
+  finals = {"search": 1 + foresees, "validation": most, "test": rows + foresees * members.CHECKED}
+  finals |= {"heldout": most} if "heldout" in suite.splits else {}
   count = ", ".join(f"{number} on {split}" for split, number in finals.items())
   lines.append(("finalists", f"up to {count} examples, beside the search's budget"))
   if suite.tokens("search"):

@@ -73,7 +73,7 @@ class Problem:
 
   @property
   def measures(self) -> bool:
-    """Whether the proposer looks at distances between merges, which those of linear ones alone are known."""
+    """Whether the proposer looks at distances between merges; only those of linear ones are known."""
     return PROPOSERS[self.proposer].measures and self.options.linear
 
   @property
@@ -135,7 +135,7 @@ def _proposer(name: str, options: Options, suite: Suite) -> str:
 
 def _without_answers(options: Options) -> str:
   """Who does most with few scores: a model of them, which learns from known points and distances."""
-  learns = options.linear and options.space.size == options.count
+  learns = options.linear and options.space.weights == options.space.size == options.count
   return "gaussian_process" if learns else "cma_es"
 
 
@@ -167,8 +167,8 @@ def build(settings: Settings) -> Problem:
       f"config: search.budget is {s.budget}; expected at least {len(pool)}, one for each checkpoint."
     )
   mesh = sharding.make_mesh(settings.placement.mesh)
-  batch = objectives.batch_of(s.batch, mesh)
-  memory, findings = _checked(settings, pool, base, mesh, batch // mesh.shape["candidate"])
+  batch = 1 if settings.scorer.command else objectives.batch_of(s.batch, mesh)
+  memory, findings = _checked(settings, pool, base, mesh, -(-batch // mesh.shape["candidate"]))
   checkpoints = [*pool, *([base] if base else [])]
   suite = suites.build(settings, checkpoints, mesh)
   layout = placing.layout(pool[0].specs, mesh, settings.placement, suite.stacks, suite.axes)

@@ -98,7 +98,7 @@ def conclude(
     "retention": _retention(test, problem),
     "members": members.effects(problem, options, records, test["selected"], measured),
     "pareto": _pareto(problem, records),
-    "analysis": analysis.analyse(records, fitness),
+    "analysis": analysis.analyse(records, fitness, max(len(problem.parts), 1)),
     "left": nullable(found.left),
     "cost": _cost(problem, records, journal.records),
     "notes": problem.notes,

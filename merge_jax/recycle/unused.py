@@ -30,7 +30,9 @@ def notes(settings: Settings, proposer: str, options: Options) -> Iterator[str]:
     )
   if search.in_turn and batch == 1:
     yield "config.search.in_turn does nothing: batches have one candidate."
-  if not settings.scorer.command and settings.scorer != Scorer():
+  if settings.scorer.command and search.batch > 1:
+    yield "config.search.batch does nothing: the scorer command scores one merge after the other."
+  if not settings.scorer.command and settings.scorer != Scorer(nan=settings.scorer.nan):
     yield "config.scorer does nothing: there is no command."
   for name, kind in (("splits", Splits), ("evals", Evals), ("harness", Harness)):
     if settings.scorer.command and getattr(settings, name) != kind():

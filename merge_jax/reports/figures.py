@@ -130,10 +130,9 @@ def weights(result: Mapping[str, Any], records: Sequence[Record]) -> Figure:
 
 def fitness(result: Mapping[str, Any], records: Sequence[Record]) -> Figure:
   """Fitness of every evaluation in order, and the best so far."""
-  del result
   from merge_jax.search.baselines import KINDS
 
-  values = floats([r["fitness"] for r in records])
+  values = floats(result["analysis"]["fitness_by_evaluation"])
   steps = np.arange(len(values))
   with plt.rc_context(STYLE):
     figure, axis = plt.subplots(figsize=(6.6, 2.7))

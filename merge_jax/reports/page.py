@@ -206,6 +206,9 @@ def _effect(foreseen: float | None, measured: Mapping[str, Any] | None, form: st
 def _facts(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
   cost, search = result["cost"], manifest["config"]["search"]
   left = result.get("left")
+  if left is not None:
+    front = search.get("objective") == "pareto"
+    left = "no step that gains along the front" if front else f"no more than {left:+.4f} of fitness"
   facts = [("checkpoints", ", ".join(result["checkpoints"]))]
   for task in result["tasks"]:
     sizes = task["examples"]
@@ -219,7 +222,7 @@ def _facts(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[tuple
     (
       "evaluations",
       f"{cost['evaluations']} of a budget of {cost['budget']}, {cost['seconds']:.1f} s"
-      + ("" if left is None else f"; ended since no more than {left:+.4f} of fitness was foreseen"),
+      + ("" if left is None else f"; ended since {left} was foreseen"),
     )
   )
   if cost["search_flops"]:

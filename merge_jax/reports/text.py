@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from merge_jax.search.final import label
+from merge_jax.search.final import KNOWN, label
+from merge_jax.search.loop import FINALS
 
 SURE = 1.96
 """Errors beyond which a difference is more than chance gives, as in `evals.uncertainty`."""
@@ -89,6 +90,8 @@ def verdict(result: Mapping[str, Any]) -> str | None:
   'The search found more: +0.020 ± 0.005 over greedy, the best of the points that need none.'
   >>> verdict({"selected_from": "search_best", "gained": found | {"gain": -0.02, "shown": False}})
   'The search lost on the test examples: -0.020 ± 0.005 against greedy, the best of the points that need ...'
+  >>> verdict({"selected_from": "uniform", "gained": found})
+  'Validation examples prefer uniform, which needs no search either, to greedy, the best of the points ...'
   >>> verdict({"selected_from": "greedy", "gained": found})
   'The search found nothing that validation shows to be better than greedy, the best of the points that ...'
   """
@@ -98,6 +101,9 @@ def verdict(result: Mapping[str, Any]) -> str | None:
   known = f"{label(found['over'])}, the best of the points that need none"
   if result["selected_from"] == found["over"]:
     return f"The search found nothing that validation shows to be better than {known}."
+  if result["selected_from"] in KNOWN:
+    chosen = label(result["selected_from"])
+    return f"Validation examples prefer {chosen}, which needs no search either, to {known}."
   told = gain(found["gain"], found["stderr"])
   if found["shown"] is None:
     return f"The search gains {told} over {known}; its error is not known."
@@ -119,7 +125,9 @@ def trust(result: Mapping[str, Any]) -> list[str]:
     count = sum(task["examples"].get("test", 0) for task in result["tasks"])
     units = result.get("units", {}).get("test", count)
     of = "" if units == count else f", which are {units} independent units"
-    lines.append(f"A gain below {gains} could not be seen with these {count} test examples{of}.")
+    # Of a scorer that lists what each example scored the number is not known.
+    examples = f"these {count} test examples{of}" if count else "the test examples"
+    lines.append(f"A gain below {gains} could not be seen with {examples}.")
   if (choice := result.get("choice")) is not None:
     lines.append(f"Why {label(choice['name'])}: {choice['why']}")
   (row,) = (row for row in result["rows"] if row["name"] == "selected")
@@ -129,6 +137,9 @@ def trust(result: Mapping[str, Any]) -> list[str]:
         f"On {split} examples, which chose it, it scores {number(row[split]['average'])}; with the luck of "
         f"being chosen taken away, {number(corrected['average'])}."
       )
+  if result["selected_from"] in FINALS:
+    score = number(row["search"]["average"])
+    lines.append(f"On search examples, which it was made from, it scores {score}: too good, not corrected.")
   if result.get("not_corrected"):
     lines.append(f"Search scores are too good, and cannot be corrected: {result['not_corrected']}.")
   return lines

@@ -55,9 +55,19 @@ def top(records: Sequence[Record], values: np.ndarray, count: int = 5) -> list[R
   return chosen
 
 
-def nonzero_weights(best: Sequence[Record], threshold: float = 0.015) -> list[int]:
-  """How many weights of each of the best solutions exceed the threshold in magnitude."""
-  return [int(np.sum(np.abs(record.point.array) > threshold)) for record in best]
+def nonzero_weights(best: Sequence[Record], parts: int = 1, threshold: float = 0.015) -> list[int]:
+  """How many weights of each of the best solutions exceed the threshold in magnitude.
+
+  Args:
+    best: records.
+    parts: of the model, for which one row of weights stands.
+    threshold: of the magnitude.
+  """
+
+  def count(weights: np.ndarray) -> int:
+    return int(np.sum(np.abs(np.broadcast_to(weights, (parts, weights.shape[-1]))) > threshold))
+
+  return [count(np.atleast_2d(record.point.array)) for record in best]
 
 
 def slope(values: np.ndarray) -> dict[str, float | None] | None:
@@ -76,14 +86,14 @@ def slope(values: np.ndarray) -> dict[str, float | None] | None:
   return {"slope": nullable(line.slope), "stderr": nullable(line.stderr)}
 
 
-def analyse(records: Sequence[Record], fitness: Fitness) -> dict[str, Any]:
-  """All analyses of a search, as plain JSON."""
+def analyse(records: Sequence[Record], fitness: Fitness, parts: int = 1) -> dict[str, Any]:
+  """All analyses of a search, as plain JSON; `parts` of the model have weights of their own."""
   singles = [record for record in records if record.kind == "single"]
   values = fitness.of(records)
   best = top(records, values)
   weights = np.mean([r.point.mean_weights for r in best], axis=0) if best else np.zeros(len(singles))
   return {
-    "nonzero_weights": {"threshold": 0.015, "top": nonzero_weights(best)},
+    "nonzero_weights": {"threshold": 0.015, "top": nonzero_weights(best, parts)},
     "top_points": [
       {"method": r.method, "weights": r.point.weights, "numbers": r.point.numbers} for r in best
     ],

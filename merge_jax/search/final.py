@@ -25,7 +25,7 @@ from merge_jax.search.scores import best, nullable, signed
 SPECIALIST = "best_on_"
 FINALISTS = 7
 """Rows beside the specialists, trajectories apart: those of `rows` that compete on validation."""
-KNOWN = ("best_single", "uniform", "merge_best", "trajectory", "greedy")
+KNOWN = ("best_single", "uniform", "merge_best", "greedy", "trajectory")
 """Rows that were not searched, the simplest first, as `rows` has them."""
 
 

@@ -81,7 +81,7 @@ class Fitness:
 
   def aggregated(self, points: np.ndarray, singles: np.ndarray) -> np.ndarray:
     """Fitness of values `[models, tasks]`, given those of the single checkpoints."""
-    parts = self._scaled(points, singles)
+    parts = self.scaled(points, singles)
     if self.aggregate == "worst":
       return parts.min(axis=1)
     weights = self._task_weights()
@@ -90,9 +90,10 @@ class Fitness:
 
   def parts(self, records: Sequence[Record]) -> np.ndarray:
     """What is averaged, or of which the worst counts: float64 `[records, tasks]`, NaN where not finite."""
-    return self._scaled(self._contributions(records), self.singles(records))
+    return self.scaled(self._contributions(records), self.singles(records))
 
-  def _scaled(self, points: np.ndarray, singles: np.ndarray) -> np.ndarray:
+  def scaled(self, points: np.ndarray, singles: np.ndarray) -> np.ndarray:
+    """What is averaged, or of which the worst counts, of values `[models, tasks]`."""
     low, spread = self._scale(singles)
     return (points - low) / spread
 
@@ -115,6 +116,11 @@ class Fitness:
       return np.full(tasks, np.nan), np.ones(tasks)
     low, high = finite.min(0), finite.max(0)
     return low, np.where(high > low, high - low, 1.0)
+
+  @property
+  def relative(self) -> bool:
+    """Whether it is not defined before the single checkpoints are scored."""
+    return self.aggregate != "mean"
 
   @property
   def uses_losses(self) -> bool:

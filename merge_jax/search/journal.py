@@ -23,7 +23,8 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind, method, point: the candidate's.
     scores: each task's score by its metric; None where it is not finite.
     losses: each task's mean negative log-likelihood in nats, or None if the scorer has none.
-    fitness: higher is better; None if not finite or not yet defined, and outside the search's split.
+    fitness: higher is better; None if not finite, outside the search's split, and of single checkpoints where
+      it is relative to theirs (`Fitness.relative`).
     seconds: wall time of the evaluation.
     examples: what each validation or test example scored, by task (see `merge_jax.evals.Examples`), or None.
   """

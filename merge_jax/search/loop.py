@@ -135,7 +135,9 @@ def search(
   mean: Point | None = None
   proposals, told, generation = propose(), None, 0
 
-  def fitness_of(evaluation: Evaluation) -> float | None:
+  def fitness_of(candidate: Candidate, evaluation: Evaluation) -> float | None:
+    if fitness.relative and candidate.kind == "single":
+      return None
     values = fitness.values([evaluation.scores], [evaluation.losses])
     return nullable(fitness.aggregated(values, fitness.singles(records))[0])
 
@@ -192,7 +194,7 @@ def measure(
   for chunk in _chunks(different, objective.batch):
     known = [find(records, candidate) for candidate in chunk]
     index = len(journal.of(split))
-    scored = _scored(objective, journal, items, split, chunk, known, index, 0, lambda evaluation: None)
+    scored = _scored(objective, journal, items, split, chunk, known, index, 0, lambda *_: None)
     made += scored
     for record, old in zip(scored, known, strict=True):
       if old is None:
@@ -219,7 +221,7 @@ def _scored(
   known: Sequence[Record | None],
   index: int,
   generation: int,
-  fitness_of: Callable[[Evaluation], float | None],
+  fitness_of: Callable[[Candidate, Evaluation], float | None],
   outputs: Outputs | None = None,
 ) -> list[Record]:
   """Records of one batch; those that are not known are evaluated and written, numbered from `index`.
@@ -247,7 +249,7 @@ def _scored(
     kept = evaluation.examples if split in (REPORTED, CHOOSING) else None
     record = Record(
       split, index, generation, candidate.kind, candidate.method, candidate.point,
-      nullables(evaluation.scores), losses, fitness_of(evaluation), seconds,
+      nullables(evaluation.scores), losses, fitness_of(candidate, evaluation), seconds,
       None if kept is None else kept.to_plain(losses=split == CHOOSING),
     )  # fmt: skip
     records.append(record)

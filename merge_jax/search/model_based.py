@@ -4,6 +4,7 @@ Distances are those between the merged models (`Options.metric`), so that checkp
 one; without the metric they are those between weights.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -85,15 +86,15 @@ class _Learned:
     self.radius = radius
 
   def learn(self, records: Sequence[Record]) -> None:
-    """Takes all records; those without a finite fitness are left out."""
-    values = self._options.fitness.of(records)
-    finite = np.isfinite(values)
-    some = [record for record, one in zip(records, finite, strict=True) if one]
+    """Takes the records that are `Options.usable`."""
+    usable = self._options.usable(records)
+    values = self._options.fitness.of(records)[usable]
+    some = list(itertools.compress(records, usable))
     vectors = np.array([self._options.space.encode(record.point) for record in some])
     places = np.array([self._place(record.point) for record in some])
-    far = np.linalg.norm(places - places[np.argmax(values[finite])], axis=1)
+    far = np.linalg.norm(places - places[np.argmax(values)], axis=1)
     near = np.sort(np.argsort(far, kind="stable")[:MOST])
-    self.values, self.vectors, self.places = values[finite][near], vectors[near], places[near]
+    self.values, self.vectors, self.places = values[near], vectors[near], places[near]
 
   @property
   def best(self) -> int:
@@ -120,8 +121,9 @@ def _search(
   """Evaluates the best of a function that is learned anew after each record."""
   generator, records, model = np.random.default_rng(options.seed), list(known), _Learned(options, radius)
   first = options.first(known)[0]
-  while np.isfinite(options.fitness.of(records)).sum() < FIRST:
-    trial = first + options.space.step * generator.standard_normal(options.space.size) * (len(records) > 0)
+  while (usable := options.usable(records)).sum() < FIRST:
+    tried = usable.any() or len(records) > len(known)
+    trial = first + tried * options.space.step * generator.standard_normal(options.space.size)
     records += yield Proposal([options.candidate(kind, _inside(trial, options))])
     if len(records) > 10 * FIRST:
       return

@@ -82,6 +82,12 @@ class Options:
     """Whether known points tell how merges by the searched method score."""
     return self.method in LINEAR
 
+  def usable(self, records: Sequence[Record]) -> np.ndarray:
+    """Marks merges that did not fail, and depend on weights as the searched rule's do: bool `[records]`."""
+    methods = {self.method, baselines.METHOD} if self.linear else {self.method}
+    same = np.array([record.method in methods for record in records], bool)
+    return same & np.isfinite(self.fitness.of(records))
+
   def first(self, known: Sequence[Record]) -> tuple[np.ndarray, float]:
     """The vector to start from and its fitness (-inf where that is not known)."""
     values = self.fitness.of(known)

@@ -1,12 +1,11 @@
 """Utilities whose highest points lie all along the front; a search for trade-offs goes up one by one."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from merge_jax.search.fitness import Fitness
-from merge_jax.search.journal import Record
 
 AUGMENTED = 0.02
 """Share of the mean beside the worst task: of points that are alike in the worst, the better one."""
@@ -29,10 +28,18 @@ class Direction(Fitness):
   ideal: tuple[float, ...] = ()
 
   @classmethod
-  def toward(cls, fitness: Fitness, importance: np.ndarray, records: Sequence[Record]) -> "Direction":
-    """The utility of an importance, beside what records have reached."""
+  def toward(
+    cls, fitness: Fitness, importance: np.ndarray, points: np.ndarray, singles: np.ndarray
+  ) -> "Direction":
+    """The utility of an importance, beside what points have reached.
+
+    Args:
+      fitness: whose tasks these are.
+      importance: `[tasks]`.
+      points, singles: as for `Fitness.aggregated`.
+    """
     normalized = dataclasses.replace(fitness, aggregate="normalized", weights=())
-    ideal = np.nanmax(normalized.parts(records), axis=0)
+    ideal = normalized.scaled(points, singles).max(axis=0)
     return cls(
       fitness.tasks, fitness.signs, "normalized", fitness.source,
       importance=tuple(importance.tolist()), ideal=tuple(ideal.tolist()),
@@ -49,7 +56,7 @@ class Direction(Fitness):
     return (worst + AUGMENTED) * np.array(self.importance) / self._scale(singles)[1]
 
   def _short(self, points: np.ndarray, singles: np.ndarray) -> np.ndarray:
-    return np.array(self.importance) * (self._scaled(points, singles) - np.array(self.ideal))
+    return np.array(self.importance) * (self.scaled(points, singles) - np.array(self.ideal))
 
 
 def importances(count: int, seed: int) -> Iterator[np.ndarray]:

@@ -1,5 +1,6 @@
 """What each checkpoint adds to a merge, task by task, as the surrogate of answers foresees it."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,6 +46,7 @@ def foreseen(records: Sequence[Record], options: Options, point: Point) -> np.nd
   Returns:
     float64 `[K, tasks]`; NaN for a checkpoint that cannot be left out. None with nothing to learn from.
   """
+  options = dataclasses.replace(options, fitness=dataclasses.replace(options.fitness, source="metric"))
   view = View.of(records, options)
   if view is None:
     return None

@@ -6,7 +6,6 @@ Where it first promises no more, it looks at the directions it knows least: a st
 slope that was never measured is foreseen as none.
 """
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,12 +16,12 @@ from merge_jax.search.loop import Generations, Proposal
 from merge_jax.search.options import Options
 from merge_jax.search.point import Candidate, Point
 from merge_jax.search.surrogate import steps
-from merge_jax.search.surrogate.directions import Direction, importances
+from merge_jax.search.surrogate.directions import importances
 from merge_jax.search.surrogate.steps import SHORT, How
 from merge_jax.search.surrogate.view import View
 
 RADIUS = 0.5
-"""Of the first region, in lengths of a task vector."""
+"""Of the first region, in lengths of a task vector (of a part's, where there are parts)."""
 IDLE = 2
 """Idle rounds that end a search."""
 STUCK = 20
@@ -79,28 +78,29 @@ def whole(gram: np.ndarray) -> float:
       λ = mean of |τᵢ|² / (τᵢ · Σⱼ τⱼ)
 
   1 for vectors at right angles, 1/K for equal ones: where specialists need all of their weights at once, no
-  soup is near.
+  soup is near. Vectors of length 0 do not count.
 
   Args:
-    gram: `[d, d]`, inner products of the task vectors.
+    gram: `[weights, weights]`, inner products of the task vectors.
 
-  >>> whole(np.eye(4)), whole(np.ones((4, 4)))
-  (1.0, 0.25)
+  >>> whole(np.eye(4)), whole(np.ones((4, 4))), whole(np.diag([1.0, 0.0]))
+  (1.0, 0.25, 1.0)
   """
-  along = np.maximum(gram.sum(axis=1), np.diag(gram))  # vectors that point apart do not ask for more than 1
-  return float(np.mean(np.diag(gram) / np.maximum(along, 1e-30)))
+  squares = np.diag(gram)
+  along = np.maximum(gram.sum(axis=1), squares)  # vectors that point apart do not ask for more than 1
+  live = squares > 0
+  return float(np.mean(squares[live] / along[live])) if live.any() else 1.0
 
 
 def _summit(records: list[Record], options: Options, how: How) -> Generations:
   """To the highest point."""
   here = View.of(records, options)
-  radius, idle, probed, promise = RADIUS, 0, False, None
+  radius, idle, probed = RADIUS, 0, False
   while here is not None and idle < IDLE:
     found = steps.batch(here, radius, how)
-    promise = found[0].gain
     if not found[0].promises(how.least):
       if probed or not (probes := steps.around(here)):
-        return promise
+        return found[0].gain
       records += yield Proposal(probes, here.best.point)
       here, radius, probed = View.of(records, options, here.model.process.theta), RADIUS, True
       continue
@@ -119,15 +119,14 @@ def _summit(records: list[Record], options: Options, how: How) -> Generations:
     elif not step.hopeful and np.linalg.norm(step.z) > 0.9 * radius:
       radius *= 1.6
     here = there
-  return promise
+  return None if here is None else steps.cautious(here, radius, how.caution).gain
 
 
 def _front(records: list[Record], options: Options, how: How) -> Generations:
   """Along the front: steps to the highest points of utilities, a batch at once, until none leads further."""
   stuck, batch = 0, list[Candidate]()
   for importance in importances(len(options.fitness.tasks), options.seed):
-    toward = Direction.toward(options.fitness, importance, records)
-    here = View.of(records, dataclasses.replace(options, fitness=toward))
+    here = View.of(records, options, importance=importance)
     if here is None:
       return None
     step = steps.cautious(here, RADIUS, how.caution)

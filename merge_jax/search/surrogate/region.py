@@ -15,10 +15,12 @@ RIDGE = 0.01
 class Metric:
   """Coordinates z of weights around a centre, in which distances are between merged models.
 
+  Weights that change no model (of a part that was frozen, of a model that is the base) have none, and stay.
+
   Attributes:
-    centre: float64 `[d]`.
-    to_z: float64 `[d, d]`, z = to_z (weights - centre).
-    to_weights: its inverse.
+    centre: float64 `[weights]`.
+    to_z: float64 `[d, weights]`, z = to_z (weights - centre).
+    to_weights: float64 `[weights, d]`, its inverse.
   """
 
   centre: np.ndarray
@@ -27,15 +29,24 @@ class Metric:
 
   @classmethod
   def of(cls, gram: np.ndarray, centre: np.ndarray) -> "Metric":
-    """From inner products of the directions `[d, d]`."""
-    mean = np.trace(gram) / len(gram)
-    scaled = gram / mean if mean > 0 else np.eye(len(gram))
+    """From inner products of the directions `[weights, weights]`."""
+    if not gram.any():
+      gram = np.eye(len(gram))
+    live = np.diag(gram) > 0
+    own = gram[np.ix_(live, live)]
+    scaled = own * (len(own) / np.trace(own))
     values, vectors = np.linalg.eigh((scaled + scaled.T) / 2)
     root = np.sqrt(np.maximum(values, 0.0) + RIDGE)
-    return cls(centre, root[:, None] * vectors.T, vectors / root)
+    places = np.eye(len(gram))[:, live]
+    return cls(centre, root[:, None] * vectors.T @ places.T, places @ vectors / root)
+
+  @property
+  def size(self) -> int:
+    """d."""
+    return len(self.to_z)
 
   def z(self, weights: np.ndarray) -> np.ndarray:
-    """Coordinates of weights `[…, d]`."""
+    """Coordinates of weights `[…, weights]`."""
     return (weights - self.centre) @ self.to_z.T
 
   def weights(self, z: np.ndarray) -> np.ndarray:
@@ -66,6 +77,7 @@ def highest(
   constraints = [ball]
   if sums:
     ones = np.kron(np.eye(sums), np.ones(len(metric.centre) // sums))
+    ones = ones[(ones @ metric.to_weights).any(axis=1)]  # other sums stay, and a slope of 0 is none to SLSQP
     constraints += [
       {"type": "ineq", "fun": metric.weights, "jac": lambda z: metric.to_weights},
       {

@@ -10,12 +10,14 @@ from merge_jax.search.surrogate.view import View
 
 WIDE = 3.0
 """Radius of the region that an idle round looks at, hopefully and from every evaluated point."""
+RADII = 16
+"""Regions of other sizes, at most, that a batch is filled from."""
 SHORT = 0.01
 """A step that is shorter leads nowhere."""
 PROBES = (8, 32)
 """Directions that are looked at before it is believed that there is no more: half of all, within these."""
 PROBE = 0.25
-"""Length of these looks, in lengths of a task vector."""
+"""Length of these looks, in lengths of a task vector (of a part's, where there are parts)."""
 TOLD_APART = 1e-3
 """Of the mean variance: directions whose variances differ less are taken in the order of the coordinates."""
 UNSURE = 0.05
@@ -71,8 +73,9 @@ def batch(view: View, radius: float, how: How) -> list[Step]:
   """What to evaluate next: beside the first step, those of larger and smaller regions."""
   first = cautious(view, radius, how.caution)
   steps = [first if first.promises(how.least) else wide(view)]
-  for i in range(view.options.batch - 1):
-    other = cautious(view, radius * 2.0 ** ((i // 2 + 1) * (-1) ** i), how.caution)
+  radii = [radius * 2.0 ** ((i // 2 + 1) * (-1) ** i) for i in range(min(view.options.batch - 1, RADII))]
+  for other_radius in radii:
+    other = cautious(view, min(other_radius, max(WIDE, radius)), how.caution)
     if min(np.linalg.norm(other.z - z) for z in (np.zeros_like(other.z), *(one.z for one in steps))) > SHORT:
       steps.append(other)
   return steps
@@ -108,7 +111,7 @@ def _step(view: View, radius: float, caution: float, starts: list[np.ndarray], *
   def value(z: np.ndarray) -> tuple[float, np.ndarray]:
     return view.model.at(z, caution=caution)
 
-  zero, sums = np.zeros(view.options.space.weights), 0 if view.options.space.scaled else view.options.rows
+  zero, sums = np.zeros(view.metric.size), 0 if view.options.space.scaled else view.options.rows
   z, top = highest(value, view.metric, radius, [zero, *starts], sums=sums)
   error = float(np.nan_to_num(view.model.error(z, zero).value))
   return Step(z, top - value(zero)[0], error, radius, hopeful)

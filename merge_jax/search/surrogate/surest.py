@@ -22,13 +22,13 @@ from merge_jax.search.surrogate.view import View
 ERRORS = 1.5
 """Paired errors that are taken off what is foreseen, times √rows: in more directions chance finds more."""
 RADIUS = 0.5
-"""Of the region around the best point, in lengths of a task vector."""
+"""Of the region around the best point, in lengths of a task vector (of a part's, where there are parts)."""
 
 
 def surest(records: Sequence[Record], options: Options) -> Point | None:
   """The point whose foreseen fitness is highest, less `ERRORS` √rows paired errors of its gain.
 
-  The gain is over the known point that is fittest on the search's examples, as in the choice.
+  The gain is over the known point, the base among them, that is highest on the search's examples.
 
   Args:
     records: of the search, with their outputs (`Options.evidence`).

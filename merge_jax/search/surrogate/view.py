@@ -1,15 +1,16 @@
 """What a surrogate knows after some evaluations, seen from the best of them."""
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from merge_jax.search import baselines
 from merge_jax.search.journal import Record
 from merge_jax.search.options import Options
 from merge_jax.search.point import Candidate, Point
 from merge_jax.search.surrogate import process
+from merge_jax.search.surrogate.directions import Direction
 from merge_jax.search.surrogate.model import Model, learn
 from merge_jax.search.surrogate.region import Metric
 
@@ -33,19 +34,33 @@ class View(NamedTuple):
 
   @classmethod
   def of(
-    cls, records: Sequence[Record], options: Options, start: np.ndarray = process.START
+    cls,
+    records: Sequence[Record],
+    options: Options,
+    start: np.ndarray = process.START,
+    *,
+    importance: np.ndarray | None = None,
   ) -> "View | None":
-    """None with fewer than two records to learn from."""
-    usable = _usable(records, options)
+    """None with fewer than two records to learn from.
+
+    Args:
+      records: of the search.
+      options: of the search.
+      start: see `process.fit`.
+      importance: of the tasks, for heights that are those of a `Direction`; None: the search's fitness.
+    """
+    usable = list(itertools.compress(records, options.usable(records)))
     if len(usable) < 2 or options.evidence is None:
       return None
     fitness, evidence = options.fitness, options.evidence
     table = evidence.answers.table([evidence.outputs(record) for record in usable], fitness.uses_losses)
     signs = -np.ones(len(fitness.tasks)) if fitness.uses_losses else np.array(fitness.signs)
-    singles = fitness.singles(records)
     none = np.zeros(len(signs))
-    scores = [table.smoothed(row, none).scores * signs for row in table.values]
-    heights = fitness.aggregated(np.array(scores), singles)
+    scores = np.array([table.smoothed(row, none).scores * signs for row in table.values])
+    singles = scores[[record.kind == "single" for record in usable]]
+    if importance is not None:
+      fitness = Direction.toward(fitness, importance, scores, singles)
+    heights = fitness.aggregated(scores, singles)
     weights = np.array([options.weights(record.point) for record in usable])
     gram = np.eye(weights.shape[1]) if options.metric is None else options.metric
     metric = Metric.of(gram, weights[np.argmax(heights)])
@@ -71,13 +86,3 @@ class View(NamedTuple):
     return next(
       (float(h) for one, h in zip(self.records, self.heights, strict=True) if one is record), -np.inf
     )
-
-
-def _usable(records: Sequence[Record], options: Options) -> list[Record]:
-  """The records of merges that depend on their weights as the searched method's do, and did not fail."""
-  methods = {options.method, baselines.METHOD} if options.linear else {options.method}
-  values = options.fitness.of(records)
-  return [
-    record for record, value in zip(records, values, strict=True)
-    if record.method in methods and np.isfinite(value)
-  ]  # fmt: skip
