@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from merge_jax import host, preflight, recipes
+from merge_jax import host, preflight, recipes, storage
 from merge_jax.recipes import card
 
 from . import _common
@@ -69,7 +69,10 @@ MERGEKIT = {
 def main() -> None:
   """Checks, then merges, then says what lies where."""
   if _DRY_RUN.value:
-    for built in recipes.check(_RECIPE.value, _SEMANTICS.value):
+    planned = recipes.check(_RECIPE.value, _SEMANTICS.value)
+    if _OUTPUT.value:
+      recipes.refuse_output(planned, _OUTPUT.value, overwrite=_OVERWRITE.value)
+    for built in planned:
       name = f"recipe {built.recipe.name}\n" if built.recipe.name is not None else ""
       print(f"{name}{card.plan(built)}")
     return
@@ -78,6 +81,7 @@ def main() -> None:
   host.keep_devices_apart()
   _keep_programs(_CACHE.value)
   bar: _common.Progress | None = None
+  aside = set(storage.set_aside(_OUTPUT.value))
 
   def progress(done: int, total: int) -> None:
     nonlocal bar
@@ -96,6 +100,8 @@ def main() -> None:
       bar.close()
   for note in built.notes:
     print(f"note: {note}")
+  for path in sorted(aside.symmetric_difference(storage.set_aside(_OUTPUT.value))):
+    print(f"note: what was in the folder and no merge had made lies in {path}")
   print(f"{len(built.jobs)} tensors, {preflight.gib(built.nbytes)}: {_OUTPUT.value}")
 
 

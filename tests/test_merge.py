@@ -133,6 +133,45 @@ def test_slices_stack_layers(world):
   np.testing.assert_array_equal(got["lm_head.weight"], world["b"]["lm_head.weight"])
 
 
+@pytest.mark.parametrize("name", ["layers.1.extra", "embed_positions", "final", "layers.2.extra"])
+def test_a_slices_further_sources_have_no_tensor_that_its_first_lacks(world, tmp_path, name):
+  """In its layers, and where it is the first or last slice before or behind them."""
+  more = {f"model.{name}.weight": np.ones(WIDTH, np.float32)}
+  save(tmp_path / "more", world["b"] | more)
+  rows = [[("a", (0, 2)), ("more", (0, 2))], [("a", (1, 2)), ("b", (1, 2))]]
+  if name == "final":
+    rows.reverse()
+  slices = [{"sources": [s for part in row for s in stacked(part)[0]["sources"]]} for row in rows]
+  recipe = {"merge_method": "linear", "slices": slices}
+  if name == "layers.2.extra":  # in no layer that is taken
+    merge(recipe)
+  else:
+    with pytest.raises(ValueError, match=f"'model.{name}.weight' of more is missing in a"):
+      merge(recipe)
+
+
+def test_the_first_model_leads_whatever_base_a_slice_has(world, tmp_path):
+  save(tmp_path / "other", world["base"], CONFIG | {"rope_theta": 7.0})
+  (tmp_path / "other/chat_template.jinja").write_text("{{ other }}")
+  slices = stacked(("a", (0, 2)), ("b", (1, 3)))
+  slices[0]["base_model"] = "other"
+  built, _ = merge({"merge_method": "linear", "slices": slices, "chat_template": "chatml"})
+  assert built.like.path.name == "a" and "rope_theta" not in built.config
+  assert "linear does not use the base other" in built.notes
+
+
+@pytest.mark.parametrize("sources", [["a"], ["a", "b"]])
+def test_a_slice_lists_the_base_that_its_method_starts_from(world, sources):
+  """As in mergekit; where differences to it are merged, it may join them."""
+  slices = [{"sources": [{"model": m, "layer_range": [0, 3]} for m in sources]}]
+  slerp = {"merge_method": "slerp", "base_model": "base", "slices": slices, "parameters": {"t": 0.5}}
+  with pytest.raises(ValueError, match="base base, which is not among the sources of a slice"):
+    merge(slerp)
+  vectors = slerp | {"merge_method": "task_arithmetic", "parameters": {"weight": 0.5}}
+  built, _ = merge(vectors)
+  assert any("the base base joins the slices" in note for note in built.notes)
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_parameters_of_a_restacked_layer(world, own):
   """Filters of what each model has its own of look at the input's name; gradients run in a slice."""
@@ -395,6 +434,15 @@ def test_our_own_format_with_rules(world):
   assert len({job.group for job in built.jobs}) == 2
 
 
+def test_rules_that_decide_nothing_are_said(world):
+  rules = [{"tensors": "norm", "method": "uniform"}, {"tensors": ".*norm.*", "method": "uniform"}]
+  built, _ = merge({"method": "linear", "models": ["a", "b"], "rules": rules})
+  assert [note for note in built.notes if "rule" in note] == [
+    "the rule for 'norm' decides no tensor: a pattern has to match the whole name of one, and the first that "
+    "does counts"
+  ]
+
+
 def test_a_rules_method_takes_weights_alone_from_outside(world):
   """`epsilon` is a tolerance to ram, a spread of densities to della."""
   text = """
@@ -464,6 +512,10 @@ def test_documents_that_use_each_other(world):
     got[name], world["base"][name] / 2 + (world["a"][name] + world["b"][name]) / 4, rtol=1e-6
   )
   assert sorted(p.name for p in here(".").iterdir()) == ["a", "b", "base", "out", "recipe.yml"]
+  told = storage.read_json(here("out/merge_manifest.json"), manifest.Manifest)
+  assert told.recipe == DOCUMENTS and sorted(told.inputs) == ["a", "b", "base"]
+  page = here("out/README.md").read_text()
+  assert "A merge of 3 models" in page and DOCUMENTS.strip("\n") in page
   with pytest.raises(ValueError, match="made from each other"):
     merge(DOCUMENTS.replace("model: b}", "model: half}").replace("model: a}", "model: b}"), "x")
   with pytest.raises(ValueError, match="the name '' is no plain word"):
@@ -540,6 +592,12 @@ def test_a_folder_is_replaced_only_if_a_merge_made_it(world):
   here("out/mine.txt").write_text("x")
   merge(text, overwrite=True)
   assert [p.name for p in here(".").glob("out.before-*/*")] == ["mine.txt"]
+  assert storage.set_aside("out") == [here("out.before-1")]
+  planned = recipes.check("recipe.yml")
+  recipes.refuse_output(planned, "out", overwrite=True)
+  recipes.refuse_output(planned, "new")
+  with pytest.raises(FileExistsError, match="not empty"):
+    recipes.refuse_output(planned, "out")
   with pytest.raises(FileExistsError, match="no merge made it"):
     merge(text, "b", overwrite=True)
   with pytest.raises(ValueError, match="the input"):
@@ -600,6 +658,10 @@ def test_a_plan_is_shown_without_reading(world, monkeypatch):
   assert (first.recipe.name, last.recipe.name) == ("half", None)
   text = card.plan(last)
   assert "linear(normalize=True) of [half, base] weights=1" in text and "result: 9 tensors" in text
+  model = ("a", {"weight": 1, "density": 0.5})
+  here("r.yml").write_text(yaml.safe_dump(kit("ties", model, ("b", model[1]), base_model="base")))
+  text = card.plan(recipes.check("r.yml")[0])
+  assert text.count("ties(") == 1 and "density=0.5," in text  # as it is written, whatever each tensor counts
 
 
 def test_a_failed_merge_leaves_nothing(world, monkeypatch):

@@ -7,9 +7,11 @@ import jinja2
 import ml_dtypes
 import numpy as np
 import pytest
+import yaml
 from tokenizers import Tokenizer
 
-from merge_jax import checkpoints
+from merge_jax import checkpoints, recipes
+from merge_jax.checkpoints import hub
 from merge_jax.evals import chat as templates
 from merge_jax.recipes import casting, chat, embeddings, schema, tokenizer_files, tokenizers, vocabulary
 
@@ -225,8 +227,31 @@ def test_a_tokenizer_is_found_however_its_folder_is_spelled(tmp_path, monkeypatc
   assert alone.config == {"vocab_size": 5, "eos_token_id": 4}
   rows = alone.models[schema.Model("y")].read("model.embed_tokens.weight")
   np.testing.assert_allclose(first(rows), [201, 3, 200, 203, np.mean([201, 3, 200, 203])])  # nobody has <|x|>
+  recipe = schema.Recipe("linear", (), "mergekit", tokenizer=schema.Tokenizer("x"))
+  theirs = vocabulary.resolve(recipe, opened, Path(), mergekit=True)
+  rows = theirs.models[schema.Model("y")].read("model.embed_tokens.weight")
+  np.testing.assert_allclose(first(rows), [201, 3, 200, 203, 0])
+  assert resolve("model:y").files == told.files
   with pytest.raises(ValueError, match="unknown source of the tokenizer 'z'"):
     resolve("z")
+  asked = []
+  monkeypatch.setattr(hub, "resolve", lambda name: asked.append(name) or Path("x"))
+  assert resolve("org/tok@v2").source == Path("x") and asked == ["org/tok@v2"]
+
+
+def test_a_stages_tokenizer_is_known_before_it_is_written(tmp_path):
+  pool(tmp_path, rows=8)
+  union = {"tokenizer": {"source": "union"}, "parameters": {"weight": 1}}
+  first_, last = ({"merge_method": "linear", "models": [{"model": m} for m in models]} | union
+                  for models in (("x", "b"), ("s", "y")))  # fmt: skip
+  last["tokenizer"] = {"source": "union", "tokens": {"two": {"source": "s"}}}
+  file = tmp_path / "r.yml"
+  file.write_text(yaml.safe_dump_all([first_ | {"name": "s"}, last]))
+  recipes.check(file)
+  recipes.run(file, tmp_path / "out")
+  ids = tokenizer_files.read(tmp_path / "out").get_vocab()
+  rows = checkpoints.open(tmp_path / "out").read("model.embed_tokens.weight")
+  assert first(rows)[ids["two"]] == 2 and {"<|x|>", "five"} <= set(ids)
 
 
 def test_tokens_of_their_own(tmp_path):

@@ -26,6 +26,9 @@ def bad(text, *words):
     ("a:\n\t- 1", ["r.yml:2", "\\t", "spaces"]),
     ("a: [1, 2", ["not valid YAML"]),
     ("a: !!python/object:os.system x", ["r.yml:1", "not valid YAML"]),
+    ("a: !!bool perhaps", ["not valid YAML"]),
+    ("a: !!timestamp perhaps", ["not valid YAML"]),
+    ("a: !!int ''", ["not valid YAML"]),
     ("a: &x [*x]", ["contains itself"]),
     ("a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
       f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 10)}]\n" for i in range(6)
@@ -48,6 +51,7 @@ def test_yaml_anchors_and_merge_keys_are_fine():
 A = "merge_method: linear\nslices: [{sources: [{model: a, layer_range: "
 KIT = "merge_method: ties\nbase_model: b\nmodels: [{model: a, parameters: {weight: 1}}]\n"
 OWN = "method: ties\nbase: b\nmodels: {x: {path: a, weight: 1}}\n"
+ALONG = "method: linear\nmodels: {x: {path: a, step: 1}}\nschedule: {name: ema}\n"
 
 
 @pytest.mark.parametrize(
@@ -101,6 +105,13 @@ OWN = "method: ties\nbase: b\nmodels: {x: {path: a, weight: 1}}\n"
     (OWN + "rules: [{tensors: '(', method: linear}]", ["rules[0].tensors", "regular expression"]),
     (OWN + "rules: [{tensors: a, parameters: {weight: {y: 1}}}]", ["rules[0]", "'y'", "x"]),
     (OWN + "rules: [{tensors: a, parameters: {scaling: {x: 1}}}]", ["scaling is one for all"]),
+    (OWN + "rules: [{tensors: a, parameters: {weight: {1: 1}}}]", ["unknown model '1'", "Known: x"]),
+    (OWN.replace("{x: {path: a, weight: 1}}", "[a]") + "rules: [{tensors: a, parameters: {weight: {a: 1}}}]",
+     ["rules[0].parameters.weight", "models is a list"]),
+    (OWN.replace("base: b", "base: {path: b, weight: 7}"), ["base: unknown field 'weight'"]),
+    (ALONG + "parameters: {weight: 2}", ["a schedule, and weights"]),
+    (ALONG + "rules: [{tensors: a, parameters: {weight: {x: 1}}}]", ["a schedule, and weights"]),
+    (KIT.replace("weight: 1", "weight: 1, lambda: 2"), ["models[0]", "lambda", "own parameters"]),
     (OWN + "seed: -1", ["seed is -1"]),
     (OWN + "semantics: mergekit", ["semantics"]),
     (OWN + "schedule: {name: ema}", ["has no step"]),
@@ -129,10 +140,20 @@ def test_what_has_no_effect_is_a_note():
   )
 
 
+def test_what_is_one_for_all_models_may_stand_under_one_beside_it():
+  """Where it says the same, or the recipe says it, too; mergekit never looks there."""
+  text = KIT.replace("weight: 1", "weight: 1, normalize: true, lambda: 2") + "parameters: {lambda: 1.5}"
+  recipe = recipes.parse(yaml_reader.loads(text, "r")[0], "r")
+  said = "is one for all models of ties: under one of them it has no effect"
+  assert recipe.notes == (f"normalize {said}", f"lambda {said}")
+  assert list(recipe.modules[0].slices[0].inputs[0].settings) == ["weight"]
+
+
 @pytest.mark.parametrize(
   ("raw", "model"),
   [
     ("a", ("a", None, None, None)),
+    ("a/", ("a", None, None, None)),
     ("org/a@v1+org/l@v2", ("org/a@v1", None, "org/l@v2", None)),
     ({"path": "a", "revision": "v1"}, ("a", "v1", None, None)),
     ({"model": {"path": "a"}, "lora": {"path": "l", "revision": "r"}}, ("a", None, "l", "r")),

@@ -11,6 +11,15 @@ _UNWANTED = [*(f"*/{kind}" for kind in _WANTED if kind != "*.jinja"), "consolida
 """A repository is one checkpoint, with further chat templates in a folder; Mistral's hold theirs twice."""
 
 
+def is_name(text: str) -> bool:
+  """Whether a text may name a repository of the hub, and maybe a revision.
+
+  >>> is_name("org/name@main"), is_name("union")
+  (True, False)
+  """
+  return _REPOSITORY.fullmatch(text) is not None
+
+
 def resolve(text: str | Path, revision: str | None = None) -> Path:
   """A path on a disk or an object store as it is, else the snapshot of a repository in the hub's cache.
 

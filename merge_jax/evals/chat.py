@@ -46,7 +46,10 @@ def of(files: Mapping[str, bytes]) -> str | None:
   '{{ x }}'
   """
   if FILE in files:
-    return files[FILE].decode()
+    try:
+      return files[FILE].decode()
+    except UnicodeDecodeError as error:
+      raise ValueError(f"{FILE} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
   name = next((name for name in NAMES[1:] if name in files), None)
   template = decode(files[name], dict[str, Any], name).get("chat_template") if name else None
   if isinstance(template, list):

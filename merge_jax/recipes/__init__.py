@@ -9,6 +9,7 @@ recipes.run("ties.yml", "merged")         does it
 from merge_jax.recipes.built import Built as Built
 from merge_jax.recipes.job import build_one as build_one
 from merge_jax.recipes.job import check as check
+from merge_jax.recipes.job import refuse_output as refuse_output
 from merge_jax.recipes.job import run as run
 from merge_jax.recipes.reading import parse as parse
 from merge_jax.recipes.reading import read as read

@@ -48,6 +48,7 @@ def _targets(
       continue
     restacked = layers.restack(mine, stack, ranges)
     _require_first(restacked, stack, mine, where)
+    _refuse_further(own, ranges, stack, names, recipe, have)
     for target in restacked:
       part = own[target.part]
       for one, name in zip(part.inputs, target.names, strict=True):
@@ -58,6 +59,25 @@ def _targets(
   ]
   if missing:
     raise ValueError(f"modules: {missing[0]} is missing; the model has the modules {', '.join(roots)}.")
+
+
+def _refuse_further(
+  parts: Sequence[Part],
+  ranges: Sequence[Sequence[tuple[int, int]]],
+  stack: Stack | None,
+  names: Mapping[Model, Mapping[str, str]],
+  recipe: Recipe,
+  have: Mapping[str, Stack],
+) -> None:
+  """Raises ValueError if an input of a slice has a tensor that its first one lacks."""
+  for number, (part, of_inputs) in enumerate(zip(parts, ranges, strict=True)):
+    first, module = part.inputs[0], part.module.name
+    for other, own in zip(part.inputs[1:], of_inputs[1:], strict=True):
+      mine = _of_module(names[other.model], module, recipe, have)
+      alike = layers.restack([[]] * number + [mine] + [[]] * (len(parts) - number - 1), stack,
+                             [*ranges[:number], [own, of_inputs[0]], *ranges[number + 1 :]])  # fmt: skip
+      for target in alike:
+        _require_tensor(target.names[1], names[first.model], first.label, other.label)
 
 
 def _require_first(

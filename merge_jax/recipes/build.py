@@ -57,9 +57,10 @@ def build(
       parts.append(part)
       notes += more
   targets = assembly.targets(recipe, parts, names)
+  notes += _without_effect(recipe, [target.name for _, target in targets])
   chosen = [_choose(recipe, part, target, opened, names, mergekit, schedule) for part, target in targets]
   operators = choices.operators(chosen)
-  like = opened[recipe.base or recipe.modules[0].slices[0].inputs[0].model]
+  like = opened[recipe.leader]
   groups: dict[Any, int] = {}
   jobs = []
   for (part, target), choice, operator in zip(targets, chosen, operators, strict=True):
@@ -110,6 +111,18 @@ def build(
     tuple(chosen),
     words,
     measurements,
+  )
+
+
+def _without_effect(recipe: Recipe, tensors: Sequence[str]) -> tuple[str, ...]:
+  """A note for each rule that decides nothing."""
+  patterns = [rule.pattern for rule in recipe.rules]
+  used = {naming.first_match(name, patterns) for name in tensors} if patterns else set()
+  return tuple(
+    f"the rule for {pattern!r} decides no tensor: a pattern has to match the whole name of one, and the "
+    "first that does counts"
+    for i, pattern in enumerate(patterns)
+    if i not in used
   )
 
 

@@ -29,6 +29,7 @@ class Built(NamedTuple):
     choices: method, arguments and weights of each job, for the plan that is shown.
     vocabulary: the tokenizer's files, if they are not those of `like`.
     measurements: files of statistics that are read, by the paths that the recipe has for them.
+    stages: earlier merges of the same file whose results are read.
   """
 
   recipe: Recipe
@@ -41,6 +42,16 @@ class Built(NamedTuple):
   choices: tuple[choices.Choice, ...]
   vocabulary: Vocabulary
   measurements: measured.Files
+  stages: tuple["Built", ...] = ()
+
+  @property
+  def origins(self) -> dict[Model, Checkpoint]:
+    """What the result comes from: every model that is read, those of stages in place of their results."""
+    stages = {stage.recipe.name: stage for stage in self.stages}
+    found: dict[Model, Checkpoint] = {}
+    for model, checkpoint in self.inputs.items():
+      found |= stages[model.path].origins if model.path in stages else {model: checkpoint}
+    return found
 
   @property
   def specs(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -55,9 +66,14 @@ class Built(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Planned(Checkpoint):
-  """The result of an earlier recipe before it is there: its names and shapes, for those that use it."""
+  """The result of an earlier recipe before it is there: its names and shapes, for those that use it.
+
+  Attributes:
+    tokenizer: files of its own, by name; None where those of its path stay.
+  """
 
   format = "planned"
+  tokenizer: Mapping[str, bytes] | None = None
 
   def _stored(self, name: str, index: Any) -> np.ndarray:
     raise ValueError(f"{self.path}: {shown(name)} is not written yet.")
@@ -74,4 +90,4 @@ class Planned(Checkpoint):
 
 def planned_of(built: Built) -> Planned:
   """The result of a merge as later recipes see it."""
-  return Planned(built.like.path, built.specs, {}, built.config)
+  return Planned(built.like.path, built.specs, {}, built.config, tokenizer=built.vocabulary.files)

@@ -10,8 +10,8 @@ from merge_jax.recipes.built import Built
 
 def text(built: Built, name: str, seed: int, version: str) -> str:
   """The content of README.md: metadata, models, recipe, and how to make it again."""
-  models = [str(model) for model in built.inputs]
-  names = dict.fromkeys(one.name.partition("+")[0] for one in built.inputs.values())
+  models = [str(model) for model in built.origins]
+  names = dict.fromkeys(one.name.partition("+")[0] for one in built.origins.values())
   known = [name for name in names if "/" in name]  # the hub refuses a page that names another as a base
   related: Mapping[str, Any] = {"base_model": known, "base_model_relation": "merge"} if known else {}
   metadata = {**related, "library_name": "transformers", "tags": ["merge", "merge_jax"]}
@@ -58,7 +58,7 @@ def plan(built: Built) -> str:
   lines.append("merge:")
   rows: dict[str, list[str]] = {}
   for job, choice in zip(built.jobs, built.choices, strict=True):
-    rows.setdefault(_row(choice.method, choice.arguments, choice.weights, job.models), []).append(job.name)
+    rows.setdefault(_row(choice.method, choice.told, choice.weights, job.models), []).append(job.name)
   for row, names in rows.items():
     of = names[0] if len(names) == 1 else f"{len(names)} tensors, first {names[0]}"
     lines.append(f"  {row}\n    {of}")

@@ -64,7 +64,15 @@ def cast(recipe: Recipe, module: Module, part: Slice, mergekit: bool) -> tuple[P
         f"{name} averages the base {base} in as one more model, as mergekit does (it is not listed)"
       )
     elif method.base == "no":
-      notes.append(f"{name} does not use the base {base}: it only gives config and tokenizer")
+      gives = ": it only gives config and tokenizer" if base == recipe.leader else ""
+      notes.append(f"{name} does not use the base {base}{gives}")
+    elif not whole:
+      if method.base == "input":
+        raise ValueError(
+          f"{name} starts from the base {base}, which is not among the sources of a slice: list it there, "
+          "with its layer_range, in all slices; what is to stay as it is, is a merge by passthrough."
+        )
+      notes.append(f"the base {base} joins the slices that do not list it, with the same layers")
     if averaged or method.base != "no":
       at = len(inputs)
       inputs.append(Input(base, layers=_range(part, base, name)))
@@ -84,7 +92,8 @@ def cast(recipe: Recipe, module: Module, part: Slice, mergekit: bool) -> tuple[P
       " (the base included)" if method.base == "input" else " (the base apart)" if at is not None else ""
     )
     plural = "s" if (many or few) > 1 else ""
-    raise ValueError(f"{name} merges {wanted} model{plural}{beside}, got {len(experts)}.")
+    at_slice = f"slices[{module.slices.index(part)}]: " if len(module.slices) > 1 else ""
+    raise ValueError(f"{at_slice}{name} merges {wanted} model{plural}{beside}, got {len(experts)}.")
   return Part(_labelled(inputs), experts, at, part, module), tuple(notes)
 
 

@@ -2,11 +2,10 @@
 
 import collections
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import jinja2
 
-from merge_jax.checkpoints import sidecars
+from merge_jax.checkpoints import Checkpoint, sidecars
 from merge_jax.errors import unknown
 from merge_jax.evals import chat
 from merge_jax.recipes import tokenizer_files
@@ -57,13 +56,13 @@ TEMPLATES = {
 cards of EXAONE, Llama 3 and Mistral Instruct."""
 
 
-def choose(choice: str, folders: Sequence[Path]) -> str | None:
+def choose(choice: str, models: Sequence[Checkpoint]) -> str | None:
   """The chat template of a merge.
 
   Args:
     choice: "auto" for the most common one of the inputs (the first of equally common ones), a name in
       `TEMPLATES`, or a template.
-    folders: of the inputs, the base first.
+    models: the inputs, the leader first.
 
   Returns:
     A Jinja template; None where no input has one.
@@ -76,7 +75,7 @@ def choose(choice: str, folders: Sequence[Path]) -> str | None:
   ValueError: unknown chat template 'chatlm'; did you mean 'chatml'? Known: alpaca, auto, chatml, ...
   """
   if choice == "auto":
-    found = [template for folder in folders if (template := chat.of(tokenizer_files.of(folder))) is not None]
+    found = [template for one in models if (template := chat.of(tokenizer_files.of(one))) is not None]
     return max(found, key=collections.Counter(found).__getitem__, default=None)
   if choice in TEMPLATES:
     return TEMPLATES[choice]

@@ -15,7 +15,7 @@ from merge_jax.operators import Operator
 from merge_jax.operators.naming import Axes
 from merge_jax.recipes import methods, own, own_methods, parameters
 from merge_jax.recipes.parameters import Settings
-from merge_jax.recipes.schema import Input, Rule
+from merge_jax.recipes.schema import EMPTY, Input, Rule
 
 
 class Tensor(NamedTuple):
@@ -39,7 +39,13 @@ class Tensor(NamedTuple):
 class Choice(NamedTuple):
   """A factory's arguments for one tensor, and the weights; arrays `[K]` where each model has its own.
 
-  `along` is the axis that rows run along; None: all but the first.
+  Attributes:
+    method: as the recipe calls it.
+    factory: ours.
+    arguments: of the factory.
+    weights: of the models, or None.
+    along: the axis that rows run along; None: all but the first.
+    told: the recipe's parameters of this tensor, for people.
   """
 
   method: str
@@ -47,6 +53,7 @@ class Choice(NamedTuple):
   arguments: Mapping[str, Any]
   weights: tuple[float, ...] | None
   along: int | None = None
+  told: Mapping[str, Any] = EMPTY
 
   def axes(self, ndim: int) -> Axes:
     """What the axes of a tensor mean to a rule that looks at rows."""
@@ -95,7 +102,8 @@ def of_mergekit(
         "sum; change them, or set normalize: false."
       )
     arguments["normalize"] = False  # mergekit divides a sum of task vectors by 1 there
-  return Choice(name, method.factory, arguments, weights, method.along(values) if mergekit else None)
+  told = {key: value for key, value in values.items() if key not in ("task_vectors", "weight")}
+  return Choice(name, method.factory, arguments, weights, method.along(values) if mergekit else None, told)
 
 
 def of_own(
@@ -134,7 +142,8 @@ def of_own(
       if missing is not None:
         raise ValueError(f"{where}weight of {missing} is missing; give each model one, or none.")
       weights = [parameters.number(value, f"{where}weight") for value in given if value is not None]
-  return Choice(method, method, arguments, None if weights is None else tuple(map(float, weights)))
+  own_weights = None if weights is None else tuple(map(float, weights))
+  return Choice(method, method, arguments, own_weights, told=arguments)
 
 
 def _of_models(
@@ -225,7 +234,8 @@ def require_models(choice: Choice, operator: Operator, count: int, by_rule: bool
   What a rule chose does not look at the models' weights where it needs none.
   """
   if operator.models not in (None, count):
-    raise ValueError(f"{choice.method} merges {operator.models} models, got {count}.")
+    plural = "" if operator.models == 1 else "s"
+    raise ValueError(f"{choice.method} merges {operator.models} model{plural}, got {count}.")
   if operator.weightless and choice.weights is not None and not by_rule:
     raise ValueError(f"{choice.method} takes no weights, got {shown(choice.weights)}; remove them.")
   if operator.normalize and choice.weights is not None and abs(sum(choice.weights)) < 1e-8:

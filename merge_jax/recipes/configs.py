@@ -173,9 +173,12 @@ def layer_type(config: Mapping[str, Any], layer: int) -> str | None:
   period = config.get("sliding_window_pattern")  # Gemma 3, Cohere 2
   if isinstance(period, int) and period > 1:
     return "sliding_attention" if (layer + 1) % period else "full_attention"
-  if "max_window_layers" in config:
+  first = config.get("max_window_layers")
+  if first is not None:
+    if type(first) is not int:
+      raise ValueError(f"config.json: max_window_layers is {shown(first)}; expected a whole number.")
     sliding = config.get("use_sliding_window") and config.get("sliding_window") is not None
-    return "sliding_attention" if sliding and layer >= config["max_window_layers"] else "full_attention"
+    return "sliding_attention" if sliding and layer >= first else "full_attention"
   return None
 
 

@@ -6,7 +6,7 @@ of whole models are measured by every one. The lead makes the folder, what is in
 
 import contextlib
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +25,43 @@ SEMANTICS = ("auto", "mergekit", "paper")
 
 def check(path: str | Path, semantics: str = "auto") -> list[Built]:
   """Builds all merges of a recipe file and reads no weights; errors as of `read` and `build`."""
-  folder, found = Path(path).expanduser().parent, []
+  folder, found = Path(path).expanduser().parent, list[Built]()
   made: dict[str, Checkpoint] = {}
   for recipe in reading.read(path):
-    built = build_one(recipe, folder, made, semantics)
-    found.append(built)
+    found.append(built := build_one(recipe, folder, made, semantics, found))
     if recipe.name is not None:
       made[recipe.name] = planned_of(built)
   return found
 
 
-def build_one(recipe: Recipe, folder: Path, made: Mapping[str, Checkpoint], semantics: str = "auto") -> Built:
-  """Opens the models of a recipe and builds its merge."""
+def build_one(
+  recipe: Recipe,
+  folder: Path,
+  made: Mapping[str, Checkpoint],
+  semantics: str = "auto",
+  earlier: Sequence[Built] = (),
+) -> Built:
+  """Opens the models of a recipe and builds its merge.
+
+  Args:
+    recipe: what to merge.
+    folder, made: see `models.open_all`.
+    semantics: a name in `SEMANTICS`.
+    earlier: merges of the same file, whose results are among `made`.
+  """
   if semantics not in SEMANTICS:
     raise ValueError(unknown("semantics", semantics, SEMANTICS))
   if semantics == "mergekit" and recipe.origin == "own":
     raise ValueError("--semantics=mergekit is for recipes in mergekit's format; this one is in our own.")
-  words = vocabulary.resolve(recipe, models.open_all(recipe, folder, made), folder)
   files = measured.open_all(recipe, folder)
-  kind: Any = None if semantics == "auto" else semantics
-  return build.build(recipe, words, semantics=kind, measurements=files, schedule=_schedule(recipe))
+  if semantics == "auto":
+    semantics = "mergekit" if recipe.origin == "mergekit" else "paper"
+  kind: Any = semantics
+  opened = models.open_all(recipe, folder, made)
+  words = vocabulary.resolve(recipe, opened, folder, mergekit=semantics == "mergekit")
+  built = build.build(recipe, words, semantics=kind, measurements=files, schedule=_schedule(recipe))
+  read = {model.path for model in recipe.models()}
+  return built._replace(stages=tuple(one for one in earlier if one.recipe.name in read))
 
 
 def _schedule(recipe: Recipe) -> list[float] | None:
@@ -101,24 +118,19 @@ def run(
   for name, (value, most) in numbers.items():
     if value is not None and not 0 <= value <= most:
       raise ValueError(f"--{name} is {value}; expected a number from 0 to {most:,.0f}.")
-  target, folder = storage.destination(output_dir, "--output_dir"), Path(path).expanduser().parent
-  if not target.name.strip("."):
-    raise ValueError(f"--output_dir is {str(output_dir)!r}; name the folder to make, as in out or ../out.")
-  recipes, planned = reading.read(path), check(path, semantics)
-  opened = [c for built in planned for c in built.inputs.values() if not isinstance(c, Planned)]
-  storage.refuse_inside(target, [checkpoint.path for checkpoint in opened], "--output_dir")
+  folder, recipes, planned = Path(path).expanduser().parent, reading.read(path), check(path, semantics)
+  opened = _opened(planned)
+  target = _target(output_dir, opened)
   stages, replaced = target.with_name(f".{target.name}.stages"), None
   if host.is_lead():
-    replaced = manifest.owned(target) if overwrite else None
-    if replaced is None:
-      storage.refuse_taken(target)
+    replaced = _replaced(target, overwrite)
     preflight.require_disk(target, sum(built.nbytes for built in planned) - _left(target, stages))
   preflight.require(list(preflight.ties([(str(checkpoint.path), checkpoint) for checkpoint in opened])))
   total, before = sum(len(built.jobs) for built in planned), 0
   made: dict[str, Checkpoint] = {}
   for recipe, built in zip(recipes, planned, strict=True):
     if any(model.path in made for model in recipe.models()):
-      built = build_one(recipe, folder, made, semantics)
+      built = build_one(recipe, folder, made, semantics, planned)
     place = target if recipe is recipes[-1] else stages / str(recipe.name)
     record = manifest.make(built, recipe.seed if seed is None else seed)
 
@@ -138,6 +150,32 @@ def run(
   if host.is_lead() and len(recipes) > 1:
     storage.remove_tree(stages)  # with what a kill left of stages that had other names
   return built
+
+
+def refuse_output(built: Sequence[Built], output_dir: str | Path, *, overwrite: bool = False) -> None:
+  """Raises ValueError or OSError for a folder that `run` would not write the result of `check` to."""
+  _replaced(_target(output_dir, _opened(built)), overwrite)
+
+
+def _opened(planned: Sequence[Built]) -> list[Checkpoint]:
+  """What is there already."""
+  return [one for built in planned for one in built.inputs.values() if not isinstance(one, Planned)]
+
+
+def _target(output_dir: str | Path, opened: Sequence[Checkpoint]) -> Path:
+  target = storage.destination(output_dir, "--output_dir")
+  if not target.name.strip("."):
+    raise ValueError(f"--output_dir is {str(output_dir)!r}; name the folder to make, as in out or ../out.")
+  storage.refuse_inside(target, [checkpoint.path for checkpoint in opened], "--output_dir")
+  return target
+
+
+def _replaced(target: Path, overwrite: bool) -> list[str] | None:
+  """The files of an earlier merge that this one replaces."""
+  replaced = manifest.owned(target) if overwrite else None
+  if replaced is None:
+    storage.refuse_taken(target)
+  return replaced
 
 
 def _left(target: Path, stages: Path) -> int:

@@ -40,14 +40,20 @@ def make(built: Built, seed: int) -> Manifest:
   """The manifest of a merge that has no result yet; reads a few blocks of each input."""
   versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
   own = {"merge_jax": merge_jax.__version__, "python": platform.python_version()}
-  inputs = {str(model): digest(checkpoint.files()) for model, checkpoint in built.inputs.items()}
+  return Manifest(built.recipe.text, built.semantics, seed, own | versions, _inputs(built), {})
+
+
+def _inputs(built: Built) -> dict[str, str]:
+  inputs = {str(model): digest(checkpoint.files()) for model, checkpoint in built.origins.items()}
+  for stage in built.stages:
+    inputs = _inputs(stage) | inputs
   inputs |= {name: digest([file.path]) for name, file in built.measurements.items()}
   if (folder := built.vocabulary.source) is not None:
     from merge_jax.recipes import tokenizer_files  # slow to import
 
     files = [folder / name for name in (*tokenizer_files.names(folder), "config.json")]
     inputs[f"tokenizer of {folder}"] = digest(file for file in files if storage.lexists(file))
-  return Manifest(built.recipe.text, built.semantics, seed, own | versions, inputs, {})
+  return inputs
 
 
 def digest(files: Iterable[Path]) -> str:

@@ -15,7 +15,7 @@
 What is not known is an error with the nearest name; what mergekit takes and never uses is a note.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,7 +26,11 @@ from merge_jax.recipes import layers, methods, parameters, schema
 from merge_jax.recipes.parameters import Settings
 from merge_jax.recipes.schema import Input, Module, Recipe, Slice, Tokenizer
 
-UNUSED = {"int8_mask", *(one.name for method in methods.MERGEKIT.values() for one in method.parameters)}
+UNUSED = {
+  "int8_mask",
+  "embed_slerp",
+  *(one.name for method in methods.MERGEKIT.values() for one in method.parameters),
+}
 """Parameters that recipes carry along from one method to another, without effect there."""
 PARTS = ("models", "slices", "modules")
 
@@ -105,7 +109,7 @@ def read(raw: Any, where: str, text: str = "") -> Recipe:
   top = _fields(raw, _Top, where)
   if top.merge_method not in methods.MERGEKIT:
     raise ValueError(unknown("merge_method", top.merge_method, methods.MERGEKIT, where))
-  reader = _Reader(methods.MERGEKIT[top.merge_method], top.merge_method)
+  reader = _Reader(methods.MERGEKIT[top.merge_method], top.merge_method, top.parameters or ())
   given = [part for part in PARTS if getattr(top, part) is not None]
   if len(given) != 1:
     got = " and ".join(given) or "none"
@@ -147,9 +151,9 @@ def read(raw: Any, where: str, text: str = "") -> Recipe:
 class _Reader:
   """Reads the parts that have parameters of one method; collects notes."""
 
-  def __init__(self, method: methods.Method, name: str):
+  def __init__(self, method: methods.Method, name: str, shared: Collection[str]):
     self._known = {one.name: one for one in method.parameters}
-    self._name = name
+    self._name, self._shared = name, shared
     self.notes: list[str] = []
 
   def settings(self, raw: Mapping[str, Any] | None, where: str, *, own: bool) -> Settings:
@@ -162,9 +166,11 @@ class _Reader:
         self.notes.append(f"{name} has no effect on {self._name}")
         continue
       if own and not self._known[name].per_model:
-        raise ValueError(
-          f"{where}: {name} is one for all models of {self._name}; put it under the recipe's own parameters."
-        )
+        of_all = f"{name} is one for all models of {self._name}"
+        if name not in self._shared and value not in (self._known[name].default or ())[:1]:
+          raise ValueError(f"{where}: {of_all}; put it under the recipe's own parameters.")
+        self.notes.append(f"{of_all}: under one of them it has no effect")
+        continue
       found[name] = parameters.parse(value, f"{where}.{name}")
     return found
 

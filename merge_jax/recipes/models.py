@@ -9,7 +9,7 @@ from merge_jax.recipes.schema import Model, Recipe
 
 
 def open_all(recipe: Recipe, folder: Path, made: Mapping[str, Checkpoint]) -> dict[Model, Checkpoint]:
-  """A checkpoint for each model of a recipe, the base first; reads no weights.
+  """A checkpoint for each model of a recipe, its leader first; reads no weights.
 
   Args:
     recipe: whose models.

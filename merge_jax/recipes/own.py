@@ -95,13 +95,23 @@ def read(raw: Any, where: str, text: str = "") -> Recipe:
     _rule(top.method, decoding.convert(one, _Rule, f"{where}: rules[{i}]"), inputs, f"{where}: rules[{i}]")
     for i, one in enumerate(top.rules or ())
   )
-  base = None if top.base is None else _input(top.method, "", top.base, f"{where}: base").model
+  base = None if top.base is None else _base(top.base, f"{where}: base")
   settings = _settings(top.method, top.parameters, f"{where}: parameters")
+  told = (key for one in (settings, *(rule.settings for rule in rules)) for key in one)
+  if top.schedule is not None and any(key.partition(" ")[0] == "weight" for key in told):
+    raise ValueError(f"{where}: has a schedule, and weights in parameters or rules; remove one of them.")
   return Recipe(
     top.method, (Module((Slice(inputs),)),), "own", base, settings, rules, top.dtype,
     mergekit.tokenizer(top.tokenizer, f"{where}: tokenizer"), top.chat_template, top.name, top.seed, "paper",
     _schedule(top.schedule, inputs, f"{where}: schedule"), (), text,
   )  # fmt: skip
+
+
+def _base(raw: Any, where: str) -> schema.Model:
+  for key in raw if isinstance(raw, Mapping) else ():
+    if key not in PLACES[:4]:
+      raise ValueError(unknown("field", str(key), PLACES[:4], where))
+  return _input("uniform", "", raw, where).model
 
 
 def _input(method: str, label: str, raw: Any, where: str) -> Input:
@@ -143,7 +153,7 @@ def _rule(default: str, raw: _Rule, inputs: tuple[Input, ...], where: str) -> Ru
     raise ValueError(f"{where}.tensors: {error}") from None
   shared: dict[str, Any] = {}
   by_model: dict[str, Any] = {}
-  labels = [one.label for one in inputs]
+  labels = [one.label for one in inputs if one.label]
   for key, value in (raw.parameters or {}).items():
     each = isinstance(value, Mapping) and not set(value) <= {"value", "filter"}
     (by_model if each else shared)[key] = value
@@ -153,9 +163,14 @@ def _rule(default: str, raw: _Rule, inputs: tuple[Input, ...], where: str) -> Ru
       raise ValueError(
         f"{where}.parameters.{key} is {shown(values)}; {key} is one for all models of {method}."
       )
-    for label, value in values.items():
+    if not labels:
+      raise ValueError(
+        f"{where}.parameters.{key} is {shown(values)}, by labels, and models is a list, which has none; "
+        "write models: {LABEL: {path: …}, …}."
+      )
+    for label, value in ((str(label), value) for label, value in values.items()):
       if label not in labels:
-        raise ValueError(unknown("model", str(label), labels, f"{where}.parameters.{key}"))
+        raise ValueError(unknown("model", label, labels, f"{where}.parameters.{key}"))
       settings[own_key(key, label)] = parameters.parse(value, f"{where}.parameters.{key}.{label}")
   return Rule(raw.tensors, method, settings)
 

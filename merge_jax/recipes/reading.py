@@ -1,10 +1,11 @@
 """From a YAML file to recipes, whichever format each document is written in."""
 
 import graphlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from merge_jax.errors import shown
 from merge_jax.recipes import mergekit, own, yaml_reader
@@ -28,12 +29,13 @@ def read(path: str | Path) -> list[Recipe]:
   documents = yaml_reader.read(file)
   if not documents:
     raise ValueError(f"{file}: is empty; expected a recipe.")
-  found = []
+  written, found = file.read_text("utf-8-sig"), []
   for number, raw in enumerate(documents, 1):
     where = str(file) if len(documents) == 1 else f"{file}: document {number}"
-    text = file.read_text("utf-8-sig") if len(documents) == 1 else json.dumps(raw, indent=2, default=str)
+    text = written if len(documents) == 1 else yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
     found.append(parse(raw, where, text))
-  return _ordered(found, file)
+  *stages, last = _ordered(found, file)
+  return [*stages, last._replace(text=written)]
 
 
 def parse(raw: Any, where: str, text: str = "") -> Recipe:

@@ -122,13 +122,17 @@ class Recipe(NamedTuple):
   notes: tuple[str, ...] = ()
   text: str = ""
 
+  @property
+  def leader(self) -> Model:
+    """Whose config, tokenizer and other files the result gets: the base, or the first model."""
+    return self.base or self.modules[0].slices[0].inputs[0].model
+
   def models(self) -> tuple[Model, ...]:
-    """Every model once, the base first."""
+    """Every model once, the leader first."""
     return tuple(dict.fromkeys(self._models()))
 
   def _models(self) -> Iterator[Model]:
-    if self.base is not None:
-      yield self.base
+    yield self.leader
     for module in self.modules:
       for part in module.slices:
         if part.base is not None:
@@ -149,6 +153,7 @@ def model(raw: Any, where: str) -> Model:
   Model(path='org/name', revision=None, adapter='org/adapter', adapter_revision=None)
   """
   if isinstance(raw, str) and raw.strip():
+    raw = raw.rstrip("/") or raw  # one folder has one name
     first, plus, last = raw.rpartition("+")
     if not plus or storage.path(raw).exists():
       return Model(raw)

@@ -8,12 +8,13 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from merge_jax import storage
-from merge_jax.checkpoints import sidecars
+from merge_jax.checkpoints import Checkpoint, sidecars
 from merge_jax.decoding import decode
 from merge_jax.errors import in_library
 
+NAME = "tokenizer.json"
 FILES = (
-  "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "spiece.model",
+  NAME, "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model", "spiece.model",
   "sentencepiece.bpe.model", "tiktoken.model", "qwen.tiktoken", "tekken.json", "added_tokens.json",
   "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja", "chat_template.json",
   "generation_config.json",
@@ -29,25 +30,34 @@ _SLOW = (
 _FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 
 
-def read(folder: Path) -> Tokenizer:
-  """Reads `tokenizer.json`.
+def read(model: Checkpoint | Path) -> Tokenizer:
+  """Reads `tokenizer.json` of a model, or of a folder.
 
   Raises:
     ValueError: there is none, or it cannot be read.
   """
-  path = folder / "tokenizer.json"
-  if not path.is_file():
+  folder = model if isinstance(model, Path) else model.path
+  path, planned = folder / NAME, _planned(model)
+  if planned is None and not path.is_file():
     raise ValueError(
-      f"{folder} has no tokenizer.json, which choosing a tokenizer needs; write one with "
+      f"{folder} has no {NAME}, which choosing a tokenizer needs; write one with "
       "`AutoTokenizer.from_pretrained(...).save_pretrained(...)` of transformers."
     )
   with in_library(f"{path} is not a tokenizer"):
-    return Tokenizer.from_buffer(storage.read_bytes(path))
+    return Tokenizer.from_buffer(storage.read_bytes(path) if planned is None else planned[NAME])
 
 
-def of(folder: Path) -> dict[str, bytes]:
-  """The files of a folder that belong to its tokenizer, by name."""
+def of(model: Checkpoint | Path) -> dict[str, bytes]:
+  """The files of a model, or of a folder, that belong to its tokenizer, by name."""
+  if (planned := _planned(model)) is not None:
+    return dict(planned)
+  folder = model if isinstance(model, Path) else model.path
   return {name: storage.read_bytes(folder / name) for name in names(folder)}
+
+
+def _planned(model: Checkpoint | Path) -> Mapping[str, bytes] | None:
+  """What a model that is not written yet (`built.Planned`) will have; None: the files of its path."""
+  return getattr(model, "tokenizer", None)
 
 
 def names(folder: Path) -> list[str]:

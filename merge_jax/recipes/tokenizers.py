@@ -79,10 +79,13 @@ def plan(
   models: Sequence[tuple[str, Checkpoint]],
   base_label: str | None,
   folder: Path | None = None,
+  *,
+  zeros: bool = False,
 ) -> TokenizerPlan:
   """Chooses the tokenizer of a merge and maps every model's embeddings to it.
 
-  A token that a model lacks gets the base's row, else that of its only owner, else the mean of its owners.
+  A token that a model lacks gets the base's row, else that of its only owner, else the mean of its owners;
+  one that all lack what padding gets, the mean of a model's other rows.
   The union is the base's (or first model's) tokenizer, with what it lacks added behind: the others'
   vocabularies in their order, then their added tokens. Padding of the models' own embeddings is dropped.
 
@@ -95,6 +98,7 @@ def plan(
     models: label and checkpoint of every model, the base included.
     base_label: of the base, or None.
     folder: of the source, where it is none of the models and gives nothing but its tokenizer.
+    zeros: whether a token that no model has gets zeros, as in mergekit, not what padding gets.
 
   Raises:
     ValueError: no or a damaged `tokenizer.json`, an unknown source, or a token that its source lacks.
@@ -106,7 +110,7 @@ def plan(
       f"tokenizer.pad_to_multiple_of is {shown(pad_to_multiple_of)}; expected a whole number >= 1."
     )
   overrides = {text: convert(raw, _Override, f"tokenizer.tokens[{text!r}]") for text, raw in tokens.items()}
-  read = {key: tokenizer_files.read(one.path) for key, one in models}
+  read = {key: tokenizer_files.read(one) for key, one in models}
   vocabularies = {key: _vocabulary(read[key], opened[key]) for key in opened}
   tokenizer = read[label] if folder is None else tokenizer_files.read(folder)
   others = [one for key, one in vocabularies.items() if key != label] if source == "union" else []
@@ -124,16 +128,17 @@ def plan(
     for key, row in owned.items():
       rows_of[key][i] = -1 if override.force else row
     stand_in = _stand_in(text, override, owned, vocabularies, base_label)
+    if stand_in is None and zeros:
+      stand_in = ()
     if stand_in is not None and (override.force or len(owned) < len(vocabularies)):
       fill[i] = stand_in
   padding = np.array(
     [all(one[i] < 0 for one in rows_of.values()) and i not in fill for i in range(rows)], bool
   )
-  place = opened[label].path if folder is None else folder
   config = dict((opened[label].config if folder is None else sidecars.read_config(folder)) or {})
   said = config | dict(text_config(config))
   changes = {"vocab_size": rows} | {key: value for key, value in said.items() if key.endswith("_token_id")}
-  files = tokenizer_files.of(place)
+  files = tokenizer_files.of(opened[label] if folder is None else folder)
   if new:
     files = tokenizer_files.extended(files, tokenizer, [token.content for token in new])
   return TokenizerPlan(label, ids, rows, rows_of, fill, padding, files, changes)

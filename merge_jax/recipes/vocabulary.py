@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from merge_jax.checkpoints import Checkpoint, sidecars
+from merge_jax.checkpoints import Checkpoint, hub, sidecars
 from merge_jax.errors import shown
 from merge_jax.models.config import WITHOUT_EFFECT
 from merge_jax.preflight import structure
@@ -35,13 +35,16 @@ class Vocabulary(NamedTuple):
   source: Path | None = None
 
 
-def resolve(recipe: Recipe, opened: dict[Model, Checkpoint], folder: Path) -> Vocabulary:
+def resolve(
+  recipe: Recipe, opened: dict[Model, Checkpoint], folder: Path, *, mergekit: bool = False
+) -> Vocabulary:
   """Chooses tokenizer and chat template; reads side files, no weights.
 
   Args:
     recipe: what is asked.
     opened: its models.
     folder: that relative paths may be relative to, as in `models.open_all`.
+    mergekit: whether the numbers are to be mergekit's.
 
   Raises:
     ValueError: as `tokenizers.plan`, `embeddings.remap` and `chat.choose`.
@@ -52,27 +55,34 @@ def resolve(recipe: Recipe, opened: dict[Model, Checkpoint], folder: Path) -> Vo
 
   labels = {str(model): checkpoint for model, checkpoint in opened.items()}
   models, changes, source = opened, None, None
-  files = dict(tokenizer_files.of(next(iter(opened.values())).path))
+  files = dict(tokenizer_files.of(next(iter(opened.values()))))
   if recipe.tokenizer is not None:
     base = None if recipe.base is None else str(recipe.base)
     asked = recipe.tokenizer
     name, source = _source(asked.source, labels, folder)
-    plan = tokenizers.plan(name, asked.tokens, asked.pad_to_multiple_of, list(labels.items()), base, source)
+    pairs = list(labels.items())
+    plan = tokenizers.plan(name, asked.tokens, asked.pad_to_multiple_of, pairs, base, source, zeros=mergekit)
     models = {model: embeddings.remap(plan, str(model), labels) for model in opened}
     files, changes = dict(plan.files), plan.config
   if recipe.chat_template is not None:
-    template = chat.choose(recipe.chat_template, [checkpoint.path for checkpoint in opened.values()])
+    template = chat.choose(recipe.chat_template, list(opened.values()))
     files = files if template is None else chat.put(template, files)
   return Vocabulary(models, files, changes, source)
 
 
 def _source(name: str, labels: Mapping[str, Checkpoint], folder: Path) -> tuple[str, Path | None]:
-  """The label of the model that a tokenizer's source is, however it is spelled; or a folder of its own."""
+  """The label of the model that a tokenizer's source is, however it is spelled; or a folder of its own.
+
+  Old recipes write `model:NAME`. A name of the hub is a folder of its cache.
+  """
+  name = name.removeprefix("model:")
   if name in ("base", "union", *labels):
     return name, None
   there = next((path for path in (Path(name).expanduser(), folder / name) if path.is_dir()), None)
   if there is None:
-    return name, None
+    if not hub.is_name(name):
+      return name, None
+    there = hub.resolve(name)
   same = (key for key, one in labels.items() if os.path.realpath(one.path) == os.path.realpath(there))
   label = next(same, None)
   return (name, there) if label is None else (label, None)

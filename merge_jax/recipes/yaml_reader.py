@@ -57,10 +57,10 @@ def loads(text: str, where: str) -> list[Any]:
     raise ValueError(f"{where}{line}: not valid YAML ({problem}).{hint}") from None
   except RecursionError:
     raise ValueError(f"{where}: nested too deeply.") from None
-  except ValueError as error:  # a date such as 2024-13-45, a whole number of ten thousand digits
-    if str(error).startswith(where):
+  except (ValueError, LookupError, AttributeError) as error:  # 2024-13-45, ten thousand digits, !!bool maybe
+    if isinstance(error, ValueError) and str(error).startswith(where):
       raise
-    raise ValueError(f"{where}: not valid YAML ({error}).") from None
+    raise ValueError(f"{where}: not valid YAML ({error or 'a value that its tag does not fit'}).") from None
   finally:
     loader.dispose()
   return [document for document in documents if document is not None]

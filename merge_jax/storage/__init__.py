@@ -13,6 +13,7 @@ from merge_jax.storage.folders import new_folder as new_folder
 from merge_jax.storage.folders import refuse_filled as refuse_filled
 from merge_jax.storage.folders import refuse_taken as refuse_taken
 from merge_jax.storage.folders import refuse_unwritable as refuse_unwritable
+from merge_jax.storage.folders import set_aside as set_aside
 from merge_jax.storage.folders import sync as sync
 from merge_jax.storage.folders import sync_tree as sync_tree
 from merge_jax.storage.folders import write_json as write_json

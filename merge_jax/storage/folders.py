@@ -176,6 +176,13 @@ def _remove(folder: Path, names: Collection[str]) -> None:
         Path(parent).rmdir()
 
 
+def set_aside(path: Path | str) -> list[Path]:
+  """What lay in folders that `new_folder` replaced and was not its own: `<name>.before-1` and so on."""
+  place = Path(os.path.realpath(path))
+  found = place.parent.glob(f"{glob.escape(place.name)}.before-*")
+  return [one for one in found if re.fullmatch(r"[0-9]+", one.name.rpartition("-")[2])]
+
+
 def interrupted(path: Path) -> list[Path]:
   """The hidden folders of interrupted jobs beside a path: `new_folder` goes on with one, or removes it."""
   found = _beside(Path(os.path.realpath(path)), r"resume-[0-9a-f]{16}")
