@@ -78,7 +78,11 @@ def main() -> None:
   if not _TASKS.value:
     raise ValueError("There is nothing to train on; give --tasks=a.jsonl,b.jsonl.")
   tasks = task_files.load_all(_TASKS.value)
-  model_config, mixture = config.pop("model"), task_files.shares(config["mixture"], "config: mixture")
+  model_config, mixture = config.pop("model", None), config.get("mixture")
+  if model_config is None and not _INIT.value:
+    raise ValueError("config.model is missing: give the config of a new model there, or --init.")
+  if isinstance(mixture, str):
+    mixture = task_files.shares(mixture, "config: mixture")
   config["mixture"] = mixture or {task.name: 1.0 for task in tasks}
   recipe = read_recipe(config, "config")
   shares(recipe.mixture, [task.name for task in tasks])  # or the model would be read in vain

@@ -392,3 +392,20 @@ def test_the_job_writes_checkpoints_along_the_run_and_adapters(tmp_path):
       np.testing.assert_allclose(value, adapted[key], rtol=1e-6, atol=1e-6)
   about = json.loads((tmp_path / "merged" / "training.json").read_text())
   assert about["curve"][-1][0] == about["steps"] == 50 and about["recipe"]["lora_rank"] == 2
+
+
+def test_a_file_of_training_numbers_needs_no_model_and_may_hold_a_mapping(tmp_path):
+  """Where --init brings the model."""
+  first, task = pools.make_pool(tmp_path / "pool", 1)[0], pools.make_tasks(tmp_path / "tasks")[0]
+  (tmp_path / "own.py").write_text(
+    "from ml_collections import config_dict\n"
+    "def get_config():\n"
+    "  recipe = {'mixture': {'copy': 2.0}, 'steps': 2, 'learning_rate': 1e-3, 'warmup': 1}\n"
+    "  return config_dict.ConfigDict(recipe)\n"
+  )
+  words = [f"--config={tmp_path / 'own.py'}", f"--tasks={task}", f"--output_dir={tmp_path / 'out'}"]
+  code, _, errors = launch("train", *words)
+  assert code == 1 and "config.model is missing" in errors
+  code, _, errors = launch("train", *words, f"--init={first}")
+  assert code == 0, errors
+  assert json.loads((tmp_path / "out" / "training.json").read_text())["recipe"]["mixture"] == {"copy": 2.0}

@@ -103,7 +103,7 @@ def test_candidates_side_by_side_of_stacked_layers_on_a_mesh():
   check(made[1], told(lambda *x: jax.jit(model.apply)(params, *x), PROMPTS, made[1]), slack=1e-4)
 
 
-@pytest.mark.parametrize("stops", [(), ("ab",), ("aab", "ba", "c\n"), ("b", "abc")])
+@pytest.mark.parametrize("stops", [(), ("ab",), ("aab", "ba", "c\n"), ("b", "abc"), ("\0",), ("b\0",)])
 def test_the_automaton_finds_strings_wherever_they_begin(stops):
   texts = ["a", "b", "c", "\n", "ab", "ba\n", "xa", "", "cc", "bab"]
   moves, (other, start) = automaton(texts, [("zz",), stops], [7])
@@ -179,6 +179,10 @@ LINE = json.dumps({"prompt": "a", "target": "b"})
     ({"metric": "generate_match", "answer": "regex"}, "t.jsonl:1: answer is 'regex', which needs a pattern"),
     ({"metric": "generate_match", "pattern": "a"}, "t.jsonl:1: answer is 'text', which takes no pattern"),
     ({"metric": "generate_match", "answer": "regex", "pattern": "("}, "t.jsonl:1: pattern is no regular exp"),
+    (
+      {"metric": "generate_match", "answer": "regex", "pattern": "a{99999999999999999999}"},
+      "t.jsonl:1: pattern is no regular exp",
+    ),
     ({"stop": ["\n"]}, 't.jsonl:1: stop is for generated text; add "metric": "generate_match"'),
     ({"system": "be brief"}, "t.jsonl:1: system is a message of a chat"),
     ({"separator": "\n"}, "t.jsonl:1: separator follows shots, and there are none"),

@@ -1,5 +1,6 @@
 """Tokenizers beside a checkpoint, and rows that cannot be scored."""
 
+import dataclasses
 import json
 import os
 
@@ -7,6 +8,7 @@ import pytest
 from tokenizers import normalizers, processors
 
 from merge_jax import evals
+from merge_jax.evals.options import Options
 from merge_jax.training import puzzles
 
 TOKENS = evals.Tokens(puzzles.tokenizer(), 1)
@@ -21,6 +23,14 @@ def test_special_tokens_go_on_the_prompt():
   assert tokens.prompts(["a"])[0][0] == 0
   assert tokens.targets(["a"]) == [[tokenizer.token_to_id("a"), 1]]
   assert tokens.targets(["a"], append_eos=False) == [[tokenizer.token_to_id("a")]]
+
+
+def test_an_empty_prompt_has_no_end_either():
+  tokenizer = puzzles.tokenizer()
+  tokenizer.post_processor = processors.TemplateProcessing(
+    single="<|pad|> $A <|end|>", special_tokens=[("<|pad|>", 0), ("<|end|>", 1)]
+  )
+  assert evals.Tokens(tokenizer, 1).prompts(["", "a"]) == [[0], [0, tokenizer.token_to_id("a")]]
 
 
 def test_a_prompt_goes_on_where_the_tokenizer_ends_every_text():
@@ -82,6 +92,70 @@ def test_tokenizers_are_found_beside_the_model(tmp_path):
   assert evals.Tokens.from_folder(tmp_path).eos == 5
 
 
+def test_of_several_ends_targets_have_the_tokenizers_and_answers_their_templates(tmp_path):
+  """Llama 3 Instruct calls the end of a turn its end of text, Gemma's chat models do not."""
+  tokenizer = puzzles.tokenizer()
+  tokenizer.add_special_tokens(["<turn>"])
+  turn, text = tokenizer.get_vocab_size() - 1, evals.Task("t", "loss", (evals.Example("x", ("a",)),))
+  talk = dataclasses.replace(text, options=Options(chat=True))
+  (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
+  (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 1, turn]}))
+
+  def ends(eos_token, template):
+    settings = {"eos_token": eos_token, "chat_template": template}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokens = evals.Tokens.from_folder(tmp_path)
+    assert sorted(tokens.ends) == [1, 5, turn]
+    return [int(evals.encode([task], tokens).ids[0][-1]) for task in (text, talk)]
+
+  turns = "{% for m in messages %}{{ m.content }}<turn>\n{% endfor %}{{ 'A:' if add_generation_prompt }}"
+  assert ends("<turn>", turns) == [turn, turn]
+  assert ends("<|end|>", turns) == [1, turn]
+  assert ends("~", turns) == [5, turn]  # which no list has
+  assert ends("<|end|>", turns.replace("<turn>", "~")) == [1, 1]  # that does not end texts
+  assert ends("<|end|>", "{{ raise_exception('no') if messages|length > 1 }}?") == [1, 1]
+
+
+def test_special_tokens_of_templates_may_lie_in_their_map(folder):
+  (folder / "tokenizer_config.json").write_text(
+    json.dumps({"chat_template": "{{ bos_token }}{{ eos_token }}"})
+  )
+  (folder / "special_tokens_map.json").write_text(
+    json.dumps({"bos_token": {"content": "^"}, "eos_token": "$"})
+  )
+  tokens = evals.Tokens.from_folder(folder)
+  assert tokens.chat([("user", "x")]) == "^$" and tokens.first == tokens.tokenizer.token_to_id("^")
+
+
+@pytest.mark.parametrize(
+  ("template", "message"),
+  [
+    ("{% for a in b %}" * 25 + "{% endfor %}" * 25, "nested too deeply"),
+    ("{{ 'a' * 100000000000000 }}", "The chat template of .* cannot write"),
+    ("{{ messages[0].content.index('zzz') }}", "The chat template of .* cannot write .*substring not found"),
+    ("{{ messages[0].content.encode('ascii', 'x') }}", "cannot write"),
+  ],
+)
+def test_templates_that_fail_are_one_sentence(folder, template, message):
+  (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+  with pytest.raises(ValueError, match=message):
+    evals.Tokens.from_folder(folder).chat([("user", "é")])
+
+
+def test_templates_are_found_among_odd_entries_and_write_json_as_transformers_does(folder):
+  entries = [{"name": ["a"], "template": "x"}, {"name": "default", "template": TO_JSON}]
+  (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": entries}))
+  assert evals.Tokens.from_folder(folder).chat([("user", "é")]) == '{"content":"é","role":"user"}'
+
+
+TO_JSON = "{{ messages[0]|tojson(ensure_ascii=False, separators=(',', ':'), sort_keys=True) }}"
+
+
+def test_a_config_may_hold_infinity(folder):
+  (folder / "config.json").write_text('{"eos_token_id": 5, "time_step_limit": [0.0, Infinity]}')
+  assert evals.Tokens.from_folder(folder).eos == 5
+
+
 @pytest.mark.parametrize("eos", [-1, 2**31, "1", True, 1.0, [1, 2]])
 def test_an_end_of_text_id_is_an_id(eos):
   with pytest.raises(ValueError, match=r"^The tokenizer: eos is .*; expected a whole number"):
@@ -128,7 +202,7 @@ def test_damaged_configs_are_named(folder, name, content, message):
 @pytest.mark.parametrize("name", ["generation_config.json", "config.json", "tokenizer_config.json"])
 def test_configs_are_regular_files(folder, name):
   os.mkfifo(folder / name)
-  with pytest.raises(ValueError, match=f"{name} is not a regular file"):
+  with pytest.raises(ValueError, match=f"{name}.* regular file"):
     evals.Tokens.from_folder(folder)
 
 

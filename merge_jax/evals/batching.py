@@ -69,12 +69,12 @@ def encode(
   """
   counts: list[int] = []
   rows = Rows([], [], counts)
-  end, ids = tokens.end(append_eos), vocabulary or 2**31
+  ids = vocabulary or 2**31
   for task in tasks:
     if any(example.asked and example.asked.pairs for example in task.examples):
       _encode_pairs(task, tokens, rows, counts, max_length, ids)
       continue
-    prompts = prompting.prompts(task, tokens)
+    prompts, end = prompting.prompts(task, tokens), tokens.end(append_eos, task.options.chat)
     texts = [text for example in task.examples for text in example.targets]
     targets = iter(tokens.targets(texts, append_eos=False))
     for number, (example, prompt) in enumerate(zip(task.examples, prompts, strict=True), 1):

@@ -53,8 +53,8 @@ def of(files: Mapping[str, bytes]) -> str | None:
   name = next((name for name in NAMES[1:] if name in files), None)
   template = decode(files[name], dict[str, Any], name).get("chat_template") if name else None
   if isinstance(template, list):
-    named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
-    template = named.get("default")
+    named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
+    template = named[-1].get("template") if named else None
   return template if isinstance(template, str) else None
 
 
@@ -81,9 +81,11 @@ class Chat:
       self._template = environment().from_string(template)
     except jinja2.TemplateSyntaxError as error:
       raise ValueError(f"{source}: line {error.lineno} is no valid Jinja ({error.message}).") from None
+    except (SyntaxError, RecursionError, MemoryError):  # of the Python that Jinja writes
+      raise ValueError(f"{source} is nested too deeply.") from None
 
-  def __call__(self, messages: Sequence[tuple[str, str]]) -> str:
-    """Messages of pairs of role and content as one text, up to where the assistant's answer begins.
+  def __call__(self, messages: Sequence[tuple[str, str]], *, asked: bool = True) -> str:
+    """Messages of pairs of role and content as one text, up to where the assistant's answer begins if asked.
 
     Raises:
       ValueError: the template refuses them.
@@ -91,13 +93,21 @@ class Chat:
     plain = [{"role": role, "content": content} for role, content in messages]
     try:
       rest = {"tools": None, "documents": None} | self._names
-      return self._template.render(messages=plain, add_generation_prompt=True, **rest)
-    except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+      return self._template.render(messages=plain, add_generation_prompt=asked, **rest)
+    except Exception as error:  # a template calls what it likes
       raise ValueError(f"{self.source} cannot write {shown(messages)}: {shown(str(error), 200)}") from None
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-  return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(
+  value: Any,
+  ensure_ascii: bool = False,
+  indent: int | None = None,
+  separators: tuple[str, str] | None = None,
+  sort_keys: bool = False,
+) -> str:
+  return json.dumps(
+    value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+  )
 
 
 def _refuse(message: str) -> None:

@@ -65,7 +65,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     if self.answer == "regex":
       try:
         re.compile(self.pattern)
-      except re.error as error:
+      except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"{where}: pattern is no regular expression ({error}).") from None
     if any(name and metrics.METRICS[name].generates for name in (self.metric, metric)):
       return

@@ -60,8 +60,9 @@ def _moves(texts: Sequence[str], strings: tuple[str, ...], count: int | None = N
     [[after(text + letter) for letter in letters] + [number[""]] for text in begun], np.int32
   )
   others = re.compile(f"[^{''.join(map(re.escape, letters))}]+" if letters else r"(?s:.+)")
+  other = next(one for one in map(chr, range(len(letters) + 1)) if one not in letters)
   code = {letter: i for i, letter in enumerate(letters)}
-  coded = [[code.get(letter, len(letters)) for letter in others.sub("\0", text)] for text in texts]
+  coded = [[code.get(letter, len(letters)) for letter in others.sub(other, text)] for text in texts]
   width = max(map(len, coded), default=0)
   padded = np.full((width, len(texts)), -1, np.int32)
   for token, codes in enumerate(coded):

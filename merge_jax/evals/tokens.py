@@ -10,6 +10,7 @@ from msgspec import Meta
 from tokenizers import Tokenizer
 
 from merge_jax import storage
+from merge_jax.checkpoints import sidecars
 from merge_jax.decoding import convert, decode
 from merge_jax.errors import in_library, shown
 from merge_jax.evals import chat
@@ -22,6 +23,10 @@ FILES = (
   "special_tokens_map.json", *chat.NAMES,
 )  # fmt: skip
 """The files beside a checkpoint that decide how texts are asked, read and ended."""
+
+SPECIAL = ("tokenizer_config.json", "special_tokens_map.json")
+"""The files that name special tokens; the first that does counts."""
+ANSWER = "It is so."
 
 _Id = Annotated[int, Meta(ge=0, lt=2**31)]
 
@@ -56,7 +61,8 @@ class Tokens:
   """A tokenizer and its end-of-text token.
 
   Prompt and target are tokenized apart and joined. The prompt gets the special tokens that the
-  tokenizer's post-processor puts there, but no end of text; that token is appended to the target.
+  tokenizer's post-processor puts there, but no end of text; that token is appended to the target, or in a
+  chat the one that its template ends answers with.
 
   Args:
     tokenizer: of the `tokenizers` library.
@@ -110,11 +116,10 @@ class Tokens:
     Raises:
       ValueError: there is none, or it cannot be read.
     """
-    files, special = {}, {}
-    if (folder := self._folder) is not None:
+    files, folder = {}, self._folder
+    if folder is not None:
       files = {name: (folder / name).read_bytes() for name in chat.NAMES if (folder / name).is_file()}
-      read = _read(folder / "tokenizer_config.json", _SpecialTokens)
-      special = {name: _content(getattr(read, name, None)) for name in _SpecialTokens.__struct_fields__}
+    special = {name: self._special(name) for name in _SpecialTokens.__struct_fields__}
     template = chat.of(files)
     if template is None:
       raise ValueError(f"{folder or self.source} has no chat template, which tasks with chat messages need.")
@@ -123,14 +128,26 @@ class Tokens:
   @functools.cached_property
   def first(self) -> int | None:
     """The token that texts begin with, where the files beside the tokenizer name one."""
+    token = self._special("bos_token")
+    found: int | None = self.tokenizer.token_to_id(token) if token else None
+    return found
+
+  def _special(self, name: str) -> str | None:
+    """A special token by the name that the files beside the tokenizer have for it."""
     if self._folder is None:
       return None
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
-      read = _read(self._folder / name, _SpecialTokens)
-      if token := _content(read.bos_token if read else None):
-        found: int | None = self.tokenizer.token_to_id(token)
-        return found
-    return None
+    read = (_read(self._folder / file, _SpecialTokens) for file in SPECIAL)
+    return next(filter(None, (_content(getattr(one, name, None)) for one in read)), None)
+
+  @functools.cached_property
+  def answered(self) -> int | None:
+    """What ends an answer in a chat: what the template writes behind one, where that ends texts."""
+    try:
+      behind = self.chat([("user", "?"), ("assistant", ANSWER)], asked=False).rpartition(ANSWER)[2]
+    except ValueError:  # a template that writes no answers
+      return self.eos
+    (ids,) = self._ids([behind], special=False)
+    return next((one for one in ids[:1] if one in self.ends), self.eos)
 
   def prompts(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
     """Token ids of prompts, special tokens included, but where texts hold theirs (`special=False`)."""
@@ -161,9 +178,10 @@ class Tokens:
     self._read[size] = [text[before:] for text in texts] + none, alone + none
     return self._read[size]
 
-  def end(self, append_eos: bool = True) -> list[int]:
-    """What ends every target: the end-of-text token, or nothing."""
-    return [self.eos] if append_eos and self.eos is not None else []
+  def end(self, append_eos: bool = True, chat: bool = False) -> list[int]:
+    """What ends a target: the end-of-text token, that of an answer in a chat, or nothing."""
+    token = self.answered if chat and append_eos else self.eos
+    return [token] if append_eos and token is not None else []
 
   def _ids(self, texts: Sequence[str], special: bool) -> list[list[int]]:
     for text in texts:
@@ -180,28 +198,41 @@ class Tokens:
     end = len(ids)
     while end and added[end - 1] and ids[end - 1] in self.ends:
       end -= 1
-    return ids[:end] if 0 in added else ids
+    return ids[:end] or ids
 
 
 def _ends(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
-  """The end-of-text tokens, the one of targets first; of a list the others need not be there."""
+  """The end-of-text tokens, the one of targets first; of a list the others need not be there.
+
+  It is the one that the tokenizer calls so, if a list has it: models that chat list the ends of documents
+  and of turns, in any order.
+  """
+  read = _read(folder / "tokenizer_config.json", _TokenizerConfig)
+  token = _content(read.eos_token) if read else None
+  own = tokenizer.token_to_id(token) if token else None
   for name in ("generation_config.json", "config.json"):
-    config = _read(folder / name, _ModelConfig)
+    config = _model_config(folder, name)
     given = config.eos_token_id if config else None
     values = given if isinstance(given, list) else [] if given is None else [given]
     if values:
-      if tokenizer.id_to_token(values[0]) is None:
-        raise ValueError(f"{folder / name}: eos_token_id is {values[0]}; tokenizer.json has no such token.")
-      return tuple(values)
-  read = _read(folder / "tokenizer_config.json", _TokenizerConfig)
-  token = _content(read.eos_token) if read else None
+      first = own if own in values else values[0]
+      if tokenizer.id_to_token(first) is None:
+        raise ValueError(f"{folder / name}: eos_token_id is {first}; tokenizer.json has no such token.")
+      return tuple(dict.fromkeys((first, *values)))
   if not token:
     return ()
-  value = tokenizer.token_to_id(token)
-  if value is None:
+  if own is None:
     where = folder / "tokenizer_config.json"
     raise ValueError(f"{where}: eos_token is {shown(token)}; tokenizer.json has no such token.")
-  return (value,)
+  return (own,)
+
+
+def _model_config(folder: Path, name: str) -> _ModelConfig | None:
+  if name != "config.json":
+    return _read(folder / name, _ModelConfig)
+  content = sidecars.read_config(folder) or {}  # elsewhere some hold Infinity, which is no JSON
+  ends = {key: content[key] for key in _ModelConfig.__struct_fields__ if key in content}
+  return convert(ends, _ModelConfig, str(folder / name))
 
 
 def _content(token: str | _AddedToken | None) -> str | None:

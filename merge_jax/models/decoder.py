@@ -46,10 +46,11 @@ class Linear(nnx.Module):
     if bias:
       self.bias = nnx.Param(draw((outputs,)))
 
-  def __call__(self, x: Array) -> Array:
+  def __call__(self, x: Array, dtype: Any = None) -> Array:
     if self.observe is not None:
       self.observe(x)
-    y = jnp.einsum("...i,oi->...o", x, self.weight.get_value().astype(x.dtype))
+    weight = self.weight.get_value().astype(x.dtype)
+    y = jnp.einsum("...i,oi->...o", x, weight, preferred_element_type=dtype)
     return y + along_last(self.bias, y) if hasattr(self, "bias") else y
 
 
@@ -202,11 +203,11 @@ class Decoder(nnx.Module):
     return self.model.embed_tokens.weight.get_value()[tokens].astype(dtype)
 
   def head(self, x: Array) -> Array:
-    """Logits of what the final norm gives, float32."""
+    """Logits of what the final norm gives, float32: rounded to bfloat16 many of them would be equal."""
     if self.config.tie_embeddings:
-      embedding = self.model.embed_tokens.weight.get_value()
-      return jnp.einsum("bth,vh->btv", x, embedding.astype(x.dtype)).astype(jnp.float32)
-    return self.lm_head(x).astype(jnp.float32)
+      embedding = self.model.embed_tokens.weight.get_value().astype(x.dtype)
+      return jnp.einsum("bth,vh->btv", x, embedding, preferred_element_type=jnp.float32)
+    return self.lm_head(x, jnp.float32)
 
   def __call__(
     self,

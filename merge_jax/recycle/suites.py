@@ -170,14 +170,10 @@ def harness_model(first: Checkpoint, model: Model, options: Evals, layout: Layou
   from merge_jax.evals.harness.model import Face
   from merge_jax.evals.harness.model import Model as Judge
 
-  most = model.config.max_positions
-  if most is None:
-    raise ValueError(
-      f"{first.path}: config.json does not say how many positions there are; lm-eval must know."
-    )
+  config = model.config
   face = Face(
-    model.apply, model.generate, evals.Tokens.from_folder(first.path), model.config.vocab_size,
-    most, model.branches, options.max_shapes, options.batch_tokens, jnp.dtype(options.dtype),
+    model.apply, model.generate, evals.Tokens.from_folder(first.path), config.vocab_size,
+    config.max_positions, model.branches, options.max_shapes, options.batch_tokens, jnp.dtype(options.dtype),
   )  # fmt: skip
   return Judge(face, layout)
 

@@ -22,7 +22,8 @@ def rate(recipe: Recipe) -> optax.Schedule:
       peak · min(t / warmup, 1) · f(clip((t - s) / (horizon - s), 0, 1))
 
   with f of `DECAYS`, and s the step where the decay begins: `decay_steps` before the horizon, or the end of
-  the warm-up. Recipes that differ in their decays have the same rates, bit for bit, before these begin.
+  the warm-up. Recipes that differ in their decays have the same rates, bit for bit, before these begin (of
+  "cosine" without `decay_steps` those of the warm-up differ in last digits).
 
   >>> recipe = Recipe(mixture={}, steps=8, learning_rate=1.0, warmup=2, decay="linear", decay_steps=4)
   >>> [float(rate(recipe)(t)) for t in range(9)]
