@@ -242,6 +242,10 @@ def _one(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules, axes: Axes
     if rule not in TACTICS:
       raise ValueError(unknown("tactic", rule, TACTICS, where))
     rule = _tactic(rule, slice_shape, mesh)
+  if not isinstance(rule, P) or any(one is P.UNCONSTRAINED for one in rule):
+    raise ValueError(
+      f"{where} is {shown(rule)}; expected a tactic ({', '.join(TACTICS)}) or a P of mesh axes."
+    )
   if len(rule) > len(slice_shape):
     raise ValueError(f"{where}: {rule} has more axes than shape {slice_shape}; give it at most as many.")
   parts = [*rule, *[None] * (len(slice_shape) - len(rule))]
@@ -268,12 +272,12 @@ def _tactic(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
   parts: list[str | tuple[str, ...] | None] = [None] * len(shape)
   if name == "replicate":
     return P(*parts)
-  at = {"column": 0, "row": 1}.get(name)
-  over: list[tuple[str, ...]] = [("fsdp",)]
-  if at is not None and at < len(shape) and shape[at] and shape[at] % mesh.shape["tensor"] == 0:
-    parts[at] = "tensor" if mesh.shape["tensor"] > 1 else None
-  elif mesh.shape["tensor"] > 1:
-    over.insert(0, ("fsdp", "tensor"))
+  at, width = {"column": 0, "row": 1}.get(name), mesh.shape.get("tensor", 1)
+  over: list[tuple[str, ...]] = [("fsdp",)] if "fsdp" in mesh.shape else []
+  if at is not None and at < len(shape) and shape[at] and shape[at] % width == 0:
+    parts[at] = "tensor" if width > 1 else None
+  elif width > 1:
+    over = [("fsdp", "tensor"), *over] if over else [("tensor",)]
   for names in over:
     count = math.prod(mesh.shape[one] for one in names)
     free = [a for a, size in enumerate(shape) if parts[a] is None and size and size % count == 0]

@@ -591,7 +591,7 @@ MISUSED = {
   "weights that overflow": (lambda: merge_ones([3e38, 3e38]), "sum to inf"),
   "weights whose reciprocal is subnormal": (lambda: merge_ones([1e38, 1e38]), "sum to 2e[+]38"),
   "subnormal weights": (lambda: merge_ones([1e-40, 1e-40]), "sum to 0"),
-  "weights by name": (lambda: merge_ones({"a": 1.0, "b": 2.0}), "expected a number for each"),
+  "weights by name": (lambda: merge_ones({"a": 1.0, "b": 2.0}), "the models are .0, 1.; give each model one"),
   "weights that are no numbers": (lambda: merge_ones(["1", "x"]), "expected a number for each"),
   "weights of None": (lambda: merge_ones([1.0, None]), "expected a number for each"),
   "a key that is none": (lambda: drop_ones(0), "jax.random.key"),
@@ -625,3 +625,104 @@ def test_small_weights_and_names_of_any_kind_are_fine():
   for names in ((np.int64(3), 1.5), (-1, 10**10), (("a", 1), "b")):
     experts = dict(zip(names, ONES, strict=True))
     mj.merge(mj.dare_linear(0.5), experts, base=ONES[0], key=KEY)
+
+
+NAMED = {"math": EXPERTS[0], "code": EXPERTS[1], "law": EXPERTS[2]}  # JAX would sort them
+GIVEN = {"math": 0.6, "code": 0.3, "law": 0.1}
+
+
+def same(found, expected, **how):
+  chex.assert_trees_all_close(found, expected, rtol=1e-6, atol=1e-7, **how)
+
+
+def test_weights_by_name_go_to_their_models_in_a_program_too():
+  expected_ = mj.merge(mj.linear(), list(NAMED.values()), [0.6, 0.3, 0.1])
+  for experts in (NAMED, dict(sorted(NAMED.items()))):
+    for weights in (GIVEN, dict(sorted(GIVEN.items()))):
+      same(mj.merge(mj.linear(), experts, weights), expected_)
+      same(jax.jit(lambda e, w: mj.merge(mj.linear(), e, w))(experts, weights), expected_)
+  prepared = mj.prepare(mj.linear(), NAMED)
+  for weights in (GIVEN, list(GIVEN.values())):
+    same(jax.jit(mj.combine)(prepared, weights), expected_)
+  for weights in ({"math": 1.0}, GIVEN | {"poems": 1.0}):
+    with pytest.raises(ValueError, match=r"the models are \['math', 'code', 'law'\]; give each model one"):
+      mj.combine(prepared, weights)
+
+
+def test_numbers_in_a_row_are_not_for_a_dict_that_jax_has_sorted():
+  base = {"base": BASE}
+  for operator, weights, options in (
+    (mj.linear(), [0.6, 0.3, 0.1], {}),
+    (mj.linear(), jnp.array([0.6, 0.3, 0.1]), {}),
+    (mj.ties(density=jnp.array([0.1, 0.5, 0.9])), None, base),
+    (mj.fisher(), None, {"statistics": [EXPERTS[0]] * 3}),
+  ):
+    with pytest.raises(ValueError, match="in a row, but inside a program models by name are in the order of"):
+      jax.jit(lambda e, operator=operator, w=weights, o=options: mj.merge(operator, e, w, **o))(NAMED)
+  squares = {name: jax.tree.map(jnp.square, tree) for name, tree in NAMED.items()}
+  expected_ = mj.merge(mj.fisher(), list(NAMED.values()), statistics=list(squares.values()))
+  same(jax.jit(lambda e, s: mj.merge(mj.fisher(), e, statistics=s))(NAMED, squares), expected_)
+
+
+def test_a_list_of_models_may_have_names():
+  """Masks go by them, in a program too, where a dict would be sorted."""
+  rule, options = mj.dare_linear(0.5), {"base": BASE, "key": KEY}
+  named = mj.merge(rule, NAMED, list(GIVEN.values()), **options)
+  listed = jax.jit(lambda e, w: mj.merge(rule, e, w, names=tuple(NAMED), **options))
+  same(listed(list(NAMED.values()), jnp.array(list(GIVEN.values()))), named)
+  for names in (("a", "b"), ("a", "a", "b")):
+    with pytest.raises(ValueError, match="expected a different one for each expert"):
+      mj.merge(rule, EXPERTS3, names=names, **options)
+  with pytest.raises(ValueError, match="names= is for a list"):
+    mj.merge(rule, NAMED, names=("a", "b", "c"), **options)
+
+
+def test_a_route_goes_by_the_layers_of_a_stack():
+  layers = [{f"layers.{i}.w": jnp.full((2, 4), 1.0 + i + m) for i in range(3)} for m in range(2)]
+  stacks = [{"layers.w": jnp.stack(list(one.values()))} for one in layers]
+  axes = ((r"(layers)\..*", mj.Axes(stack=0, out=(2,))),)
+  one = mj.route((r"layers\.\d\..*", mj.linear()), (r".*", mj.slerp(0.0)))
+  merged = mj.merge(one, stacks, axes=axes)["layers.w"]
+  same(list(merged), list(mj.merge(one, layers).values()))
+  several = mj.route((r"layers\.0\..*", mj.linear()), (r".*", mj.slerp(0.0)))
+  with pytest.raises(ValueError, match=r"'layers.w': several patterns of the route match its layers"):
+    mj.merge(several, stacks, axes=axes)
+
+
+def test_weights_are_checked_in_the_dtype_that_computes():
+  with jax.enable_x64(True):
+    for weights, message in (([1e-40, 1e-40], "sum to 0"), ([3e38, 3e38], "sum to inf")):
+      with pytest.raises(ValueError, match=message):
+        merge_ones(weights)
+    twice = [{"w": jnp.ones(2, jnp.float64)}] * 2
+    assert mj.merge(mj.linear(), twice, [1e-40, 1e-40])["w"].tolist() == [1.0, 1.0]
+
+
+def test_statistics_of_a_stack_lie_in_front_and_slices_take_theirs():
+  leaf = {"w": jnp.arange(24.0).reshape(2, 3, 4), "n": jnp.arange(3)}
+  axes = ((r"(w)", mj.Axes(stack=1, out=(2,))),)
+  information = {"w": 1.0 + jnp.arange(24.0).reshape(3, 2, 4)}  # of what is not merged there is none
+  prepared = mj.prepare(mj.fisher(), [leaf, leaf], statistics=[information] * 2, axes=axes)
+  slices = dict(prepared.slices())
+  assert len(slices) == 3 and all(one.statistics[0].shape == (2, 4) for one in slices.values())
+  for i, one in enumerate(slices.values()):
+    np.testing.assert_array_equal(one.statistics[0], information["w"][i])
+  with pytest.raises(ValueError, match=r"expected those of its 3 layers, stacked in front"):
+    mj.prepare(mj.fisher(), [leaf, leaf], statistics=[{"w": leaf["w"]}] * 2, axes=axes)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"base": "runs/base"}, "the base is 'runs/base'; expected a tree of arrays"),
+    (
+      {"base": BASE, "statistics": [None] * 3},
+      "statistics of expert 0: got None; expected what was measured",
+    ),
+    ({"base": BASE, "statistics": {"x": {}}}, "statistics: unknown model 'x'"),
+    ({"base": BASE, "statistics": [{name: [[1.0]] for name in SHAPES}] * 3}, "expected arrays"),
+  ],
+)
+def test_what_is_no_base_and_no_statistics(options, message):
+  with pytest.raises(ValueError, match=message):
+    mj.merge(mj.ties(), EXPERTS3, **options)

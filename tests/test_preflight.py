@@ -96,3 +96,28 @@ def test_the_tokenizer_that_cannot_be_read_is_named(pool):
     (checkpoint.path / "tokenizer.json").write_text(text)
   (error,) = (f.detail for f in preflight.check(pool, values=False) if f.level == "error")
   assert error.startswith("tokenizer.json of m0 cannot be read: ")
+
+
+def test_a_member_that_is_called_base_is_compared(tmp_path):
+  folders = pools.make_pool(tmp_path)
+  folders = [folders[0], folders[1].rename(folders[1].parent / "base_"), folders[2]]
+  named = tmp_path / "pool" / "x" / "base"
+  named.parent.mkdir(parents=True)
+  folders[1].rename(named)
+  (named / "tokenizer.json").write_text((named / "tokenizer.json").read_text().replace('"a"', '"é"'))
+  member, other, base = (checkpoints.open(path) for path in (named, folders[0], folders[2]))
+  found = list(preflight.check([other, member], base, values=False))
+  assert any(f.level == "error" and "differ, first in token" in f.detail for f in found)
+
+
+@pytest.mark.parametrize("shape", [(5,), ()])
+def test_models_of_vectors_alone_have_an_ancestor(tmp_path, shape):
+  for i in range(2):
+    values = {
+      "w": np.full(shape, 5.0, np.float32) + np.float32(0.1 * i),
+      "none": np.zeros((0, 2), np.float32),
+    }
+    (tmp_path / str(i)).mkdir()
+    checkpoints.write(tmp_path / str(i), values)
+  found = preflight.check([checkpoints.open(tmp_path / str(i)) for i in range(2)], None, values=True)
+  assert not any("NO COMMON ANCESTOR" in f.detail for f in found)

@@ -198,3 +198,13 @@ def test_a_device_that_holds_other_bytes_is_found(written, monkeypatch):
                       names == STACKS["layers.w"] else jax.device_put(whole["layers.b"], to))  # fmt: skip
   with pytest.raises(ValueError, match=r"tensor 'layers.0.w' lies on .* with other bytes than its file has"):
     checkpoints.place(checkpoint, made, STACKS, verify=True)
+
+
+def test_a_mesh_of_ones_own_has_what_its_axes_allow():
+  own = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+  specs = {"w": jax.ShapeDtypeStruct((4, 8), "float32")}
+  assert sharding.shardings(specs, own)["w"].spec == P(None, None)
+  assert sharding.shardings(specs, own, ((".*", P("model")),))["w"].spec == P("model", None)
+  for rule in (None, P(P.UNCONSTRAINED), 3):
+    with pytest.raises(ValueError, match=r"w: sharding rule '\.\*' is .*; expected a tactic"):
+      sharding.shardings(specs, own, ((".*", rule),))

@@ -2,10 +2,13 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import msgspec
 import numpy as np
 import pytest
 
+import merge_jax as mj
 from merge_jax import checkpoints, recycle
 from merge_jax.operators import grouping, naming
 from merge_jax.operators.contrib import trajectory
@@ -219,3 +222,20 @@ def test_jobs_search_them_and_go_on(world, tmp_path, changes):
   if "numbers" in changes:
     assert all(set(one["point"]["numbers"]) == set(changes["numbers"].split(",")) for one in own)
     assert len({tuple(one["point"]["numbers"].values()) for one in own}) > 1
+
+
+@pytest.mark.parametrize("method", ["ties", "task_arithmetic", "dare_ties"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_rule_whose_numbers_are_searched_merges_models_in_their_order(method, listed):
+  """Not in that of their names, as JAX has dicts in programs: "code" before "math", "10" before "2"."""
+  count = 12 if listed else 3
+  names = [str(i) for i in range(count)] if listed else ["math", "code", "law"]
+  trees = [{"w": jax.random.normal(jax.random.key(i), (8, 8))} for i in range(count)]
+  base, weights = {"w": jnp.zeros((8, 8))}, jnp.arange(1.0, count + 1)
+  experts = trees if listed else dict(zip(names, trees, strict=True))
+  numbers = {"scaling": 0.7} | ({} if method == "task_arithmetic" else {"density": 0.5})
+  made = methods.merges((method,), experts, base, searched=(method,))[method]
+  found = jax.jit(made.function)(made.source, weights, {k: jnp.float32(v) for k, v in numbers.items()})
+  key = methods.key_of(getattr(mj, method)(**numbers), 0)
+  want = mj.merge(getattr(mj, method)(**numbers), trees, weights, base=base, key=key, names=names)
+  np.testing.assert_allclose(found["w"], want["w"], rtol=1e-6, atol=1e-6)

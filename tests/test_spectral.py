@@ -87,6 +87,24 @@ def test_gradients_of_frozen_and_low_rank_tensors(name, rank):
     np.testing.assert_allclose(along, (at(1e-5) - at(-1e-5)) / 2e-5, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("shape", [(12, 9), (9, 12), (12, 30)])
+def test_gradients_of_a_model_that_is_the_base_are_finite(name, shape):
+  """Its directions are noise; what the others have may change."""
+  with jax.enable_x64(True):
+    generator = np.random.default_rng(3)
+    base, move, step = (jnp.asarray(generator.normal(size=shape)) for _ in range(3))
+
+    def total(one, other):
+      return jnp.sum(jnp.sin(mj.merge(RULES[name], [{"w": one}, {"w": other}], base={"w": base})["w"]))
+
+    slopes = jax.grad(total, (0, 1))(base + move, base)
+    assert all(np.isfinite(slope).all() for slope in slopes)
+    ends = [total(base + move + h * step, base) for h in (1e-5, -1e-5)]
+    np.testing.assert_allclose(jnp.vdot(slopes[0], step), (ends[0] - ends[1]) / 2e-5, rtol=1e-4, atol=1e-6)
+    assert all(np.isfinite(slope).all() for slope in jax.grad(total, (0, 1))(base, base))
+
+
 def test_tsv_of_one_model_and_of_equal_ones():
   expert = {"w": BASE["w"] + draw(1, 12, 9)}
   np.testing.assert_allclose(delta(tsv(), [expert]), exact(expert), atol=1e-5)

@@ -17,7 +17,13 @@ from merge_jax.operators import layout, leafwise, naming, planning, surveying
 from merge_jax.operators.core import Leaf, Operator, PyTree, Route, Surveyed, Weights
 from merge_jax.operators.naming import AxesRules
 from merge_jax.operators.planning import Entry, Plan, plan
-from merge_jax.operators.pytrees import STATIC, pytree, require_one
+from merge_jax.operators.pytrees import STATIC, has_rows, pytree, require_one
+
+UNORDERED = (
+  "but inside a program models by name are in the order of their names, since JAX sorts dicts; give these by "
+  "name, too, or the models as a list with names=."
+)
+"""What is wrong with numbers in a row."""
 
 
 @pytree
@@ -29,26 +35,40 @@ class Prepared:
   prepared: dict[str, PyTree]
   plan: Plan = dataclasses.field(metadata=STATIC)
   treedef: Any = dataclasses.field(metadata=STATIC)
+  names: tuple[int | str, ...] = dataclasses.field(metadata=STATIC)
+  """Of the models, or their positions."""
+  ordered: bool = dataclasses.field(metadata=STATIC)
+  """Whether numbers in a row can be told to belong to them."""
 
   @property
   def count(self) -> int:
     """Number of models."""
     return len(self.leaves[self.plan.entries[0].name].experts)
 
+  @property
+  def wide(self) -> bool:
+    """Whether some tensor is computed in float64."""
+    return any(x.dtype == jnp.float64 for x in jax.tree.leaves(self.leaves))
+
   def slices(self) -> Iterator[tuple[str, Leaf]]:
     """The tensors that are merged, by the names that they have one by one: slices where leaves are stacks."""
     for entry in self.plan.entries:
       leaf, stack = self.leaves[entry.name], entry.axes.stack
-      for i, name in enumerate(entry.slices):
+      for i, name in enumerate(entry.slices if entry.merged else ()):
         yield name, leaf if stack is None else _slice(leaf._replace(keys=None), np.int32(i), stack)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _slice(leaf: Leaf, index: Array, stack: int) -> Leaf:
-  return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, stack, keepdims=False), leaf)
+  def take(x: Array, axis: int) -> Array:
+    return jax.lax.dynamic_index_in_dim(x, index, axis, keepdims=False)
+
+  measured = jax.tree.map(lambda x: take(x, 0), leaf.statistics)  # stacked in front
+  cut = jax.tree.map(lambda x: take(x, stack), leaf._replace(statistics=None))
+  return cut._replace(statistics=measured)
 
 
-WeightsLike = ArrayLike | Sequence[ArrayLike] | Weights | None
+WeightsLike = ArrayLike | Sequence[ArrayLike] | Mapping[str, ArrayLike] | Weights | None
 
 
 def prepare(
@@ -57,8 +77,9 @@ def prepare(
   *,
   base: PyTree | None = None,
   key: Array | None = None,
-  statistics: Sequence[Mapping[str, PyTree]] | None = None,
+  statistics: Sequence[Mapping[str, PyTree]] | Mapping[str, Mapping[str, PyTree]] | None = None,
   axes: AxesRules = (),
+  names: Sequence[str] | None = None,
 ) -> Prepared:
   """Does once what does not depend on the weights, for many `combine`s of one pool.
 
@@ -67,11 +88,13 @@ def prepare(
   Args:
     operator: the merge rule.
     experts: K parameter trees with the same names and shapes, as a sequence, or by model name
-      (then random masks do not depend on the order of the models).
+      (then random masks do not depend on the order of the models). JAX sorts dicts that are arguments of
+      a program, so there weights and other numbers of each model must be by name, too.
     base: the tree that task vectors are taken from, for operators that need one.
     key: seed of random operators; one key per (model, tensor) is derived from it.
-    statistics: for each expert what was measured of it, by tensor name.
+    statistics: for each expert what was measured of it, by tensor name; in order, or by model name.
     axes: rules for leaves that are not `[out, in]`, or stacked; see `Axes`.
+    names: of the experts of a sequence, as a mapping has them.
 
   Returns:
     A pytree to pass to `combine`, also through `jit`.
@@ -86,7 +109,10 @@ def prepare(
   >>> [mj.combine(prepared, [weight])["w"].tolist() for weight in (1.0, 0.5)]
   [[1.0, 2.0], [1.0, 1.5]]
   """
-  ids, leaves, treedef = planning.match(experts, base, statistics)
+  ids, leaves, treedef = planning.match(experts, base, statistics, names)
+  ordered = planning.in_order(experts)
+  if not ordered and isinstance(statistics, Sequence):
+    raise ValueError(f"Statistics are in a row, {UNORDERED}")
   planned = plan(operator, {name: leaf.experts[0] for name, leaf in leaves.items()}, axes)
   label, parts = type(operator).__name__, operator.parts
   needs_base = any(part.needs_base for part in parts)
@@ -100,6 +126,8 @@ def prepare(
     naming.require_key(key)
   for part in parts:
     require_one(part, len(ids))
+    if not ordered and has_rows(part):
+      raise ValueError(f"{type(part).__name__} has numbers of each model in a row, {UNORDERED}")
   for entry in planned.entries:
     leaf, part = leaves[entry.name], parts[entry.operator]
     if part.models not in (None, len(ids)):
@@ -108,6 +136,10 @@ def prepare(
     if entry.merged:  # 64-byte aligned host memory is used in place, not copied
       leaf = jax.tree.map(lambda x: x if isinstance(x, Array) else jax.device_put(x), leaf)
       leaf = layout.alike(leaf)
+      measured, count = jax.tree.leaves(leaf.statistics), len(entry.slices)
+      if entry.axes.stack is not None and any(np.shape(x)[:1] != (count,) for x in measured):
+        where = f"Statistics of tensor {entry.name!r}"
+        raise ValueError(f"{where}: expected those of its {count} layers, stacked in front.")
       planning.require_together(entry.name, leaf)
       if key is not None and part.needs_key:
         keys = [[naming.key_of(key, model, one) for one in entry.slices] for model in ids]
@@ -120,7 +152,7 @@ def prepare(
     entries = planned.of(index)
     for entry, surveyed in zip(entries, _surveys(part, entries, leaves), strict=True):
       prepared[entry.name] = leafwise.prepare(part, leaves[entry.name], surveyed, entry.axes)
-  return Prepared(operator, leaves, prepared, planned, treedef)
+  return Prepared(operator, leaves, prepared, planned, treedef, tuple(ids), ordered)
 
 
 def _surveys(part: Operator, entries: Sequence[Entry], leaves: Mapping[str, Leaf]) -> list[Surveyed]:
@@ -147,6 +179,10 @@ def _by_name(prepared: Prepared, weights: Any) -> Weights:
   if prepared.operator.weightless:
     raise ValueError(f"{type(prepared.operator).__name__} takes no weights; use linear() for a weighted one.")
   given = isinstance(weights, Weights)
+  if isinstance(weights, Mapping):
+    weights = _in_order(weights, prepared.names)
+  elif not prepared.ordered:
+    raise ValueError(f"Weights are in a row, {UNORDERED}")
   values = _numbers(weights.values if given else weights)
   if values.ndim != (2 if given else 1) or values.shape[-1] != prepared.count:
     raise ValueError(f"Weights of shape {values.shape} do not fit {prepared.count} models.")
@@ -154,6 +190,9 @@ def _by_name(prepared: Prepared, weights: Any) -> Weights:
   if isinstance(values, jax.core.Tracer):
     return result
   concrete = np.asarray(values)  # inside a program what JAX computes is traced, whatever it is computed from
+  if not prepared.wide:
+    with np.errstate(over="ignore"):
+      concrete = concrete.astype(np.float32)  # what it is computed with
   if not np.all(np.isfinite(concrete)):
     raise ValueError(f"The weights are {shown(concrete.tolist())}; expected finite numbers.")
   merged = (entry for entry in prepared.plan.entries if entry.merged)
@@ -171,6 +210,15 @@ def _by_name(prepared: Prepared, weights: Any) -> Weights:
   return result
 
 
+def _in_order(weights: Mapping[Any, ArrayLike], names: Sequence[int | str]) -> list[ArrayLike]:
+  for one in (*weights, *names):
+    if one not in names or one not in weights:
+      raise ValueError(
+        f"The weights are of {list(weights)}, the models are {list(names)}; give each model one."
+      )
+  return [weights[one] for one in names]
+
+
 def _numbers(weights: Any) -> Array:
   try:
     return jnp.asarray(weights, float)
@@ -185,7 +233,8 @@ def combine(prepared: Prepared, weights: WeightsLike = None, *, dtype: Any = Non
 
   Args:
     prepared: what `prepare` returned.
-    weights: `[K]`, or `Weights` by name; None takes the operator's default.
+    weights: `[K]`, one for each model by its name, or `Weights` by tensor name; None takes the operator's
+      default.
     dtype: of the merged floating tensors; None keeps that of the first expert.
 
   Returns:
@@ -230,8 +279,9 @@ def merge(
   *,
   base: PyTree | None = None,
   key: Array | None = None,
-  statistics: Sequence[Mapping[str, PyTree]] | None = None,
+  statistics: Sequence[Mapping[str, PyTree]] | Mapping[str, Mapping[str, PyTree]] | None = None,
   axes: AxesRules = (),
+  names: Sequence[str] | None = None,
   dtype: Any = None,
 ) -> PyTree:
   """Merges parameter trees: `combine(prepare(...), weights)`.
@@ -246,5 +296,5 @@ def merge(
   >>> mj.merge(mj.linear(), experts, [0.75, 0.25])["w"].tolist()
   [1.5, 3.0]
   """
-  prepared = prepare(operator, experts, base=base, key=key, statistics=statistics, axes=axes)
+  prepared = prepare(operator, experts, base=base, key=key, statistics=statistics, axes=axes, names=names)
   return combine(prepared, weights, dtype=dtype)

@@ -107,56 +107,98 @@ def plan(operator: Operator | Route, specs: Mapping[str, Any], axes: AxesRules =
   for name, spec in specs.items():
     shape = tuple(spec.shape)
     merged = merges(spec.dtype, f"Tensor {name!r}") and math.prod(shape) > 0
-    entries.append(Entry(name, shape, merged, operator.index(name), *naming.axes_of(name, shape, axes)))
+    own, slices = naming.axes_of(name, shape, axes)
+    index, *others = dict.fromkeys(map(operator.index, slices))
+    if others:
+      raise ValueError(
+        f"Tensor {name!r}: several patterns of the route match its layers, which are one array; write "
+        "patterns that match all of them, or pass the layers one by one."
+      )
+    entries.append(Entry(name, shape, merged, index, own, slices))
   return Plan(tuple(entries))
 
 
 def match(
-  experts: Any, base: PyTree | None, statistics: Sequence[Mapping[str, PyTree]] | None
+  experts: Any, base: PyTree | None, statistics: Any, names: Sequence[str] | None = None
 ) -> tuple[list[int | str], dict[str, Leaf], Any]:
   """The experts' names or positions, all tensors by name, and the structure of the first expert.
 
   Raises:
-    ValueError: models, or statistics, that do not have the same tensors.
+    ValueError: models, or statistics, that do not have the same tensors; names that are not theirs.
   """
   if isinstance(experts, Sequence) and not isinstance(experts, str):
-    experts = dict(enumerate(experts))
+    if names is not None and len(set(names)) != len(experts):
+      raise ValueError(f"The names are {shown(list(names))}; expected a different one for each expert.")
+    experts = dict(zip(range(len(experts)) if names is None else names, experts, strict=True))
+  elif names is not None:
+    raise ValueError("names= is for a list of trees; trees by model name have theirs.")
   elif not isinstance(experts, Mapping):
     raise ValueError(f"The experts are {shown(experts)}; pass a list of trees, or trees by model name.")
   elif any(jax.tree_util.all_leaves([tree]) for tree in experts.values()):
     raise ValueError("The experts are one tree of tensors; pass a list of trees, or trees by model name.")
   if not experts:
     raise ValueError("There is no model to merge; give at least one expert.")
-  for one, tree in experts.items():
+  labelled = [*((f"expert {one!r}", tree) for one, tree in experts.items()), ("the base", base)]
+  for label, tree in labelled:
     if isinstance(tree, str | os.PathLike):
       raise ValueError(
-        f"expert {one!r} is {shown(tree)}; expected a tree of arrays, as checkpoints.open(path).load() gives."
+        f"{label} is {shown(tree)}; expected a tree of arrays, as checkpoints.open(path).load() gives."
       )
   trees = {f"expert {one!r}": tree for one, tree in experts.items()}
   models = {label: _tensors(tree, label) for label, tree in trees.items()}
   if base is not None:
     models["the base"] = _tensors(base, "the base")
-  (first, names), *others = models.items()
-  if not names:
+  (first, tensors), *others = models.items()
+  if not tensors:
     raise ValueError("The models have no tensors.")
   for label, other in others:
-    _require_same(first, names, label, other)
-  if statistics is not None and len(statistics) != len(experts):
-    raise ValueError(f"There are {len(statistics)} statistics for {len(experts)} experts; give one each.")
-  for label, measured in zip(trees, statistics or (), strict=False):
-    if stranger := next((name for name in measured if name not in names), None):
-      raise ValueError(unknown("tensor", stranger, names, f"statistics of {label}"))
-    if missing := next((name for name in names if name not in measured), None):
-      raise ValueError(f"statistics of {label}: tensor {missing!r} is missing.")
+    _require_same(first, tensors, label, other)
+  measured = None if statistics is None else _statistics(statistics, list(experts), tensors)
   leaves = {
     name: Leaf(
       tuple(models[label][name] for label in trees),
       None if base is None else models["the base"][name],
-      statistics=None if statistics is None else tuple(one[name] for one in statistics),
+      statistics=None if measured is None else tuple(one.get(name) for one in measured),
     )
-    for name in names
+    for name in tensors
   }
   return list(experts), leaves, jax.tree.structure(trees[first])
+
+
+def _statistics(
+  given: Any, ids: Sequence[int | str], tensors: Mapping[str, Any]
+) -> list[Mapping[str, PyTree]]:
+  """What was measured of each model, by tensor, in the models' order; of what does not merge it may lack."""
+  found = given
+  if isinstance(given, Mapping):
+    if stranger := next((one for one in given if one not in ids), None):
+      raise ValueError(unknown("model", str(stranger), list(map(str, ids)), "statistics"))
+    found = [given.get(one) for one in ids]
+  elif len(given) != len(ids):
+    raise ValueError(f"There are {len(given)} statistics for {len(ids)} experts; give one each.")
+  for one, measured in zip(ids, found, strict=True):
+    where = f"statistics of expert {one!r}"
+    if not isinstance(measured, Mapping):
+      raise ValueError(f"{where}: got {shown(measured)}; expected what was measured, by tensor name.")
+    if stranger := next((name for name in measured if name not in tensors), None):
+      raise ValueError(unknown("tensor", stranger, tensors, where))
+    floating = (name for name, value in tensors.items() if merges(value.dtype, name) and value.size)
+    if missing := next((name for name in floating if name not in measured), None):
+      raise ValueError(f"{where}: tensor {missing!r} is missing.")
+  for one, measured in zip(ids, found, strict=True):
+    for name, value in measured.items():
+      if any(not hasattr(x, "shape") for x in jax.tree.leaves(value)):
+        raise ValueError(
+          f"statistics of expert {one!r}: tensor {name!r} has {shown(value, 60)}; expected arrays."
+        )
+  return list(found)
+
+
+def in_order(experts: Any) -> bool:
+  """Whether models given by name are in the order that they were given in: in a program JAX sorts dicts."""
+  if not isinstance(experts, Mapping) or len(experts) == 1:
+    return True
+  return not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(list(experts.values())))
 
 
 def _tensors(tree: PyTree, label: str) -> dict[str, Any]:

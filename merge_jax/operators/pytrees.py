@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -61,7 +61,8 @@ def _reading(cls: Any) -> Any:
       value = getattr(self, field.name)
       if field.type in (bool, "bool") and not isinstance(value, bool | np.bool_):
         raise ValueError(f"{field.name} is {shown(value)}; expected True or False.")
-      if isinstance(value, list | tuple) and value and all(_is_number(x) for x in value):
+      listed = field.metadata != STATIC and isinstance(value, list | tuple) and value
+      if listed and all(_is_number(x) for x in value):
         traced = any(isinstance(x, jax.Array) for x in value)
         vars(self)[field.name] = jnp.stack([*map(jnp.asarray, value)]) if traced else np.asarray(value)
     check(self)
@@ -74,20 +75,31 @@ def _is_number(x: Any) -> bool:
   return isinstance(x, int | float | np.number) or (isinstance(x, jax.Array) and x.ndim == 0)
 
 
-def require_one(tree: Any, count: int) -> None:
-  """Raises ValueError if a number of an operator is neither one nor, where it may be, one for each model."""
+def _shapes(tree: Any) -> Iterator[tuple[Any, str, tuple[int, ...]]]:
+  """Of each number of an operator: whose it is, its name and shape."""
   for field in dataclasses.fields(tree):
     value = getattr(tree, field.name)
     if field.metadata == STATIC or value is None:
       continue
     for part in value if isinstance(value, tuple) else (value,):
       if dataclasses.is_dataclass(part):
-        require_one(part, count)
-        continue
-      shape, each = np.shape(part), field.name in getattr(tree, "per_model", ())
-      if shape != () and not (each and shape == (count,)):
-        more = f", or one for each of {count} models" if each else ""
-        raise ValueError(f"{type(tree).__name__}: {field.name} has shape {shape}; expected one number{more}.")
+        yield from _shapes(part)
+      else:
+        yield tree, field.name, np.shape(part)
+
+
+def require_one(tree: Any, count: int) -> None:
+  """Raises ValueError if a number of an operator is neither one nor, where it may be, one for each model."""
+  for owner, name, shape in _shapes(tree):
+    each = name in getattr(owner, "per_model", ())
+    if shape != () and not (each and shape == (count,)):
+      more = f", or one for each of {count} models" if each else ""
+      raise ValueError(f"{type(owner).__name__}: {name} has shape {shape}; expected one number{more}.")
+
+
+def has_rows(tree: Any) -> bool:
+  """Whether a number of an operator is one for each model, in order."""
+  return any(shape for _, _, shape in _shapes(tree))
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -51,11 +51,12 @@ def tensors(models: Models) -> Iterator[Finding]:
         break
   if not errors:
     yield Finding("ok", "names and shapes", f"{len(first.specs)} tensors, {first.parameters:,} parameters")
-  dtypes = {label: sorted({str(s.dtype) for s in c.specs.values()}) for label, c in models}
-  if len({tuple(names) for names in dtypes.values()}) > 1:
-    yield Finding("warning", "dtypes", f"differ: {dtypes}; the result has those of {first_label}")
+  dtypes = [(label, sorted({str(s.dtype) for s in c.specs.values()})) for label, c in models]
+  if any(names != dtypes[0][1] for _, names in dtypes):
+    told = "; ".join(f"{label}: {', '.join(names)}" for label, names in dtypes)
+    yield Finding("warning", "dtypes", f"differ ({told}); the result has those of {first_label}")
   else:
-    yield Finding("ok", "dtypes", ", ".join(dtypes[first_label]))
+    yield Finding("ok", "dtypes", ", ".join(dtypes[0][1]))
   formats = {c.format for _, c in models}
   if len(formats) > 1:
     yield Finding("warning", "formats", f"{sorted(formats)}; the result is {first.format}")
@@ -89,9 +90,9 @@ def vocabulary(models: Models) -> Iterator[Finding]:
   if not have:
     yield Finding("ok", "vocabulary", "no tokenizer beside the tensors: not compared")
     return
-  texts = {label: storage.read_bytes(c.path / "tokenizer.json") for label, c in have}
-  (first_label, first_text), same = next(iter(texts.items())), True
-  for label, text in texts.items():
+  texts = [(label, storage.read_bytes(c.path / "tokenizer.json")) for label, c in have]
+  (first_label, first_text), same = texts[0], True
+  for label, text in texts:
     if text == first_text:
       continue
     try:

@@ -46,7 +46,12 @@ def ancestor(models: Models, base: Checkpoint | None) -> Iterator[Finding]:
   """Weights that point the same way, as those of one ancestor do; `base` is the last of the models."""
   if len(models) < 2:
     return
-  names = [n for n, s in models[0][1].specs.items() if len(s.shape) > 1]
+  specs = models[0][1].specs
+  names = [n for n, s in specs.items() if len(s.shape) > 1 and s.size] or [
+    n for n, s in specs.items() if s.size
+  ]
+  if not names:
+    return
   vectors = np.stack([_sample(checkpoint, names) for _, checkpoint in models])
   if not finite(vectors):  # `values` says where
     return
@@ -78,7 +83,7 @@ def _sample(checkpoint: Checkpoint, names: Sequence[str]) -> np.ndarray:
   for name in names:
     flat = checkpoint.read(name).reshape(-1)
     parts.append(flat[:: max(1, math.ceil(flat.size / SAMPLE))].astype(np.float32))
-  return np.concatenate(parts) if parts else np.zeros(1, np.float32)
+  return np.concatenate(parts)
 
 
 @np.errstate(over="ignore", invalid="ignore")

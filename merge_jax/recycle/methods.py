@@ -140,7 +140,7 @@ def trajectory(steps: Sequence[float], count: int) -> tuple[Point, ...]:
 class Sources(NamedTuple):
   """A pool that is merged anew for every point, since numbers of the rule are searched."""
 
-  experts: Mapping[str, PyTree]
+  experts: tuple[PyTree, ...]
   base: PyTree | None
   key: Array | None
 
@@ -166,19 +166,20 @@ def merges(
     searched: methods whose numbers are searched; others are prepared once.
     seed: of random methods.
   """
-  if not isinstance(experts, Mapping):
-    experts = {str(i): one for i, one in enumerate(experts)}
+  by_name = isinstance(experts, Mapping)
+  models = tuple(experts if by_name else map(str, range(len(experts))))
+  trees = tuple(experts.values() if isinstance(experts, Mapping) else experts)  # a dict would be sorted
   result = {}
   for name in dict.fromkeys(names):
     method = METHODS[name]
     if method.needs_base and base is None:
-      base = mj.merge(mj.uniform(), experts)
+      base = mj.merge(mj.uniform(), trees)
     own, key = base if method.needs_base else None, key_of(method.operator(), seed)
     if name in searched:
-      anew = functools.partial(_merge_anew, method.operator, axes, patterns)
-      result[name] = Merge(anew, Sources(experts, own, key))
+      anew = functools.partial(_merge_anew, method.operator, models, axes, patterns)
+      result[name] = Merge(anew, Sources(trees, own, key))
     else:
-      prepared = mj.prepare(method.operator(), experts, base=own, key=key, axes=axes)
+      prepared = mj.prepare(method.operator(), trees, base=own, key=key, axes=axes, names=models)
       result[name] = Merge(functools.partial(_combine, patterns), prepared)
   return result
 
@@ -195,6 +196,7 @@ def weights_of(weights: Any, patterns: tuple[str, ...]) -> Any:
 
 def _merge_anew(
   make: Callable[..., mj.Operator],
+  names: tuple[str, ...],
   axes: AxesRules,
   patterns: tuple[str, ...],
   source: Sources,
@@ -202,7 +204,9 @@ def _merge_anew(
   numbers: Mapping[str, Any],
 ) -> PyTree:
   chosen = weights_of(weights, patterns)
-  return mj.merge(make(**numbers), source.experts, chosen, base=source.base, key=source.key, axes=axes)
+  return mj.merge(
+    make(**numbers), source.experts, chosen, base=source.base, key=source.key, axes=axes, names=names
+  )
 
 
 def _combine(

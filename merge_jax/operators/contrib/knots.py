@@ -88,8 +88,7 @@ class Knots(Operator):
     basis = None
     if min(base.shape) > 1:
       joint = jnp.concatenate(tuple(map(layout.whole, deltas)), 1)
-      triangle = jnp.linalg.qr(joint.T, mode="r")  # the same U and S, far smaller
-      u, s, _ = spectral.svd(triangle.T)
+      u, s = spectral.left(joint)
       kept = spectral.above_noise(s, joint.shape, s[0])
       basis = jnp.where(kept[None, :], u, 0.0)[:, : self.rank]
     aligned = _aligned(leaf, basis)

@@ -33,7 +33,7 @@ class PCB(Operator):
   sorted magnitudes and at `⌊(1 - r) n⌋` of the sorted scores, from 0 on. Where a range is empty b or s
   is 0. Weights scale models and default to 1.2, the authors' choice without validation data. The base stays
   where no score is above 0; one model is not given back. The whole model is surveyed four times, scores
-  after magnitudes.
+  after magnitudes. Derivatives take quantiles and ranges for constants.
 
   Raises:
     ValueError: a concrete density or q outside [0, 1], [0, 0.5].

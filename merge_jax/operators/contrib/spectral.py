@@ -50,6 +50,19 @@ def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Factors, Factors]:
   return (u, s, v), (du, jnp.diagonal(inner), dv)
 
 
+@jax.custom_jvp
+def left(x: Array) -> tuple[Array, Array]:
+  """`U` and `S` of a wide matrix, by way of a far smaller one; derivatives are those of `svd`."""
+  u, s, _ = svd(jnp.linalg.qr(x.T, mode="r").T)
+  return u, s
+
+
+@left.defjvp
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+  (u, s, _), (du, ds, _) = jax.jvp(svd, primals, tangents)  # that of QR needs full rank
+  return (u, s), (du, ds)
+
+
 def above_noise(s: Array, shape: tuple[int, ...], scale: Array) -> Array:
   """Which singular values of a matrix are above the rounding of one whose norm is `scale`."""
   noise = scale * (max(shape) * jnp.finfo(s.dtype).eps)
