@@ -118,9 +118,9 @@ def run(
   for name, (value, most) in numbers.items():
     if value is not None and not 0 <= value <= most:
       raise ValueError(f"--{name} is {value}; expected a number from 0 to {most:,.0f}.")
-  folder, recipes, planned = Path(path).expanduser().parent, reading.read(path), check(path, semantics)
-  opened = _opened(planned)
-  target = _target(output_dir, opened)
+  target, folder = _target(output_dir), Path(path).expanduser().parent
+  recipes, planned = reading.read(path), check(path, semantics)
+  opened = _opened(planned, target)
   stages, replaced = target.with_name(f".{target.name}.stages"), None
   if host.is_lead():
     replaced = _replaced(target, overwrite)
@@ -154,19 +154,22 @@ def run(
 
 def refuse_output(built: Sequence[Built], output_dir: str | Path, *, overwrite: bool = False) -> None:
   """Raises ValueError or OSError for a folder that `run` would not write the result of `check` to."""
-  _replaced(_target(output_dir, _opened(built)), overwrite)
+  target = _target(output_dir)
+  _opened(built, target)
+  _replaced(target, overwrite)
 
 
-def _opened(planned: Sequence[Built]) -> list[Checkpoint]:
-  """What is there already."""
-  return [one for built in planned for one in built.inputs.values() if not isinstance(one, Planned)]
+def _opened(planned: Sequence[Built], target: Path) -> list[Checkpoint]:
+  """What is there already, none of it around the target."""
+  opened = [one for built in planned for one in built.inputs.values() if not isinstance(one, Planned)]
+  storage.refuse_inside(target, [checkpoint.path for checkpoint in opened], "--output_dir")
+  return opened
 
 
-def _target(output_dir: str | Path, opened: Sequence[Checkpoint]) -> Path:
+def _target(output_dir: str | Path) -> Path:
   target = storage.destination(output_dir, "--output_dir")
   if not target.name.strip("."):
     raise ValueError(f"--output_dir is {str(output_dir)!r}; name the folder to make, as in out or ../out.")
-  storage.refuse_inside(target, [checkpoint.path for checkpoint in opened], "--output_dir")
   return target
 
 
