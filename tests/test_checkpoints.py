@@ -389,6 +389,9 @@ NUMBERED = ["model-00001-of-00002", "model-00002-of-00002"]
       ["model-00001-of-00003", "model-00003-of-00003"],
       "of the 3 files like model-00001-of-00003.* number 2 is missing",
     ),
+    (["model-00001-of-99999999999"], "of the 99999999999 files like .* number 2 is missing"),
+    (["model-00001-of-00001", "model-00002-of-00001"], "of 1 files from 1 on; number 2 is none"),
+    (["model-00000-of-00002", "model-00001-of-00002"], "of 2 files from 1 on; number 0 is none"),
     (["adapter_model"], "is a PEFT adapter and no model"),
   ],
 )
@@ -416,6 +419,13 @@ def test_one_file_counts_before_the_index_of_earlier_shards(tmp_path, listed, re
   index = {"weight_map": {f"in {listed.partition('.')[0]}": listed}}
   (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
   assert list(checkpoints.open(tmp_path).specs) == [f"in {read}"]
+
+
+def test_an_index_names_tensors(tmp_path):
+  safetensors.numpy.save_file({"a": np.ones(2)}, tmp_path / "model-00001-of-00001.safetensors")
+  (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+  with pytest.raises(ValueError, match="weight_map names no tensor"):
+    checkpoints.open(tmp_path)
 
 
 def test_side_files_of_unknown_architectures_are_carried_over(tmp_path):

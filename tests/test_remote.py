@@ -263,6 +263,76 @@ def test_an_interrupted_folder_goes_on_for_the_same_job_alone(store):
     checkpoints.open("gs://b/x")
 
 
+@pytest.mark.parametrize("mine", [False, True])
+def test_an_overwrite_that_is_killed_keeps_nothing_of_what_it_replaces(store, soon, mine):
+  """Files of the same names and sizes would be taken for its own by the same job, which goes on with them."""
+
+  def write(text):
+    with storage.new_folder(storage.path("gs://b/x"), owned=["a", "b"], resume=text) as folder:
+      for name in ("a", "b"):
+        if not (folder / name).exists():
+          (folder / name).write_text(text)
+
+  for at in range(1, 100):
+    store.objects.clear()
+    if mine:
+      storage.path("gs://b/x/mine").write_text("mine")
+    write("old")
+    store.requests.clear()
+    store.die_at = at
+    killed = False
+    try:
+      write("new")
+    except stores.Killed:
+      killed = True
+    store.die_at = 0
+    write("new")
+    own = {"mine": b"mine"} if mine else {}
+    assert stores.content("gs://b/x") == {"a": b"new", "b": b"new"} | own, at
+    if not killed:
+      break
+  assert 8 < at < 40
+
+
+def mended(records):
+  return [one["n"] for one in records]
+
+
+def test_mended_lines_on_a_store_leave_whole_objects_and_no_others(store):
+  path = storage.path("gs://b/run/items.jsonl")
+
+  def begin():
+    store.objects.clear()
+    lines = storage.Lines(path, mend=True)
+    for numbers in ((0, 1, 2), (3, 4, 5), (6,)):
+      lines.append(*({"n": n} for n in numbers))
+
+  def part(start):
+    return storage.path(f"gs://b/run/items/{start:08d}.jsonl")
+
+  def change(content):
+    changed = content.replace(b'"n": 5', b'"n": 7').replace(b'"n":5', b'"n":7')
+    assert changed != content
+    return changed
+
+  for damage, kept in (
+    (lambda: part(3).unlink(), 3),  # a gap
+    (lambda: part(3).write_bytes(change(part(3).read_bytes())), 3),  # its last line is not whole
+    (lambda: part(6).write_bytes(part(6).read_bytes()[:-1]), 6),
+    (lambda: part(0).unlink(), 0),
+    (lambda: None, 7),
+  ):
+    begin()
+    damage()
+    lines = storage.Lines(path, mend=True)
+    assert mended(lines.records) == list(range(kept))
+    lines.append({"n": kept}, {"n": kept + 1})
+    assert mended(storage.Lines(path, mend=True).records) == list(range(kept + 2))
+  begin()
+  storage.Lines(path, mend=True).cut(4)
+  assert mended(storage.Lines(path, mend=True).records) == [0, 1, 2]
+
+
 def test_lines_are_objects_in_order(store, tmp_path):
   path, local = storage.path("gs://b/run/journal.jsonl"), tmp_path / "journal.jsonl"
   for file in (path, local):
@@ -565,6 +635,28 @@ def test_a_killed_merge_to_a_store_goes_on_with_its_shards(models, soon, text):
       assert {name: models.objects[name] for name in shards} == shards  # not written again
       assert not [name for name in models.objects if "stages" in name or "started" in name]
     assert stores.content("gs://b/out") == expected
+
+
+def test_a_killed_merge_over_another_one_has_none_of_its_numbers(models, soon):
+  """Of the same shapes: the first shard of the old one is as long as that of the new one."""
+  one, other = (f"method: linear\nmodels: [{{0}}{name}]\n" for name in ("a", "b"))
+  merged(other, "", "gs://b/expected")
+  expected = tensors_of(stores.content("gs://b/expected"))
+  for which in range(4):
+    for text in (one, other):  # first to see when the old one stops counting
+      clear(models, "b/out/")
+      merged(one, "", "gs://b/out")
+      models.requests.clear()
+      if text is one:
+        merged(other, "", "gs://b/out", overwrite=True)
+        last = next(i for i, r in enumerate(models.requests) if "committed" in str(r) and "remove" in str(r))
+    models.die_at = last + 2 + which
+    with contextlib.suppress(stores.Killed):
+      merged(other, "", "gs://b/out", overwrite=True)
+    models.die_at = 0
+    if tensors_of(stores.content("gs://b/out")) != expected:
+      merged(other, "", "gs://b/out", overwrite=True)
+    assert tensors_of(stores.content("gs://b/out")) == expected, which
 
 
 def test_a_failed_merge_leaves_its_shards_to_the_same_one_alone(models):

@@ -174,7 +174,7 @@ class Writer(abc.ABC):
     return frozenset()
 
   def write(self, name: str, value: Any) -> None:
-    """Takes a tensor from the host or a device; it may be changed or deleted afterwards.
+    """Takes a tensor from the host or a device; one of the host may be changed or deleted afterwards.
 
     Raises:
       ValueError: it was not announced, comes twice, or has another shape or dtype.

@@ -66,7 +66,7 @@ class Dequantised(View):
       return stored
     scale = self.source.read(name + _SCALE).astype(np.float32)
     table = np.arange(256, dtype=np.uint8).view(stored.dtype).astype(np.float32)
-    values = np.ascontiguousarray(table[stored.view(np.uint8)])
+    values = np.ascontiguousarray(table[stored.view(np.uint8)]).reshape(stored.shape)
     block = self.blocks[name]
     if block is None:
       values *= scale.reshape(())

@@ -1,6 +1,7 @@
 """Hugging Face folders: safetensors, one file or sharded with an index; and one plain file."""
 
 import dataclasses
+import itertools
 import json
 import mmap
 import re
@@ -122,6 +123,8 @@ def _listed(folder: Path) -> dict[str, str] | None:
   if len(names) > len(listed):
     twice = next(name for i, name in enumerate(names) if name in names[:i])
     raise ValueError(f"{path}: tensor {twice!r} is listed twice; expected one file for each.")
+  if not listed:
+    raise ValueError(f"{path}: weight_map names no tensor; remove the file, or write it again.")
   return None if storage.lexists(folder / ONE) and ONE not in listed.values() else listed
 
 
@@ -153,8 +156,13 @@ def _unlisted(folder: Path) -> tuple[Path, ...]:
   if numbered := _NUMBERED.fullmatch(files[0].name):
     total = int(numbered[3])
     have = {int(_NUMBERED.sub(r"\2", file.name)) for file in files}
-    if have != set(range(1, total + 1)):
-      missing = min(set(range(1, total + 1)) - have, default=max(have))
+    further = [number for number in sorted(have) if not 1 <= number <= total]
+    if further:
+      raise ValueError(
+        f"{folder}: {files[0].name} is of {total} files from 1 on; number {further[0]} is none."
+      )
+    if len(have) < total:
+      missing = next(number for number in itertools.count(1) if number not in have)
       raise ValueError(f"{folder}: of the {total} files like {files[0].name}, number {missing} is missing.")
   return tuple(files)
 

@@ -109,9 +109,11 @@ def _begin(folder: Remote, owned: Collection[str] | None, resume: str | None) ->
   if owned is None and is_filled(folder):
     raise FileExistsError(f"{folder} exists and is not empty; choose another folder or remove it.")
   keep = tuple(name for name in there if _counts(name, owned or ()))
+  if COMMITTED in there or any(_counts(name, keep) for name in there):
+    _write(folder / STARTED, Started("", keep))  # of no job: one that is killed here clears the rest
+    (folder / COMMITTED).unlink(missing_ok=True)
+    _clear(folder, keep)
   _write(folder / STARTED, Started(job, keep))
-  (folder / COMMITTED).unlink(missing_ok=True)
-  _clear(folder, keep)
   return keep
 
 

@@ -13,6 +13,8 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -37,7 +39,7 @@ class Holder(msgspec.Struct, frozen=True):
   """
 
   machine: str
-  pid: int
+  pid: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
   block: str
   beat: float
 
@@ -124,6 +126,9 @@ def _json(holder: Holder) -> bytes:
 
 
 def _machine() -> str:
+  """Where process ids mean the same: containers may share a machine's name and address."""
+  with contextlib.suppress(OSError):
+    return f"{platform.node()}/{uuid.getnode():x}/{Path('/proc/self/ns/pid').readlink()}"
   return f"{platform.node()}/{uuid.getnode():x}"
 
 

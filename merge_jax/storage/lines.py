@@ -6,7 +6,6 @@ inserted or moved breaks the chain; lines missing at the end do not: that is wha
 """
 
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -52,8 +51,8 @@ class Lines:
   def __init__(self, path: Path, *, mend: bool = False, keep: Callable[[dict[str, Any]], Any] = lambda r: r):
     self._path = path
     self.records: list[Any] = []
-    self._checks, self._ends = [""], [0]
-    for line in each_line(path, mend=mend):
+    self._checks, self._ends, self._sizes = [""], [0], dict[int, int]()
+    for line in each_line(path, mend=mend, sizes=self._sizes):
       self.records.append(keep(line.record))
       self._checks.append(line.check)
       self._ends.append(line.end)
@@ -63,12 +62,16 @@ class Lines:
   def cut(self, count: int) -> None:
     """Leaves the first lines alone; on a store, the objects that hold nothing else."""
     if isinstance(self._path, Remote):
-      parts = {int(file.stem): file for file in _parts(self._path)}
-      starts = [*parts, len(self.records)]
-      later = [a for a, b in itertools.pairwise(starts) if b > count or a >= count]
+      whole = 0
+      for start, size in self._sizes.items():
+        if start != whole or not size or whole + size > count:  # after a gap, or with what does not count
+          break
+        whole += size
+      later = [start for start in self._sizes if start >= whole]
       for start in reversed(later):
-        parts[start].unlink(missing_ok=True)
-      count = min([count, *later])
+        _part(self._path, start).unlink(missing_ok=True)
+        del self._sizes[start]
+      count = whole
     elif self._path.exists() and self._ends[count] < self._path.stat().st_size:
       os.truncate(self._path, self._ends[count])
     del self.records[count:], self._checks[count + 1 :], self._ends[count + 1 :]
@@ -87,7 +90,9 @@ class Lines:
       checks.append(check)
       ends.append(self._ends[-1] + len(content))
     if isinstance(self._path, Remote):
-      _create(_parts_folder(self._path) / f"{len(self._ends) - 1:08d}.jsonl", content)
+      start = len(self._ends) - 1
+      _create(_part(self._path, start), content)
+      self._sizes[start] = len(records)
     else:
       self._append(content)
     self._checks += checks[1:]
@@ -129,15 +134,21 @@ def _parts_folder(path: Remote) -> Remote:
   return path.with_suffix("")
 
 
+def _part(path: Remote, start: int) -> Remote:
+  """The object whose first line has this number."""
+  return _parts_folder(path) / f"{start:08d}.jsonl"
+
+
 def _parts(path: Remote) -> list[Remote]:
   """The objects that hold the lines, in order."""
   found = _parts_folder(path).glob("*.jsonl")
   return sorted(file for file in found if re.fullmatch(r"\d{8}\.jsonl", file.name))
 
 
-def _joined(parts: list[Remote], mend: bool) -> bytes:
+def _joined(parts: list[Remote], mend: bool, sizes: dict[int, int]) -> bytes:
   """The lines of all objects; where one lost its end, which no kill can do, those before it or ValueError."""
   contents = side_by_side(read_bytes, parts)
+  sizes |= {int(file.stem): content.count(b"\n") for file, content in zip(parts, contents, strict=True)}
   for i, (file, content) in enumerate(zip(parts, contents, strict=True)):
     if not content.endswith(b"\n"):
       if mend:
@@ -157,15 +168,23 @@ def _create(file: Remote, content: bytes) -> None:
       ) from None
 
 
-def each_line(path: Path, *, mend: bool = False) -> Iterator[Line]:
+def each_line(path: Path, *, mend: bool = False, sizes: dict[int, int] | None = None) -> Iterator[Line]:
   """The complete lines of a file, one after the other; with `mend`, those before the first damaged one.
+
+  Args:
+    path: of the file.
+    mend: whether a damaged line is no error.
+    sizes: gets the number of lines in each object of a store, by the number of its first.
 
   Raises:
     ValueError: see `read_lines`.
   """
   if not has_lines(path):
     return
-  content = _joined(_parts(path), mend) if isinstance(path, Remote) else read_bytes(path)
+  if isinstance(path, Remote):
+    content = _joined(_parts(path), mend, {} if sizes is None else sizes)
+  else:
+    content = read_bytes(path)
   lines = content.split(b"\n")[:-1]  # what follows the last line end was cut short
   del content
   check, end = "", 0

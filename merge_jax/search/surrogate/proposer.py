@@ -123,8 +123,13 @@ def _summit(records: list[Record], options: Options, how: How) -> Generations:
 
 
 def _front(records: list[Record], options: Options, how: How) -> Generations:
-  """Along the front: steps to the highest points of utilities, a batch at once, until none leads further."""
-  stuck, batch = 0, list[Candidate]()
+  """Along the front: steps to the highest points of utilities, a batch at once, until none leads further.
+
+  It looks around first: what a look tells of all tasks serves every utility.
+  """
+  first, stuck, batch = View.of(records, options), 0, list[Candidate]()
+  if first is not None and (probes := steps.around(first)):
+    records += yield Proposal(probes)
   for importance in importances(len(options.fitness.tasks), options.seed):
     here = View.of(records, options, importance=importance)
     if here is None:
