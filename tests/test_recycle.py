@@ -690,6 +690,29 @@ def script(folder, body):
   return path
 
 
+def test_pictures_hold_their_legends(finished):
+  """Of a figure that has a layout the page cuts to its edges what it saves, of others to what is drawn."""
+  from matplotlib import pyplot as plt
+
+  from merge_jax.reports import figures
+
+  output, result = finished
+  found = {}
+  for name, draw in figures.draw(result, journal_of(output)).items():
+    if (figure := draw()) is None:
+      continue
+    figure.canvas.draw()
+    inches = figure.get_tightbbox() if figure.get_layout_engine() is None else figure.bbox_inches
+    edges = inches.transformed(figure.dpi_scale_trans)
+    legends = [*figure.legends, *(axis.get_legend() for axis in figure.axes if axis.get_legend())]
+    for box in (legend.get_window_extent() for legend in legends):
+      assert edges.x0 - 1 <= box.x0 < box.x1 <= edges.x1 + 1, name
+      assert edges.y0 - 1 <= box.y0 < box.y1 <= edges.y1 + 1, name
+    found[name] = len(legends)
+    plt.close(figure)
+  assert found["pareto"] == found["fitness"] == 1
+
+
 def test_a_figure_that_fails_costs_no_result(world, tmp_path, monkeypatch):
   from merge_jax.reports import figures
 

@@ -45,14 +45,14 @@ def pareto(result: Mapping[str, Any], records: Sequence[Record]) -> Figure:
   columns = min(3, max(1, len(pairs)))
   height = -(-max(1, len(pairs)) // columns)
   with plt.rc_context(STYLE):
-    figure, axes = plt.subplots(height, columns, figsize=(3.4 * columns, 3.0 * height), squeeze=False)
+    size = (3.4 * columns, 3.0 * height + 0.8 / columns)
+    figure, axes = plt.subplots(height, columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat[len(pairs) :]:
       axis.axis("off")
     for axis, (x, y) in zip(axes.flat, pairs, strict=False):
       _scatter(axis, records, rows, x, y, signs)
     handles, names = axes.flat[0].get_legend_handles_labels() if pairs else ([], [])
-    figure.legend(handles, names, loc="upper center", ncol=4, bbox_to_anchor=(0.5, 0.01))
-    figure.tight_layout()
+    figure.legend(handles, names, loc="outside lower center", ncol=min(2 * columns, 4))
   return figure
 
 
