@@ -100,7 +100,7 @@ def main() -> None:
       bar.close()
   for note in built.notes:
     print(f"note: {note}")
-  for path in sorted(aside.symmetric_difference(storage.set_aside(_OUTPUT.value))):
+  for path in sorted(set(storage.set_aside(_OUTPUT.value)) - aside):
     print(f"note: what was in the folder and no merge had made lies in {path}")
   print(f"{len(built.jobs)} tensors, {preflight.gib(built.nbytes)}: {_OUTPUT.value}")
 

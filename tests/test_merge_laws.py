@@ -93,6 +93,25 @@ def _bits(value):
 
 @pytest.mark.parametrize("method", ["linear", "passthrough"])
 def test_one_adapted_model_is_the_model_that_it_stands_for(world, method):
+  adapter(world)
+  run(ONE[method].replace("model: x", "model: a+lora"))
+  adapted, got = checkpoints.with_adapter(checkpoints.open("a"), world / "lora"), checkpoints.open("out")
+  for name, spec in got.specs.items():
+    assert spec.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(got.read(name), adapted.read(name).astype(ml_dtypes.bfloat16))
+  changed = {name for name in got.specs if got.read(name).tobytes() != values(1)[name].tobytes()}
+  assert changed == {f"model.layers.{i}.mlp.up_proj.weight" for i in range(2)}
+
+
+def test_an_adapter_on_an_earlier_result_is_one_of_its_origins(world):
+  adapter(world)
+  run("name: s\nmethod: linear\nmodels: [a, b]\n---\nmethod: passthrough\nmodels: [s+lora]\n")
+  told = json.loads((world / "out" / "merge_manifest.json").read_text())
+  assert sorted(told["inputs"]) == ["a", "b", "s+lora"]
+
+
+def adapter(world):
+  """Writes one for the models of the world."""
   generator = np.random.default_rng(0)
   factors = {
     f"base_model.model.model.layers.{i}.mlp.up_proj.lora_{k}.weight": generator.normal(size=shape).astype(
@@ -105,13 +124,6 @@ def test_one_adapted_model_is_the_model_that_it_stands_for(world, method):
   safetensors.numpy.save_file(factors, world / "lora" / "adapter_model.safetensors")
   config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none", "target_modules": ["up_proj"]}
   (world / "lora" / "adapter_config.json").write_text(json.dumps(config))
-  run(ONE[method].replace("model: x", "model: a+lora"))
-  adapted, got = checkpoints.with_adapter(checkpoints.open("a"), world / "lora"), checkpoints.open("out")
-  for name, spec in got.specs.items():
-    assert spec.dtype == ml_dtypes.bfloat16
-    np.testing.assert_array_equal(got.read(name), adapted.read(name).astype(ml_dtypes.bfloat16))
-  changed = {name for name in got.specs if got.read(name).tobytes() != values(1)[name].tobytes()}
-  assert changed == {f"model.layers.{i}.mlp.up_proj.weight" for i in range(2)}
 
 
 SEEDS = (

@@ -27,6 +27,7 @@ FILES = (
 SPECIAL = ("tokenizer_config.json", "special_tokens_map.json")
 """The files that name special tokens; the first that does counts."""
 ANSWER = "It is so."
+"""What is looked for in a template's text, to see what stands behind an answer."""
 
 _Id = Annotated[int, Meta(ge=0, lt=2**31)]
 

@@ -23,6 +23,11 @@ from merge_jax.recipes.vocabulary import Vocabulary
 from merge_jax.streaming import Job, Source
 
 
+def semantics_of(recipe: Recipe) -> Semantics:
+  """Whose definitions hold where nobody asks for others: those of the format."""
+  return "mergekit" if recipe.origin == "mergekit" else "paper"
+
+
 def build(
   recipe: Recipe,
   words: Vocabulary,
@@ -44,7 +49,7 @@ def build(
     ValueError: models that do not match in tensors, shapes or dtypes; parameters that are missing or out
       of range; layers that are not there; a method that takes other models.
   """
-  semantics = semantics or ("mergekit" if recipe.origin == "mergekit" else "paper")
+  semantics = semantics or semantics_of(recipe)
   mergekit = semantics == "mergekit"
   opened = words.models
   names, notes = casting.tensors(opened)

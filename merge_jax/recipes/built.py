@@ -50,7 +50,10 @@ class Built(NamedTuple):
     stages = {stage.recipe.name: stage for stage in self.stages}
     found: dict[Model, Checkpoint] = {}
     for model, checkpoint in self.inputs.items():
-      found |= stages[model.path].origins if model.path in stages else {model: checkpoint}
+      stage = stages.get(model.path)
+      found |= {} if stage is None else stage.origins
+      if stage is None or model.adapter is not None:
+        found[model] = checkpoint
     return found
 
   @property

@@ -54,11 +54,9 @@ def build_one(
   if semantics == "mergekit" and recipe.origin == "own":
     raise ValueError("--semantics=mergekit is for recipes in mergekit's format; this one is in our own.")
   files = measured.open_all(recipe, folder)
-  if semantics == "auto":
-    semantics = "mergekit" if recipe.origin == "mergekit" else "paper"
-  kind: Any = semantics
+  kind: Any = build.semantics_of(recipe) if semantics == "auto" else semantics
   opened = models.open_all(recipe, folder, made)
-  words = vocabulary.resolve(recipe, opened, folder, mergekit=semantics == "mergekit")
+  words = vocabulary.resolve(recipe, opened, folder, mergekit=kind == "mergekit")
   built = build.build(recipe, words, semantics=kind, measurements=files, schedule=_schedule(recipe))
   read = {model.path for model in recipe.models()}
   return built._replace(stages=tuple(one for one in earlier if one.recipe.name in read))
