@@ -143,6 +143,14 @@ def test_what_is_not_read_is_refused(tmp_path, tensors, method, message):
   assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
 
 
+def test_a_scale_of_a_tied_head_says_whose_numbers_the_head_has(tmp_path):
+  names = ("model.embed_tokens.weight", "lm_head.weight")
+  tensors = {n + s: value for n in names for s, value in (("", CODES), ("_scale_inv", SCALE))}
+  config = {"model_type": "llama", "tie_word_embeddings": True}
+  with pytest.raises(ValueError, match=r"no float8 tensor 'lm_head.weight' of its own: that is 'model.embed"):
+    folder(tmp_path, tensors, config)
+
+
 def test_buffers_and_stale_configs_are_not_refused(tmp_path):
   """Masks and positions are no weights, and many full-precision models keep the config of their training."""
   tensors = {

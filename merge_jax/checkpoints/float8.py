@@ -136,8 +136,10 @@ def _refuse_others(checkpoint: Checkpoint, method: str, scaled: set[str]) -> Non
         f"{checkpoint.path}: tensor {name!r} is {spec.dtype}, quantised{by}: a merge would take its codes "
         "for weights; merge the model that is not quantised."
       )
-    if name.endswith(_SCALE) and name.removesuffix(_SCALE) not in scaled:
-      raise ValueError(f"{checkpoint.path}: {name!r} has no float8 tensor {name.removesuffix(_SCALE)!r}.")
+    weight = name.removesuffix(_SCALE)
+    if name.endswith(_SCALE) and weight not in scaled:
+      tied = f" of its own: that is {checkpoint.aliases[weight]!r}" if weight in checkpoint.aliases else ""
+      raise ValueError(f"{checkpoint.path}: {name!r} has no float8 tensor {weight!r}{tied}.")
 
 
 def _is_float8(spec: jax.ShapeDtypeStruct) -> bool:

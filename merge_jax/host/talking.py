@@ -109,8 +109,9 @@ def _wait(mine: Job, name: str, keys: Mapping[int, str], timeout: float | None) 
     while (value := mine.store.get(key, job.LOOK)) is None:
       mine.check()
       if end is not None and time.monotonic() > end:
-        missing = [j for j, k in keys.items() if j not in found and mine.store.get(k, 0.001) is None]
-        raise TimeoutError(f"Waiting for {name}: {job.names(missing)} did not come within {timeout:g} s.")
+        missing = [j for j, k in keys.items() if j not in found and mine.store.get(k, 0) is None]
+        if missing:
+          raise TimeoutError(f"Waiting for {name}: {job.names(missing)} did not come within {timeout:g} s.")
     found[i] = value
   return list(found.values())
 
