@@ -1,5 +1,6 @@
 """The study's analysis on data with known answers: scores, intervals, verdicts, claims, printed numbers."""
 
+import dataclasses
 import itertools
 import json
 
@@ -203,6 +204,19 @@ def test_draws_are_those_of_uncertainty():
   assert np.isnan(resampled_scores([examples({"a": 0.3}, count=1)], 5)).all()
 
 
+def test_examples_of_a_unit_are_drawn_together():
+  """200 examples of 10 groups that are right or wrong as a whole: the error of 10."""
+  top = np.repeat(np.random.default_rng(0).integers(0, 2, 10), 20).astype(float)
+  grouped = Examples(("a",), (1.0,), (200,), np.stack([top, np.ones(200)] * 2), np.repeat(np.arange(10), 20))
+  drawn = resampled_scores([grouped], 2000)[1:, 0, 0]
+  assert drawn.std() == pytest.approx(uncertainty.standard_errors(grouped)["a"] * 0.9**0.5, rel=0.05)
+  apart = dataclasses.replace(grouped, groups=None)
+  with pytest.raises(ValueError, match="different units"):
+    resampled_scores([grouped, apart], 5)
+  alone = dataclasses.replace(grouped, groups=np.zeros(200, np.int64))
+  assert np.isnan(resampled_scores([alone], 5)).all()
+
+
 def test_intervals_cover_and_pairing_narrows_them():
   """Scores of two models that fail on the same hard examples: 150 studies of 80 examples."""
   generator = np.random.default_rng(1)
@@ -272,6 +286,17 @@ def test_the_only_merge_of_all_experts_stands_for_every_subset():
   np.testing.assert_allclose(weights.sum(axis=1), sample.weights(cells["ties", 2]).sum(axis=1))
   by_seed = sample.weights(cells["ties", 2]).reshape(51, 2, 3).sum(axis=2)
   np.testing.assert_allclose(weights, by_seed)
+
+
+def test_seeds_that_are_missing_somewhere_do_not_count_against_a_claim():
+  given = grid(lambda *_: (0.9, 1.1), seeds=(0, 1))
+  fewer = [one for one in given if (one.model.kind, one.model.seed) != ("instruct", 1)]
+  lost = [one for one in given if (one.model.role, one.model.method, one.model.seed) != ("merge", "ties", 1)]
+  for study in (given, fewer, lost):
+    result = judged(study)
+    assert result["W7"].verdict == HOLDS, result["W7"]
+    for value in result["W7"].values:
+      assert value.interval[:3] == (1.0, 1.0, 1.0), value
 
 
 def test_one_unit_alone_is_said_and_only_examples_are_resampled():

@@ -276,6 +276,19 @@ def test_claims_are_judged_by_the_papers_searches_at_its_budget(found):
     np.testing.assert_allclose([*examples.scores().values()], [*model["test"].values()])
 
 
+def test_checkpoints_that_were_not_searched_over_are_no_zeros(world, judge):
+  """Two of five: their weights alone say how dense an answer is, and whether fitness predicts them."""
+  options = OPTIONS | {"counts": [2], "budgets": [4], "seeds": [0], "ablations": []}
+  results = [cell.run() for cell in recycling.cells(world, judge, ways.read(options))]
+  (setting,), section = recycling.inputs(results).settings, recycling.summary(results, 100)
+  members = by(results, kind="search", arm=PAPER)[0]["members"]
+  alone = section["single_fitness"][0]["values"]
+  assert len(members) == 2 and setting.fitness == [alone[i] for i in members]
+  for weights, line in zip(setting.searches[0].top, section["weights"], strict=True):
+    assert sum(weights) == pytest.approx(1)
+    assert [w for w in line["values"] if w is not None] == weights and len(line["values"]) == 5
+
+
 def test_the_papers_account_of_cost():
   """Two tasks, 50 evaluations, one SFT and PO training: 9.9 % (arXiv 2412.04144, appendix D)."""
   alone = {
@@ -304,5 +317,8 @@ def test_intervals_are_paired_and_know_seeds():
   both = setting.interval([model(better.tolist()), model((1 - right).tolist())], ["t"], 2000)
   alone = setting.interval([model(better.tolist())], ["t"], 2000)
   assert alone["stderr"] < 0.04 and both["high"] - both["low"] > 0  # seeds that differ widen it
+  halves = [model([value] * 2000) for value in (0.4, 0.6)]
+  few = setting.interval(halves, ["t"], 4000)
+  np.testing.assert_allclose(few["stderr"], 0.1, rtol=0.05)  # of two seeds: of n - 1, not of n
   worse = Setting("t", ("t",), {"t": -1.0}, (), {}).interval([model(better.tolist())], ["t"], 100)
   np.testing.assert_allclose(worse["value"], -better.mean())

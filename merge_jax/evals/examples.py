@@ -1,7 +1,8 @@
 """What single examples scored: the numbers that scores and their errors are computed from."""
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import msgspec
@@ -78,6 +79,16 @@ class Examples:
     sizes = tuple(int(chosen[e - n : e].sum()) for e, n in zip(ends, self.counts, strict=True))
     smooth = None if self.smooth is None else self.smooth[chosen]
     return Examples(self.tasks, self.signs, sizes, self.values[:, chosen], self.units[chosen], smooth)
+
+  def of_tasks(self, names: Collection[str]) -> "Examples":
+    """Those of some tasks, in the same order."""
+    wanted = [name in names for name in self.tasks]
+    own = self.only(np.repeat(wanted, self.counts))
+
+    def kept(values: tuple[Any, ...]) -> tuple[Any, ...]:
+      return tuple(itertools.compress(values, wanted))
+
+    return dataclasses.replace(own, tasks=kept(own.tasks), signs=kept(own.signs), counts=kept(own.counts))
 
   def smoothed(self) -> "Examples":
     """The same with the smoothed metric in place of the metric.

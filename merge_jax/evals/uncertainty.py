@@ -8,9 +8,10 @@ how well), but this has no noise of its own and takes no draws.
 What is undefined is NaN: an error from fewer than two units.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from merge_jax.evals.examples import Examples, Floats
 
@@ -121,23 +122,33 @@ def _mean(examples: Examples) -> Floats:
 def resampled(examples: Examples, draws: int = 1000, seed: int = 0) -> Floats:
   """Scores of resampled examples, higher is better: float64 `[draws, tasks]`.
 
+  See `redrawn`. The same seed draws the same examples, so differences between two models' results are paired.
+  """
+  result = np.full((draws, len(examples.tasks)), np.nan)
+  for i, counts in enumerate(redrawn(examples, draws, seed)):
+    if counts is not None:
+      top, bottom = examples.of(i)
+      result[:, i] = examples.signs[i] * (counts @ top) / (counts @ bottom)
+  return result
+
+
+def redrawn(examples: Examples, draws: int, seed: int) -> Iterator[npt.NDArray[np.int64] | None]:
+  """How often each example is drawn, task by task: int64 `[draws, examples of the task]`.
+
   Units that several examples share are drawn whole, over all tasks; without such, examples within each task.
-  The same seed draws the same examples, so differences between two models' results are paired.
+  None for a task of fewer than two units.
   """
   generator = np.random.default_rng(seed)
   different, groups = np.unique(examples.units, return_inverse=True)
-  start, columns = 0, []
+  start = 0
 
-  def times(count: int) -> np.ndarray:
+  def times(count: int) -> npt.NDArray[np.int64]:
     return generator.multinomial(count, np.full(count, 1 / count), size=draws)
 
   drawn = times(len(different)) if len(different) < len(groups) else None
-  for i, (sign, count) in enumerate(zip(examples.signs, examples.counts, strict=True)):
-    top, bottom = examples.of(i)
+  for count in examples.counts:
     own, start = groups[start : start + count], start + count
-    if count < 2:
-      columns.append(np.full(draws, np.nan))
-      continue
-    counts = times(count) if drawn is None else drawn[:, own]
-    columns.append(sign * (counts @ top) / (counts @ bottom))
-  return np.stack(columns, axis=1)
+    if len(np.unique(own)) < 2:
+      yield None
+    else:
+      yield times(count) if drawn is None else drawn[:, own]

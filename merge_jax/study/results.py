@@ -10,6 +10,7 @@ import numpy as np
 
 from merge_jax.evals.examples import Examples
 from merge_jax.evals.metrics import METRICS
+from merge_jax.evals.tasks import units
 from merge_jax.search.scores import nullable
 from merge_jax.study import lineages, recycling
 from merge_jax.study.analysis.recycle_claims import claims as recycle_claims
@@ -43,10 +44,11 @@ class Row(NamedTuple):
 
 def rows(plan: Plan, outcome: Outcome) -> list[Row]:
   """All models of the cells that are done; a method's untuned merge where it is another one."""
-  signs = {task.name: METRICS[task.metric].sign for task in plan.tasks.splits[TEST]}
+  tasks = plan.tasks.splits[TEST]
+  signs, groups = {task.name: METRICS[task.metric].sign for task in tasks}, units(tasks)
 
   def row(model: Model, made: Result, seconds: float, numbers: Mapping[str, float] | None = None) -> Row:
-    examples = Examples.from_plain(made["examples"], signs, str(model))
+    examples = Examples.from_plain(made["examples"], signs, str(model), groups)
     return Row(Scored(model, examples), made["losses"], numbers or {}, seconds)
 
   found = []

@@ -11,6 +11,7 @@ import numpy as np
 
 from merge_jax.study.analysis.draws import Draws
 from merge_jax.study.analysis.intervals import interval, standard_error
+from merge_jax.study.analysis.scores import mean_defined
 from merge_jax.study.analysis.verdicts import Value
 
 Cells = dict[tuple[str, int], list[int]]
@@ -30,7 +31,7 @@ def mean_over(draws: Draws, cells: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def shares(draws: Draws, out: bool, counted: Callable[[np.ndarray], np.ndarray]) -> list[Value]:
-  """Share of cells whose mean is `counted`, of each size and at last of all."""
+  """Share of cells whose mean is `counted`, of each size and at last of all; of those that a draw has."""
   means: dict[str, list[np.ndarray]] = {}
   numbers: dict[str, int] = {}
   for size, kind in draws.families:
@@ -38,10 +39,10 @@ def shares(draws: Draws, out: bool, counted: Callable[[np.ndarray], np.ndarray])
       one = draws.mean(draws.held(rows, out), rows)
       if np.isfinite(one[0]):
         for name in (size, "all sizes"):
-          means.setdefault(name, []).append(one)
+          means.setdefault(name, []).append(np.where(np.isfinite(one), counted(one), np.nan))
           numbers[name] = numbers.get(name, 0) + len(rows)
   return [
-    Value(name, interval(np.mean([counted(one) for one in means[name]], axis=0), numbers[name]))
+    Value(name, interval(mean_defined(np.stack(means[name], axis=-1)), numbers[name]))
     for name in (*draws.sizes, "all sizes")
     if name in means
   ]

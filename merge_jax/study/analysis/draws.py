@@ -28,8 +28,8 @@ class Draws:
     refer: int `[models, categories]`, whose scores each model's are relative to.
     kept: bool `[places]` by family: tasks that are not dropped.
     ratios: float64 `[1 + draws, models, categories]`, relative to the expert or the base.
-    unit_weights: `[1 + draws, units]` by size; units are in the order of `units`.
     units: by size.
+    seed: of the resamplings.
     families: those that are looked at.
     dropped: what was left out, in sentences.
   """
@@ -41,8 +41,8 @@ class Draws:
   refer: np.ndarray
   kept: Mapping[Family, np.ndarray]
   ratios: np.ndarray
-  unit_weights: Mapping[str, np.ndarray]
   units: Mapping[str, tuple[Unit, ...]]
+  seed: int
   families: tuple[Family, ...]
   dropped: tuple[str, ...]
 
@@ -98,14 +98,15 @@ class Draws:
   def weights(self, rows: Sequence[int]) -> np.ndarray:
     """`[1 + draws, rows]`: weights of one cell's merges in each draw.
 
-    Units are drawn for a size as a whole, so that methods, counts and kinds of base are paired. Where a seed
-    has fewer subsets than elsewhere (all experts are one subset), those that are there share the weight of
-    the others, so that every seed weighs the same.
+    Units are drawn for a size as a whole, so that methods, counts and kinds of base are paired where they
+    have the same seeds. Where a seed has fewer subsets than elsewhere (all experts are one subset), those
+    that are there share the weight of the others, so that every seed weighs the same.
     """
-    size = self.models[rows[0]].size
-    units, drawn = self.units[size], self.unit_weights[size]
+    size, seeds = self.models[rows[0]].size, {self.unit(row)[0] for row in rows}
+    units = tuple(unit for unit in self.units[size] if unit[0] in seeds)
+    drawn = _drawn(units, len(self.scores) - 1, (self.seed, 1, self.sizes.index(size)))
     result = np.empty((len(drawn), len(rows)))
-    for seed in {self.unit(row)[0] for row in rows}:
+    for seed in seeds:
       here = [j for j, row in enumerate(rows) if self.unit(row)[0] == seed]
       own = [units.index(self.unit(rows[j])) for j in here]
       others = [k for k, unit in enumerate(units) if unit[0] == seed and k not in own]
@@ -144,6 +145,9 @@ class Draws:
     kept.update((family, common) for family in chosen)
     ratios = scoring.normalise(self.scores, self.refer, self.columns, _by_model(self.models, kept))
     return dataclasses.replace(self, families=chosen, kept=kept, ratios=ratios)
+
+
+_drawn = functools.lru_cache(maxsize=128)(crossed_units)
 
 
 def resample(
@@ -210,8 +214,8 @@ def resample(
     refer=refer,
     kept=kept,
     ratios=scoring.normalise(drawn, refer, places, _by_model(models, kept)),
-    unit_weights={name: crossed_units(units[name], draws, (seed, 1, i)) for i, name in enumerate(sizes)},
     units=units,
+    seed=seed,
     families=tuple(families),
     dropped=(*left_out.values(), *said),
   )

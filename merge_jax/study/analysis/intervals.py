@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from merge_jax.evals import uncertainty
 from merge_jax.evals.examples import Examples
 from merge_jax.search.scores import nullable
 
@@ -36,10 +37,10 @@ def resampled_scores(examples: Sequence[Examples], draws: int, seed: int = 0) ->
   """Scores of resampled examples, as the metrics give them: float64 `[1 + draws, models, tasks]`.
 
   All models are scored on the same examples in a draw, so that their differences are paired; the draws
-  are those of `evals.uncertainty.resampled`. A task with fewer than two examples has no score: NaN.
+  are those of `evals.uncertainty.redrawn`. A task of fewer than two units has no score: NaN.
 
   Raises:
-    ValueError: models were scored on different tasks or numbers of examples.
+    ValueError: models were scored on different tasks or numbers of examples, or with other units.
   """
   first = examples[0]
   for one in examples:
@@ -48,14 +49,14 @@ def resampled_scores(examples: Sequence[Examples], draws: int, seed: int = 0) ->
         f"Models were scored on different examples: {dict(zip(one.tasks, one.counts, strict=True))} and "
         f"{dict(zip(first.tasks, first.counts, strict=True))}; expected the same of all."
       )
-  generator = np.random.default_rng(seed)
+    if not np.array_equal(one.units, first.units):
+      raise ValueError("Models were scored on examples of different units; expected the same of all.")
   result = np.full((1 + draws, len(examples), len(first.tasks)), np.nan)
-  for i, size in enumerate(first.counts):
-    if size < 2:
+  for i, drawn in enumerate(uncertainty.redrawn(first, draws, seed)):
+    if drawn is None:
       continue
     top, bottom = np.stack([one.of(i) for one in examples], axis=1)  # [models, examples] each
-    drawn = generator.multinomial(size, np.full(size, 1 / size), size=draws)
-    counts = np.concatenate([np.ones((1, size)), drawn])
+    counts = np.concatenate([np.ones((1, drawn.shape[1])), drawn])
     same = bottom[:1] if (bottom == bottom[0]).all() else bottom
     result[:, :, i] = (counts @ top.T) / (counts @ same.T)
   return result

@@ -15,7 +15,7 @@ class Search(NamedTuple):
 
   Attributes:
     examples: its answer's, on report examples (which chose nothing).
-    top: weights `[solutions][checkpoints]` of its five best solutions.
+    top: weights `[solutions][checkpoints]` of its five best solutions, of the checkpoints it searched over.
     fitness: of its proposals in order, None where one failed.
     average: mean score of the answer over the fitness tasks on the search's own examples, higher is better.
   """
@@ -36,7 +36,7 @@ class Setting(NamedTuple):
       the search's examples.
     searches: at least one.
     singles: report examples of every checkpoint.
-    fitness: of every checkpoint alone, on the search's examples.
+    fitness: of every checkpoint that was searched over alone, on the search's examples.
   """
 
   name: str

@@ -15,6 +15,7 @@ import numpy as np
 from merge_jax.errors import unknown
 from merge_jax.evals import Examples, uncertainty
 from merge_jax.search.scores import floats, nullable, signed
+from merge_jax.study.analysis.intervals import resampled_units
 from merge_jax.study.recycling.settings import PAPER, Arm
 
 Plain = dict[str, Any]
@@ -75,6 +76,12 @@ class Setting:
         found.append((about, search))
     return found
 
+  def examples(self, model: Plain) -> Examples:
+    """A model's test examples."""
+    units = self.singles.get("units")
+    groups = None if units is None else np.array(units, np.int64)
+    return Examples.from_plain(model["examples"], self.signs, groups=groups)
+
   def single_fitness(self) -> list[float | None]:
     """Of every checkpoint."""
     return [self.average(model["search"], self.tasks) for model in self.singles["models"]]
@@ -93,8 +100,8 @@ class Setting:
     """
     points, columns = zip(*(self._resampled(model, tuple(tasks), draws) for model in models), strict=True)
     least, base = (0.0, np.zeros(draws)) if over is None else self._resampled(over, tuple(tasks), draws)
-    chosen = np.random.default_rng(1).integers(0, len(models), (draws, len(models)))
-    drawn = np.take_along_axis(np.stack(columns, axis=1), chosen, axis=1).mean(axis=1) - base
+    weights = resampled_units(len(models), draws, 1)[1:]
+    drawn = np.average(np.stack(columns, axis=1), axis=1, weights=weights) - base
     low, high = np.quantile(drawn, (0.025, 0.975))
     value = float(np.mean(points)) - least
     return {"value": nullable(value), "low": nullable(low), "high": nullable(high),
@@ -104,8 +111,7 @@ class Setting:
     """Average on test examples, and those of draws; kept, since many models are compared with the same."""
     key = (id(model), tasks, draws)
     if key not in self._drawn:
-      signs = {task: self.signs[task] for task in tasks}
-      examples = Examples.from_plain({task: model["examples"][task] for task in tasks}, signs)
+      examples = self.examples(model).of_tasks(tasks)
       self._drawn[key] = examples.average(), uncertainty.resampled(examples, draws).mean(axis=1)
     return self._drawn[key]
 

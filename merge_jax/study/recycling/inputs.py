@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-from merge_jax.evals.examples import Examples
 from merge_jax.study.analysis import searches
 from merge_jax.study.analysis.recycle_claims import Cost, Inputs
 from merge_jax.study.recycling.cost import cost
@@ -33,7 +32,7 @@ def inputs(results: Iterable[Plain]) -> Inputs:
       Cost(f"{line['setting']}, {line['counted']}", line["evaluations"], line["evaluation"], line["training"])
       for line in cost(found)["rows"]
     ],
-    singles=[_examples(found[0], model) for model in alone["models"]],
+    singles=[found[0].examples(model) for model in alone["models"]],
     stages=tuple(stage or "" for stage in alone["stages"]),
   )
 
@@ -48,20 +47,18 @@ def _setting(one: Setting) -> searches.Setting:
   known = papers[0]["answers"][0]["rows"]
   return searches.Setting(
     one.name, one.tasks,
-    {name: _examples(one, row(papers[0], name)) for name in names if name in known},
+    {name: one.examples(row(papers[0], name)) for name in names if name in known},
     [_search(one, search, i) for evaluations, i, search in made if evaluations == fewest],
-    [_examples(one, model) for model in one.singles["models"]], one.single_fitness(),
+    [one.examples(model) for model in one.singles["models"]],
+    [one.single_fitness()[i] for i in papers[0]["members"]],
   )  # fmt: skip
 
 
 def _search(one: Setting, search: Plain, budget: int) -> searches.Search:
   answer, fittest = search["answers"][budget], row(search, "search_best", budget)
+  members = search["members"]  # the others weigh nothing, whatever the search says
   return searches.Search(
-    _examples(one, fittest), answer["top"],
+    one.examples(fittest), [[weights[i] for i in members] for weights in answer["top"]],
     proposed(search, search["fitness"])[: answer["evaluations"]],
     one.average(fittest["search"], one.tasks),
   )  # fmt: skip
-
-
-def _examples(one: Setting, model: Plain) -> Examples:
-  return Examples.from_plain(model["examples"], one.signs)

@@ -30,7 +30,8 @@ def singles(bench: Bench) -> Plain:
   Returns:
     `kind`: "singles".
     `checkpoints`: names; `stages`: of each, or None.
-    `signs`: of all tasks by name; `sizes`: examples by split and task; `tokens`: of the search split by task.
+    `signs`: of all tasks by name; `units`: of all test examples (see `tasks.units`), or None.
+    `sizes`: examples by split and task; `tokens`: of the search split by task.
     `models`: of each checkpoint the scores by split and the test `examples` (see `model`).
     `parameters`: of one; `trained`: tokens that each was trained on, `base_trained`: the base; `sequences`
       that each was trained on. None where it is not known.
@@ -43,6 +44,7 @@ def singles(bench: Bench) -> Plain:
     "checkpoints": list(pool.folders),
     "stages": [pool.stages.get(name) for name in pool.folders],
     "signs": dict(zip(first.tasks, first.signs, strict=True)) if first else {},
+    "units": None if (units := suite.groups(REPORTED)) is None else units.tolist(),
     "sizes": {split: suite.sizes(split) for split in suite.splits},
     "tokens": {task: suite.tokens(SPLIT, [task]) for task in suite.names},
     "models": [_single(scored, i) for i in range(bench.count)],

@@ -62,7 +62,8 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 PAPER = Arm(sigma=1.0)
 """The paper's search (arXiv 2412.04144) read literally; pycma cuts its step to a third of the bounds."""
 OURS = Arm("cma_es", Search().method, Search().space, Search().sigma, Search().start)
-"""What `launch.recycle` does by scores alone, unless it is told otherwise."""
+"""CMA-ES over `launch.recycle`'s weights, from the known points on: its search by scores alone before it
+learnt a model of them (a Gaussian process)."""
 RANDOM = Arm("random")
 """Dirichlet weights: the control."""
 MAIN = {"search": PAPER, "ours": OURS, "random": RANDOM}

@@ -26,11 +26,13 @@ def summary(results: Iterable[Plain], draws: int = 1000) -> Plain:
       points that the paper's search proposed, by seed; `front`, the scores of the points that no other
       dominates, of all that was evaluated on the search's examples by the first of them; `gains` (see
       `_gains`); `density`, how many of the weights of the five fittest points exceed `threshold`;
-      `weight_fitness`, the rank correlation of the checkpoints' fitness with the mean of these five; `slope`
+      `weight_fitness`, the rank correlation of the fitness of the checkpoints that were searched over with
+      the mean of these five; `slope`
       of fitness by evaluation;
       `heldout_correlation`, the rank correlation of fitness and held-out average over the points proposed;
       each a list by seed.
-    `weights`: of the five fittest points of the first seed; `checkpoints`; `single_fitness` by setting.
+    `weights`: of the five fittest points of the first seed, null for checkpoints that were not searched
+      over; `checkpoints`; `single_fitness` by setting.
     `sweep`: see `Setting.sweep`, with the `test` average of the best, and its `stderr`.
     `ablations`: test average of the fittest point proposed, mean over `n` seeds, with its interval.
     `cost`: see `cost`.
@@ -65,7 +67,11 @@ def _setting(one: Setting, draws: int) -> Plain:
     "gains": _gains(one, draws),
     "threshold": THRESHOLD,
     "density": [[int(np.sum(np.abs(weights) > THRESHOLD)) for weights in top] for top in tops],
-    "weight_fitness": [analysis.spearman(floats(single), np.mean(top, axis=0)) for top in tops if top],
+    "weight_fitness": [
+      analysis.spearman(floats(single)[s["members"]], np.mean(top, axis=0)[s["members"]])
+      for s, top in zip(searches, tops, strict=True)
+      if top
+    ],
     "slope": [analysis.slope(floats(proposed(s, s["fitness"]))) for s in searches],
     "heldout_correlation": [_correlation(one, search) for search in searches],
   }
@@ -138,8 +144,11 @@ def _gains(one: Setting, draws: int) -> list[Plain]:
 
 def _weights(one: Setting) -> list[Plain]:
   searches = one.of(PAPER)
-  top = searches[0]["answers"][0]["top"] if searches else []
-  return [{"setting": one.name, "name": f"best {i}", "values": list(w)} for i, w in enumerate(top, 1)]
+  if not searches:
+    return []
+  top, members = searches[0]["answers"][0]["top"], set(searches[0]["members"])
+  searched = [[w if i in members else None for i, w in enumerate(weights)] for weights in top]
+  return [{"setting": one.name, "name": f"best {i}", "values": w} for i, w in enumerate(searched, 1)]
 
 
 def _sweep(one: Setting, draws: int) -> list[Plain]:
