@@ -26,6 +26,7 @@ from merge_jax.training import (
   schedule,
   states,
   train,
+  train_into,
 )
 from tests import pools
 from tests.further import further
@@ -318,6 +319,25 @@ def test_checkpoints_along_a_run_are_those_of_a_whole_run(layers, tmp_path, long
     about = json.loads((two.parent / "training.json").read_text())
     assert about["steps"] == int(name[5:]) and about["curve"][-1][0] == about["steps"]
   assert not (tmp_path / "whole" / "step-60").exists()
+
+
+def test_a_run_is_not_continued_with_checkpoints_that_it_did_not_keep(layers, tmp_path):
+  data, recipe, seen = make_corpus(20), Recipe(**SMALL | {"steps": 60}), []
+  target = tmp_path / "run"
+
+  def go(keep_every, **options):
+    def write(state, folder):
+      folder.mkdir()
+      (folder / "training.json").write_text("{}")
+
+    train_into(target, write, linear_apply, layers, data, recipe, keep_every=keep_every, **options)
+
+  with pytest.raises(Stopped):
+    go(0, progress=lambda state: seen.append(state.step), stop=lambda: seen[-1] > 25)
+  with pytest.raises(ValueError, match="another keep_every: the model of step 20 was not kept"):
+    go(20)
+  go(0)
+  assert target.is_dir() and not (tmp_path / ".run.training").exists()
 
 
 def test_the_last_checkpoint_joins_those_along_the_run(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from concurrent import futures
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from merge_jax import errors, models, sharding
 from merge_jax.evals.examples import Examples
 from merge_jax.recycle.settings import Evals
-from merge_jax.study import grid, job, settings, tasks
+from merge_jax.study import grid, job, results, settings, tasks
 from merge_jax.study.cells import Cell, Group, Store, run, share
 from merge_jax.study.tasks import Tasks
 from merge_jax.training import pool, puzzles
@@ -300,9 +301,12 @@ def test_workers_find_what_one_process_finds(own, done, tmp_path, monkeypatch):
     assert one["scores"] == pytest.approx(other["scores"], rel=1e-5)
 
 
-def recycled(size, searched=None):
+ONE = {"methods": {"average": {"operator": "uniform"}}, "counts": (2,), "subsets": 1}
+
+
+def recycled(size, searched=None, a=None):
   return {
-    "size": size, "pool": {"a": {}, "b": {}}, "options": {"settings": searched} if searched else {},
+    "size": size, "pool": {"a": a or {}, "b": {}}, "options": {"settings": searched} if searched else {},
   }  # fmt: skip
 
 
@@ -329,6 +333,11 @@ def test_batches_score_alike(own, done, tmp_path, batch):
     ({"held_out": {"letters": ("x.jsonl",)}}, "held in and held out"),
     ({"held_in": {}}, "held_in"),
     ({"fractions": (0.9, 0.9)}, "at most 1"),
+    ({"fractions": (0.0, 1.0)}, "both need examples"),
+    ({"limits": (10, 1)}, "has 1 independent test example, but errors need two"),
+    ({"limits": (1, 15), "recycle": recycled("tiny", {"x": ("letters",)})}, "recycle divides validation"),
+    ({"recycle": recycled("tiny", {"x": ("letters",)}, {"folder": "m", "start": "b"})}, "has no start"),
+    ({"training": {"sizes": {}, "recipes": {}}}, "training.sizes"),
     ({"methods": {}}, "methods"),
     ({"workers": 2}, "share the cores"),
     ({"workers": 0}, "workers"),
@@ -365,3 +374,126 @@ def test_a_broken_expert_costs_its_merges_alone(own, tmp_path):
   family["experts"] = dict(family["experts"], mixed=str(target))
   with pytest.raises(ValueError, match="broken"):
     study(own, tmp_path / "run", families=(family,))
+
+
+def test_searches_that_cannot_be_do_not_cost_the_grid(own, tmp_path, monkeypatch):
+  def refused(*_):
+    raise ValueError("no two of them go together")
+
+  monkeypatch.setattr(job.parts, "searches", refused)
+  experts = own["families"][0]["experts"]
+  part = recycled("tiny", {"x": ("letters",)}, {"folder": experts["letters"]})
+  part["pool"]["b"] = {"folder": experts["digits"]}
+  result = study(own | ONE, tmp_path / "run", recycle=part)
+  assert result["failed"] == {"recycle": "no two of them go together"}
+  assert result["scores"] and (tmp_path / "run" / "report.html").is_file()
+
+
+def copied(source, target, **changed):
+  """A model with another config."""
+  import shutil
+
+  shutil.copytree(source, target)
+  config = json.loads((target / "config.json").read_text())
+  (target / "config.json").write_text(json.dumps(config | changed))
+  return str(target)
+
+
+def test_models_are_scored_with_configs_of_their_own(own, tmp_path):
+  """Those of one family have to be alike; bases that differ are judged apart, whatever their size's name."""
+  family = dict(own["families"][0], multitask="")
+  changed = copied(family["experts"]["letters"], tmp_path / "letters", rope_theta=500.0)
+  experts = family["experts"] | {"letters": changed}
+  with pytest.raises(ValueError, match=r"families\[0\]: configs: rope_theta is 10000.0 in base"):
+    study(own, tmp_path / "refused", families=(dict(family, experts=experts),))
+  assert not (tmp_path / "refused").exists()
+  other = {
+    name: copied(source, tmp_path / f"other-{name}", rope_theta=500.0)
+    for name, source in (family["experts"] | {"base": family["base"]}).items()
+  }
+  further = dict(family, kind="instruct", base=other.pop("base"), experts=other)
+
+  def scores(families, name):
+    rows = study(own | ONE, tmp_path / name, families=families)["scores"]
+    return {(row["kind"], row["model"]): row["scores"]["letters"] for row in rows}
+
+  both, alone = scores((family, further), "both"), scores((further,), "alone")
+  assert both.items() >= alone.items()
+  assert both["pretrained", "expert:letters"] != both["instruct", "expert:letters"]
+
+
+def test_merges_are_chosen_by_the_categories_of_the_day(own, tmp_path):
+  """Tasks of another category weigh otherwise, in a folder of before as in a new one."""
+  (letters,), (digits,), (mixed,) = own["held_in"].values()
+  family = dict(own["families"][0], multitask="")
+  family["experts"] = dict(zip("pq", family["experts"].values(), strict=False))
+  given = own | {"families": (family,), "counts": (2,), "subsets": 1}
+  study(given, tmp_path / "one", held_in={"p": (letters,), "q": (digits, mixed)})
+  regrouped = given | {"held_in": {"p": (letters, digits), "q": (mixed,)}}
+  again, new = (study(regrouped, tmp_path / name)["hyperparameters"] for name in ("one", "two"))
+  assert again == new
+
+
+def test_examples_of_a_group_are_one_unit_of_errors(own, tmp_path, monkeypatch):
+  seen = []
+  monkeypatch.setattr(results, "summarise", lambda scored, *_, **__: seen.extend(scored) or {"claims": []})
+  text = Path(own["held_in"]["letters"][0].removesuffix(":loss")).read_text()
+  lines = map(json.loads, text.splitlines())
+  grouped = "".join(json.dumps(line | {"group": f"g{i // 4}"}) + "\n" for i, line in enumerate(lines))
+  (tmp_path / "letters.jsonl").write_text(grouped)
+  held_in = own["held_in"] | {"letters": (f"{tmp_path / 'letters.jsonl'}:loss",)}
+  study(own | ONE, tmp_path / "run", held_in=held_in, limits=(0, 0))
+  one = seen[0].examples
+  units = one.units[: one.counts[one.tasks.index("letters")]]
+  assert 1 < len(set(units.tolist())) <= len(units) / 3
+
+
+def trained(own, tmp_path, **changed):
+  """A study that would train, up to where it would begin."""
+  (tmp_path / "tokenizer.json").write_text(puzzles.tokenizer().to_str())
+  files = {}
+  for name in (*CATEGORIES, "text"):
+    files[name] = str(tmp_path / f"{name}_to_train.jsonl")
+    lines = [json.dumps({"prompt": f"{name} {i}", "target": "abc"}) + "\n" for i in range(4)]
+    (tmp_path / f"{name}_to_train.jsonl").write_text("".join(lines))
+  steps = {"steps": 4, "learning_rate": 1e-3, "warmup": 1}
+  recipes = {"pretrained": steps, "expert": steps} | changed.pop("recipes", {})
+  options = {
+    "tokenizer": str(tmp_path / "tokenizer.json"), "train": {name: files[name] for name in CATEGORIES},
+    "pretrain": {"text": files["text"]},
+  }  # fmt: skip
+  given = own | ONE | {
+    "families": (), "data": {"options": options | changed},
+    "training": {"sizes": {"tiny": {"model": CONFIG}}, "kinds": ("pretrained",), "recipes": recipes},
+  }  # fmt: skip
+  made = settings.from_mapping({**given, "output_dir": str(tmp_path / "run")})
+  return job.study(made, say=lambda line: None, stop=lambda: True)
+
+
+def test_training_files_go_by_their_names_in_the_settings(own, tmp_path):
+  with pytest.raises(errors.Stopped):
+    trained(own, tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("changed", "words"),
+  [
+    ({"recipes": {"expert": {"steps": 4, "mixture": {"letters": 1.0}}}}, "recipes.expert.mixture is set"),
+    ({"recipes": {"pretrained": {"steps": 4, "seed": 3}}}, "recipes.pretrained.seed is set"),
+    ({"tokenizer": ""}, "data.options.tokenizer is missing"),
+    ({"tokenizer": "letters_to_train.jsonl"}, "letters_to_train.jsonl is not a tokenizer"),
+    ({"pretrain": {"text": "letters.jsonl"}}, "training examples are asked in the task 'letters'"),
+  ],
+)
+def test_trainings_that_cannot_be_are_refused_before_the_first(own, tmp_path, changed, words):
+  def found(value):
+    if isinstance(value, dict):
+      return {key: found(one) for key, one in value.items()}
+    here = tmp_path / value
+    there = own["held_in"]["letters"][0].removesuffix("letters.jsonl:loss") + value
+    return str(here) if value.endswith("train.jsonl") else there
+
+  paths = {key: found(value) if key != "recipes" and value else value for key, value in changed.items()}
+  with pytest.raises(ValueError, match=words):
+    trained(own, tmp_path, **paths)
+  assert not (tmp_path / "run").exists()

@@ -144,6 +144,15 @@ def test_an_interrupted_run_continues_bit_for_bit(params, data, tmp_path, monkey
     along_run.trained(never, params, data, read(**other), tmp_path / "parts")
 
 
+@pytest.mark.parametrize("changed", [{"every": 10}, {"points": [20, 60]}])
+def test_a_run_that_goes_on_with_other_settings_keeps_what_these_ask_for(params, data, tmp_path, changed):
+  calls = iter(range(100))
+  with pytest.raises(Stopped):
+    along_run.trained(apply, params, data, read(), tmp_path, stop=lambda: next(calls) == 2)
+  kept = along_run.trained(apply, params, data, read(**changed), tmp_path)
+  assert all((kept / name).is_dir() for name in along_run.names(read(**changed)))
+
+
 def test_results_are_scores_of_merges_chosen_on_validation(data, tmp_path):
   model = models.build(TINY)
   init = model.init(jax.random.key(0))

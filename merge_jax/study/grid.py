@@ -16,6 +16,7 @@ import numpy as np
 from merge_jax import operators as mj
 from merge_jax.errors import unknown
 from merge_jax.evals.examples import Examples
+from merge_jax.evals.tokens import FILES
 from merge_jax.recipes.own_methods import OWN, factory
 from merge_jax.search.scores import nullables
 from merge_jax.study.cells import Cell, Group, Result, Store
@@ -121,21 +122,29 @@ def merges(
 
 
 class Bench:
-  """Judges by size, and the models of the lineage that is in work, on the devices.
+  """Judges, and the models of the lineage that is in work, on the devices.
+
+  Lineages whose bases are of one size, config and tokenizer share a judge.
 
   Args:
     judge: makes one for the models of a lineage.
   """
 
   def __init__(self, judge: Callable[[Lineage], Judge]):
-    self._make, self._judges = judge, dict[str, Judge]()
+    self._make, self._judges = judge, dict[Any, Judge]()
+    self._reads = dict[str, Any]()
     self._name, self._held = "", dict[str, Params]()
 
   def judge(self, lineage: Lineage) -> Judge:
     """What scores the lineage's models."""
-    if lineage.size not in self._judges:
-      self._judges[lineage.size] = self._make(lineage)
-    return self._judges[lineage.size]
+    if lineage.name not in self._reads:
+      files = (lineage.base.folder / name for name in FILES)
+      told = tuple(file.read_bytes() if file.is_file() else b"" for file in files)
+      self._reads[lineage.name] = lineage.size, told
+    how = self._reads[lineage.name]
+    if how not in self._judges:
+      self._judges[how] = self._make(lineage)
+    return self._judges[how]
 
   def params(self, lineage: Lineage, member: Member) -> Params:
     """A model of the lineage."""
@@ -203,6 +212,8 @@ def merged(
       "draw": [lineage.seed, merge.subset] if random_one else None,
       "tasks": tasks.digest,
     }
+    if any(len(tasks.held_in[category]) > 1 for category in merge.members):  # trials are judged by category
+      spec["categories"] = {category: list(tasks.held_in[category]) for category in merge.members}
     name = f"{lineage.name}/{merge.method}/{len(merge.members)}/{merge.subset}"
     chosen[name] = merge
     cells.append(Cell("merge", name, spec, _alone, tuple(experts[category] for category in merge.members)))

@@ -86,12 +86,21 @@ def _claim(stack: contextlib.ExitStack, folder: Path, settings: Study) -> None:
   storage.write_json(folder / NAME, msgspec.to_builtins(settings))
 
 
-def searches(made: Plan, mesh: Mesh) -> list[Cell]:
-  """The cells of searches; none before the checkpoints of their pool are there."""
+def searches(made: Plan, mesh: Mesh) -> tuple[list[Cell], str]:
+  """The cells of searches over a pool that is there; or none, and why.
+
+  The checkpoints that were trained are looked at first here; what is wrong with them does not cost the grid.
+  """
   part, origin = made.settings.recycle, made.origin
-  if part is None or origin is None or any(not one.folder.exists() for one in made.pool.values()):
-    return []
-  return parts.searches(part, made.pool, origin, made.tasks, mesh)
+  if part is None or origin is None:
+    return [], ""
+  missing = [name for name, one in made.pool.items() if not one.folder.exists()]
+  if missing:
+    return [], f"it needs the checkpoint {missing[0]!r}, whose training failed."
+  try:
+    return parts.searches(part, made.pool, origin, made.tasks, mesh), ""
+  except ValueError as error:
+    return [], str(error)
 
 
 def _share(
@@ -107,7 +116,7 @@ def _share(
         seen[stage] = len(done)
         progress(stage, len(done), len(names), done[-1] if done else "")
     if seen["cells"] == len(stages["cells"]) and "searches" not in stages:
-      stages["searches"] = {cell.key: cell.name for cell in searches(made, mesh)}
+      stages["searches"] = {cell.key: cell.name for cell in searches(made, mesh)[0]}
 
   told = [json.dumps([str(folder), i]) for i in range(made.settings.workers)]
   workers.side_by_side(f"{__package__}.worker", told, len(told), folder, stop=stop, watch=watch)
@@ -124,11 +133,9 @@ def _run(
   """What all cells came to, and the results of those of searches."""
   total = len(made.cells)
   outcome = run(made.work, store, stop=stop, progress=lambda done, name: progress("cells", done, total, name))
-  missing = [name for name, member in made.pool.items() if not member.folder.exists()]
-  if missing:
-    outcome.failed["recycle"] = f"it needs the checkpoint {missing[0]!r}, whose training failed."
-    return outcome, []
-  cells = searches(made, mesh)
+  cells, why = searches(made, mesh)
+  if why:
+    outcome.failed["recycle"] = why
   further = run(
     cells, store, stop=stop, progress=lambda done, name: progress("searches", done, len(cells), name)
   )

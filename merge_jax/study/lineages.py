@@ -1,10 +1,10 @@
 """Bases with the experts and multitask models that come from them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from merge_jax import checkpoints
+from merge_jax import checkpoints, preflight
 from merge_jax.study.settings import Family
 
 PRETRAINED, INSTRUCT, EXPERT, MULTITASK = "pretrained", "instruct", "expert", "multitask"
@@ -54,7 +54,8 @@ def given(families: Sequence[Family], categories: Sequence[str]) -> list[Lineage
     categories: those that are held in.
 
   Raises:
-    ValueError: a family that stands twice, an expert for another category or none for one of them.
+    ValueError: a family that stands twice, an expert for another category or none for one of them, models
+      that do not go together.
     FileNotFoundError, ValueError: folders that are no checkpoints.
   """
   found: dict[tuple[str, str, int], Lineage] = {}
@@ -71,7 +72,18 @@ def given(families: Sequence[Family], categories: Sequence[str]) -> list[Lineage
     experts = {category: opened(one.experts[category]) for category in categories}
     multitask = opened(one.multitask) if one.multitask else None
     found[key] = Lineage(*key, opened(one.base), experts, multitask)
+    require_alike([member.folder for member in found[key].members.values()], at)
   return list(found.values())
+
+
+def require_alike(folders: Iterable[Path], where: str) -> None:
+  """Raises ValueError where models that are there differ in their tensors, configs or vocabularies."""
+  there = [checkpoints.open(folder) for folder in folders if folder.exists()]
+  if there:
+    try:
+      preflight.require(tuple(preflight.check(there, memory=tuple, values=False)))
+    except preflight.PreflightError as error:
+      raise ValueError(f"{where}: {error}") from None
 
 
 def in_turn(starts: Mapping[str, str], where: str) -> list[str]:

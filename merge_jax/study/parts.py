@@ -72,16 +72,26 @@ def read_searches(part: Recycled, tasks: Tasks) -> recycling.Recycling:
   return options
 
 
+def check_searches(part: Recycled, tasks: Tasks) -> None:
+  """Raises ValueError for options that cannot be, and tasks without examples for the searches."""
+  _splits(read_searches(part, tasks), tasks)
+
+
 def pool_of(part: Recycled, lineage: Lineage, trainer: Trainer | None) -> dict[str, Member]:
   """The checkpoints of a pool, in order; those to train become cells of the trainer.
 
   Raises:
-    ValueError: as of `in_turn`; a checkpoint that is neither in a folder nor can be trained.
+    ValueError: as of `in_turn`; a checkpoint that is neither in a folder nor can be trained, or is said to
+      be both.
   """
   found: dict[str, Member] = {}
   starts = {name: "" if one.folder else one.start for name, one in part.pool.items()}
   for name in in_turn(starts, "config: recycle.pool"):
     one, where = part.pool[name], f"config: recycle.pool.{name}"
+    if one.folder and (one.start or one.recipe):
+      raise ValueError(
+        f"{where}: a folder that is there has no start and recipe; leave them or the folder out."
+      )
     if one.folder:
       found[name] = opened(one.folder)
     elif trainer is None or not one.recipe:
@@ -112,8 +122,13 @@ def _splits(options: recycling.Recycling, tasks: Tasks) -> dict[str, list[evals.
   test = {task.name: task for task in tasks.splits[TEST]}
   outside = [test[name] for names in tasks.held_out.values() for name in names]
   # Seeds of their own: these examples were chosen by the places that seed 0 gives them.
-  inner = evals.split(validation, (SEARCH_SHARE, 1 - SEARCH_SHARE, 0.0), seed=1).tasks
-  outer = evals.split(outside, (0.3, 0.1, 0.6), seed=1).tasks
+  try:
+    inner = evals.split(validation, (SEARCH_SHARE, 1 - SEARCH_SHARE, 0.0), seed=1).tasks
+    outer = evals.split(outside, (0.3, 0.1, 0.6), seed=1).tasks
+  except ValueError as error:
+    raise ValueError(
+      f"config: recycle divides validation examples, and test examples of held-out tasks: {error}"
+    ) from None
   return {
     "search": [*inner["search"], *outer["search"]],
     "validation": [*inner["validation"], *outer["validation"]],

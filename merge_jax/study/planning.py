@@ -79,7 +79,7 @@ def plan(
   for one in found:
     bench.judge(one)
   if settings.training is not None:
-    trainer = Trainer(settings.training, data, tasks.held_in, folder / "models", mesh, stop)
+    trainer = Trainer(settings.training, data, tasks.held_in, folder / "models", mesh, stop, tasks.asked)
     found, parameters = [*found, *trainer.lineages], parameters | trainer.parameters
   if not found:
     raise ValueError("config: there are no models; give families that are trained, or training.")
@@ -88,9 +88,11 @@ def plan(
     raise ValueError(f"config: training makes the lineage {twice[0]} (size/kind/seed), which is given, too.")
   pool, origin = dict[str, Member](), None
   if settings.recycle is not None:
-    parts.read_searches(settings.recycle, tasks)
+    parts.check_searches(settings.recycle, tasks)
     origin = parts.base_of(settings.recycle, found, "recycle")
     pool = parts.pool_of(settings.recycle, origin, trainer)
+    folders = (one.folder for one in pool.values())
+    lineages.require_alike([origin.base.folder, *folders], "config: recycle.pool")
   work += trainer.cells if trainer is not None else []
   scores, merges = dict[str, dict[str, str]](), dict[str, dict[Merge, str]]()
   for lineage in found:

@@ -81,7 +81,7 @@ class Training(Part, frozen=True):
     one_shape: all stages read rows as long as the longest of any: fewer programs to compile, more padding.
   """
 
-  sizes: dict[str, Size]
+  sizes: Annotated[dict[str, Size], Meta(min_length=1)]
   recipes: dict[str, dict[str, Any]]
   kinds: tuple[Kind, ...] = ("pretrained", "instruct")
   one_shape: bool = False

@@ -31,6 +31,12 @@ class Tasks(NamedTuple):
   evals: Evals
 
   @property
+  def asked(self) -> dict[str, str]:
+    """The task of everything that is asked on validation and test examples, see `asked_in`."""
+    tasks = [task for some in self.splits.values() for task in some]
+    return {asked_in(example): task.name for task in tasks for example in task.examples}
+
+  @property
   def category(self) -> dict[str, str]:
     """The category of each task."""
     both = [*self.held_in.items(), *self.held_out.items()]
@@ -45,8 +51,8 @@ def read(settings: Study, files: Mapping[str, Path]) -> Tasks:
     files: by the names that settings may use; what is no such name is a path, `:metric` may follow.
 
   Raises:
-    ValueError: a category or task that stands twice, a task without examples of a split, a held-out prompt
-      that is a held-in one, fractions that cannot be.
+    ValueError: a category or task that stands twice, a task without examples of a split or with one for the
+      test, a held-out prompt that is a held-in one, fractions that cannot be.
     FileNotFoundError: no such file.
   """
   both = set(settings.held_in) & set(settings.held_out)
@@ -63,11 +69,24 @@ def read(settings: Study, files: Mapping[str, Path]) -> Tasks:
   for task in held_out:
     if shared := sum(example.prompt.strip() in seen for example in task.examples):
       raise ValueError(f"{shared} prompts of the held-out task {task.name!r} are held in, too; remove them.")
+  if not all(fraction > 0 for fraction in settings.fractions):
+    raise ValueError(f"config: fractions is {settings.fractions}; validation and test both need examples.")
   limits = [limit or None for limit in settings.limits]
   made = evals.split(held_in, (0.0, *settings.fractions), limits=(None, *limits)).tasks
   rest = evals.split(held_out, (0.0, 0.0, 1.0), limits=(None, None, limits[1])).tasks
   splits = {VALIDATION: made[VALIDATION], TEST: [*made[TEST], *rest[TEST]]}
+  for task in splits[TEST]:
+    if (count := len({example.unit for example in task.examples})) < 2:
+      raise ValueError(
+        f"Task {task.name!r} has {count} independent test example, but errors need two: give more examples, "
+        "other fractions or a larger limit."
+      )
   return Tasks(_names(inside), _names(outside), splits, _digest(splits, settings.evals), settings.evals)
+
+
+def asked_in(example: evals.Example) -> str:
+  """What nobody may train on who is asked it: the prompt; of a text without one the text."""
+  return example.prompt.strip() or example.targets[example.answer].strip()
 
 
 def _spec(name: str, files: Mapping[str, Path]) -> str:

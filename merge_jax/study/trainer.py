@@ -1,5 +1,6 @@
 """Trains the lineages of a study, each model in a cell of its own."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -16,12 +17,22 @@ from jax import Array
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
-from merge_jax import checkpoints, evals, models, sharding
+from merge_jax import checkpoints, evals, models, sharding, storage
 from merge_jax.evals import tasks as task_files
 from merge_jax.study.cells import Cell, Result
 from merge_jax.study.data import Data
-from merge_jax.study.lineages import EXPERT, INSTRUCT, MULTITASK, PRETRAINED, Lineage, Member, opened
+from merge_jax.study.lineages import (
+  EXPERT,
+  INSTRUCT,
+  MULTITASK,
+  PRETRAINED,
+  Lineage,
+  Member,
+  opened,
+  require_alike,
+)  # fmt: skip
 from merge_jax.study.settings import Size, Training
+from merge_jax.study.tasks import asked_in
 from merge_jax.training import Recipe, State, corpus, pool, read_recipe, result, train_into
 from merge_jax.training.corpus import Corpus
 from merge_jax.training.recipe import plain
@@ -41,6 +52,7 @@ class Trainer:
     folder: for the models.
     mesh: over which they are trained.
     stop: asked between steps; a training then saves its state and ends with `errors.Stopped`.
+    asked: what models are judged by, and in which task; see `Tasks.asked`.
 
   Attributes:
     cells: each after those that it needs.
@@ -48,7 +60,7 @@ class Trainer:
     parameters: of a model, by size.
 
   Raises:
-    ValueError: recipes, model configs or bases that cannot be.
+    ValueError: recipes, model configs or bases that cannot be, training examples that models are judged by.
   """
 
   def __init__(
@@ -59,8 +71,11 @@ class Trainer:
     folder: Path,
     mesh: Mesh,
     stop: Callable[[], bool] = lambda: False,
+    asked: Mapping[str, str] = {},
   ):
-    self._settings, self._data, self._categories = settings, data, categories
+    self._settings, self._data, self._categories, self._asked = settings, data, categories, asked
+    if not data.tokenizer:
+      raise ValueError("config: data.options.tokenizer is missing; name the tokenizer.json of the models.")
     self._folder, self._mesh, self._stop = folder, mesh, stop
     for stage in (*settings.recipes, *(stage for size in settings.sizes.values() for stage in size.recipes)):
       if stage not in STAGES:
@@ -135,6 +150,10 @@ class Trainer:
     """Adds the cell that trains a model of a lineage; the model."""
     values = {**self._settings.recipes.get(stage, {}), **size.recipes.get(stage, {})}
     if stage in (EXPERT, MULTITASK):
+      if "mixture" in values:
+        raise ValueError(
+          f"config: training.recipes.{stage}.mixture is set; it is trained on its categories' tasks alike."
+        )
       some = [self._categories[category]] if category else self._categories.values()
       values["mixture"] = {task: 1.0 for names in some for task in names}
     values.setdefault("mixture", dict.fromkeys(self._files[stage], 1.0))
@@ -176,6 +195,7 @@ class Trainer:
       if tokens.tokenizer.to_str() != Tokenizer.from_str(self._data.tokenizer).to_str():
         raise ValueError(f"{where}.bases.{kind}: {folder} has another tokenizer than the data of the study.")
       found.append(dict(checkpoint.config))
+    require_alike(map(storage.path, size.bases.values()), f"{where}.bases")
     return found[0]
 
   @property
@@ -205,7 +225,7 @@ class Trainer:
     if (stage, paired) not in self._corpora:
       if not self._files[stage]:
         raise ValueError(f"config: the data have no training examples for the stage {stage!r}.")
-      tasks = [task_files.load(str(path)) for path in self._files[stage].values()]
+      tasks = [self._loaded(name, path) for name, path in self._files[stage].items()]
       self._corpora[stage, paired] = corpus(
         tasks,
         self._tokens,
@@ -214,6 +234,17 @@ class Trainer:
         paired=paired,
       )
     return self._corpora[stage, paired]
+
+  def _loaded(self, name: str, path: Path) -> evals.Task:
+    """Training examples under their name in the settings, none of which models are judged by."""
+    task = dataclasses.replace(task_files.load(str(path)), name=name)
+    leaked = [where for one in task.examples if (where := self._asked.get(asked_in(one))) is not None]
+    if leaked:
+      raise ValueError(
+        f"{path}: {len(leaked)} training examples are asked in the task {leaked[0]!r}, too; a model cannot "
+        "be judged by what it was trained on: remove them from one of the files."
+      )
+    return task
 
   @functools.cached_property
   def _digests(self) -> dict[str, dict[str, str]]:
@@ -260,7 +291,13 @@ def placed(model: models.Model, checkpoint: checkpoints.Checkpoint, mesh: Mesh) 
 
 
 def _seeded(values: Mapping[str, Any], text: str, where: str) -> Recipe:
-  """A recipe whose seed comes from a text."""
+  """A recipe whose seed comes from a text.
+
+  Raises:
+    ValueError: a seed is set, or the recipe cannot be.
+  """
+  if "seed" in values:
+    raise ValueError(f"{where}.seed is set; seeds come from the seed of the size and the model's name.")
   seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
   return read_recipe({**values, "seed": seed}, where)
 

@@ -21,7 +21,7 @@ def main() -> int:
     # From both ends, so that neighbours, which share programs and models, fall to one process.
     order = -1 if number % 2 else 1
     cells.share(made.work[::order], store, folder / job.CLAIMS, stop=stop)
-    cells.share(job.searches(made, mesh)[::order], store, folder / job.CLAIMS, stop=stop)
+    cells.share(job.searches(made, mesh)[0][::order], store, folder / job.CLAIMS, stop=stop)
   except errors.Stopped as error:
     return error.status
   except (ValueError, OSError) as error:

@@ -116,12 +116,21 @@ def train_into(
     target: the folder, see `refuse_written`.
     write: writes a state as a new folder; all processes call it together.
     apply, params, data, recipe, keep_every, options: of `continued`.
+
+  Raises:
+    ValueError: the training was begun with another `keep_every`; see `continued` for others.
   """
 
   def keep(state: State) -> None:
     along.keep(target, state.step, functools.partial(write, state))
 
   with states(target) as folder:
+    before = range(keep_every, reached(folder), keep_every) if keep_every else ()
+    if missing := host.broadcast([step for step in before if not along.there(target, step)]):
+      raise ValueError(
+        f"{target} was begun with another keep_every: the model of step {missing[0]} was not kept, and the "
+        f"training is at step {reached(folder)}; repeat its command to continue, or remove {folder}."
+      )
     last = continued(apply, params, data, recipe, folder, keep_every=keep_every, keep=keep, **options)
     if keep_every:
       along.finish(target, functools.partial(write, last))
@@ -172,6 +181,11 @@ def _folder(target: Path) -> Path:
 
 def _written(target: Path) -> bool:
   return (target / "training.json").is_file()
+
+
+def reached(folder: Path) -> int:
+  """The step of the newest state in a folder; 0 if there is none."""
+  return int(_saved(folder)[-1].name.removeprefix("step-")) if _saved(folder) else 0
 
 
 def _saved(folder: Path) -> list[Path]:

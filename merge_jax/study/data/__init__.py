@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+from tokenizers import Tokenizer
 
 from merge_jax import decoding, storage
+from merge_jax.errors import in_library
 from merge_jax.evals import tasks as task_files
 
 
@@ -54,7 +56,12 @@ def from_files(options: Mapping[str, Any]) -> Data:
   given = decoding.convert(dict(options), Files, "config: data.options")
   parts = (given.train, given.pretrain, given.instruct)
   train, pretrain, instruct = ({n: task_files.path_of(one) for n, one in part.items()} for part in parts)
-  tokenizer = storage.path(given.tokenizer).read_text("utf-8") if given.tokenizer else ""
+  tokenizer = ""
+  if given.tokenizer:
+    content = storage.path(given.tokenizer).read_bytes()
+    with in_library(f"config: data.options.tokenizer: {given.tokenizer} is not a tokenizer"):
+      Tokenizer.from_buffer(content)
+    tokenizer = content.decode()
   return Data(tokenizer, train, {}, pretrain, instruct)
 
 

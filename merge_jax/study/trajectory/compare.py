@@ -162,23 +162,15 @@ def _scored(
   validation, test = (_examples(objective.evaluate(points, split)) for split in ("validation", "test"))
   heldout = [task for task in test[0].tasks if task not in held_in]
   return [
-    Scored(model, {"validation": _only(a, held_in), "test": _only(b, held_in), "heldout": _only(b, heldout)})
+    Scored(
+      model, {"validation": a.of_tasks(held_in), "test": b.of_tasks(held_in), "heldout": b.of_tasks(heldout)}
+    )
     for model, a, b in zip(chosen, validation, test, strict=True)
   ]
 
 
 def _examples(evaluations: Sequence[Evaluation]) -> list[Examples]:
   return [one.examples for one in evaluations if one.examples is not None]  # built-in tasks have them
-
-
-def _only(examples: Examples, tasks: Sequence[str]) -> Examples:
-  """The examples of some tasks, in the suite's order."""
-  places = [i for i, task in enumerate(examples.tasks) if task in tasks]
-  chosen = np.repeat(np.isin(examples.tasks, tasks), examples.counts)
-  return Examples(
-    tuple(examples.tasks[i] for i in places), tuple(examples.signs[i] for i in places),
-    tuple(examples.counts[i] for i in places), examples.values[:, chosen], examples.units[chosen],
-  )  # fmt: skip
 
 
 def _error(examples: Examples, draws: int, over: Examples | None = None) -> float:

@@ -16,7 +16,7 @@ from merge_jax import decoding
 from merge_jax.recycle.settings import Positive
 from merge_jax.study.settings import Part
 from merge_jax.training import Corpus, Recipe, State, continued, read_recipe, result, saving, train
-from merge_jax.training.resume import digest
+from merge_jax.training.resume import digest, reached
 
 Params = Mapping[str, Any]
 Decay = Literal["linear", "minus_sqrt", "cosine"]
@@ -98,10 +98,13 @@ def decayed(point: int, decay: str, steps: int) -> str:
   return f"{at(point)}-{decay}-{steps}"
 
 
-def names(options: Along) -> Iterator[str]:
-  """Of everything that is trained."""
-  yield from map(at, options.steps)
-  for point in options.points:
+def names(options: Along, before: int | None = None) -> Iterator[str]:
+  """Of everything that is trained; of what is kept before a step of the run, if one is given."""
+  steps, points = (
+    [step for step in some if before is None or step < before] for some in (options.steps, options.points)
+  )
+  yield from map(at, steps)
+  for point in points:
     yield from (decayed(point, decay, options.decay_steps) for decay in options.decays)
 
 
@@ -148,6 +151,8 @@ def trained(
 
   if not all((kept / name).is_dir() for name in names(options)):
     states, every = kept / "states", options.every
+    if any(not (kept / name).is_dir() for name in names(options, before=reached(states))):
+      shutil.rmtree(states)  # of other settings: what they did not keep is behind them
     keep(continued(apply, params, data, recipe, states, keep_every=every, keep=keep, stop=stop, mesh=mesh))
     shutil.rmtree(states, ignore_errors=True)
   return kept
