@@ -221,6 +221,60 @@ def test_buffers_of_old_exports_are_left_out(world, tmp_path, buffer):
   assert built.notes == ("buffers that not all models hold are left out",) and got.keys() == world["a"].keys()
 
 
+def test_buffers_that_all_models_hold_are_those_of_the_first(world, tmp_path):
+  """They are computed, not learned: no rule changes them, whatever the result's dtype; a bias is no mask."""
+  held = {"rotary.inv_freq": np.float32([1.0, 0.1]), "h.0.attn.bias": np.ones((1, 1, 2, 2), np.float32)}
+  for i, model in enumerate(("one", "two"), 1):
+    buffers = {name: i * value for name, value in held.items()}
+    save(tmp_path / model, tensors(i) | buffers | {"h.1.attn.bias": np.full(4, i, np.float32)})
+  weighed = {"weight": 0.5, "normalize": False}
+  _, got = merge(kit("linear", ("one", {}), ("two", {}), parameters=weighed, dtype="float16"))
+  written = checkpoints.open(tmp_path / "out").specs
+  for name, value in held.items():
+    assert written[name].dtype == np.float32
+    np.testing.assert_array_equal(got[name], value)
+  np.testing.assert_array_equal(got["h.1.attn.bias"], np.full(4, 1.5))
+
+
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    (("model.", ""), "tensors are read with model. before their names, as new has them"),
+    (("LayerNorm.weight", "LayerNorm.gamma"), "LayerNorm.gamma and beta are read as weight and bias"),
+  ],
+)
+@pytest.mark.parametrize("first", ["old", "new"])
+def test_spellings_of_other_exports_are_aligned(world, tmp_path, change, said, first):
+  old, new = (
+    {name.replace("norm.weight", "LayerNorm.weight"): value for name, value in tensors(seed).items()}
+    for seed in (1, 2)
+  )
+  save(tmp_path / "new", new)
+  save(tmp_path / "old", {name.replace(*change): value for name, value in old.items()})
+  models = (("old", {"weight": 0.25}), ("new", {"weight": 0.75}))
+  built, got = merge(kit("linear", *(models if first == "old" else models[::-1])))
+  assert built.notes == (f"old: {said}",) and got.keys() == new.keys()
+  for name in new:
+    np.testing.assert_allclose(got[name], 0.25 * old[name] + 0.75 * new[name], rtol=1e-6, atol=1e-7)
+
+
+def test_filters_that_are_in_no_name_are_said(world):
+  weight = [{"filter": "transformer.h.1", "value": 2.0}, {"value": 1.0}]
+  built, _ = merge(kit("linear", ("a", {"weight": weight}), ("b", {"weight": 1.0})))
+  assert built.notes == ("the filter 'transformer.h.1' is in no tensor's name",)
+
+
+@pytest.mark.parametrize(("method", "said"), [("ties", True), ("linear", False)])
+def test_experts_that_mergekit_fuses_are_said(world, tmp_path, method, said):
+  names = [f"model.layers.0.block_sparse_moe.experts.{i}.w1.weight" for i in range(2)]
+  for seed, model in enumerate(("base", "x", "y")):
+    extra = {name: np.full((4, 4), seed, np.float32) for name in names}
+    save(tmp_path / "moe" / model, tensors(seed) | extra, CONFIG | {"model_type": "mixtral"})
+  based = {"base_model": "moe/base"} if method == "ties" else {}
+  built, _ = merge(kit(method, ("moe/x", {}), ("moe/y", {}), parameters={"weight": 1}, **based))
+  assert any("all experts of a layer" in note for note in built.notes) == said
+
+
 @pytest.mark.parametrize(
   ("tied", "untied", "expected"),
   [

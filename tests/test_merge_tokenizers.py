@@ -317,7 +317,19 @@ def test_tokens_beyond_the_embeddings_are_missing_and_holes_are_padding(tmp_path
   made = tokenizers.plan("base", {}, None, models, "b")
   assert made.padding.tolist() == [False, False, True, False]
   union = tokenizers.plan("union", {}, None, models, "b")
+  assert union.notes == ("1 tokens of the tokenizer have no row in any model's embeddings",)
   assert union.padding[union.ids["<|x|>"]] and (union.rows_of["x"][union.ids["<|x|>"]]) == -1
+
+
+def test_a_model_without_a_tokenizer_has_the_tokens_of_the_base(tmp_path):
+  models = pool(tmp_path)
+  (tmp_path / "y" / "tokenizer.json").unlink()
+  made = tokenizers.plan("union", {}, None, models, "b")
+  assert made.notes == ("y has no tokenizer; its tokens are supposed to be those of b",)
+  assert made.rows_of["y"].tolist() == made.rows_of["b"].tolist() and "five" not in made.ids
+  (tmp_path / "y" / "tokenizer.model").write_bytes(b"another format")
+  with pytest.raises(ValueError, match=r"y has no tokenizer\.json, which"):
+    tokenizers.plan("union", {}, None, models, "b")
 
 
 def test_tied_heads_follow(tmp_path):

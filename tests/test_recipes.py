@@ -175,6 +175,22 @@ def test_references_of_one_key_read_as_their_words():
   assert one == other and one.tokenizer.source == "org/a"
 
 
+@pytest.mark.parametrize(
+  ("written", "read"),
+  [
+    ("{model: {path: org/a}}", "org/a"),
+    ("{kind: model_token, model: {model: {path: org/a}}, token: x}",
+     {"kind": "model_token", "model": "org/a", "token": "x"}),
+    ("{kind: zero}", {"kind": "zero"}),
+    ("org/a", "org/a"),
+  ],
+)  # fmt: skip
+def test_sources_of_tokens_may_be_objects(written, read):
+  text = f"{KIT}tokenizer: {{tokens: {{th: {{source: {written}, force: true}}}}}}"
+  recipe = recipes.parse(yaml_reader.loads(text, "r")[0], "r")
+  assert recipe.tokenizer.tokens == {"th": {"source": read, "force": True}}
+
+
 def test_an_empty_tokenizer_is_the_union():
   recipe = recipes.parse(yaml_reader.loads(KIT + "tokenizer: {}", "r")[0], "r")
   assert recipe.tokenizer == schema.Tokenizer("union")
@@ -195,6 +211,18 @@ def test_gradients_interpolate_over_layers(values, count):
     np.testing.assert_allclose(
       got, np.interp(t, np.linspace(0, 1, len(values)), values) if len(values) > 1 else 3
     )
+
+
+@pytest.mark.parametrize("word", ["true", "Yes", "on", "1", 1, True])
+def test_flags_may_be_words_or_numbers(word):
+  no = {"true": "false", "Yes": "No", "on": "off", "1": "0", 1: 0}[word]
+  assert parameters.flag(word, "x") and not parameters.flag(no, "x")
+
+
+def test_gradients_of_flags_step():
+  scopes = [({"normalize": parameters.parse([1, 0], "normalize")}, "w")]
+  found = [parameters.lookup("normalize", scopes, i / 4, steps=True) for i in range(5)]
+  assert found == [1, 1, 1, 1, 0]
 
 
 @pytest.mark.parametrize("values", [[True, False, True], ["a", "b", "c"]])
@@ -275,6 +303,9 @@ def qwen(count, first_sliding=None, **more):
     ({"num_layers": 3, "moe_layer_start_index": 1, "moe_layer_end_index": 2}, [0, 1, 2, 1, 2],
      {"num_layers": 5, "moe_layer_start_index": 1, "moe_layer_end_index": 4}),
     ({"num_hidden_layers": 2, "num_blocks": 2}, [0, 1, 1], {"num_hidden_layers": 3, "num_blocks": 3}),
+    ({"model_type": "gemma2", "num_layers": 4}, [1, 2, 2, 3],
+     {"model_type": "gemma2", "num_layers": 4,
+      "layer_types": [f"{kind}_attention" for kind in ("full", "sliding", "sliding", "full")]}),
     ({"num_layers": 6, "sliding_window_pattern": 3}, [0, 2],
      {"num_layers": 2, "sliding_window_pattern": 3, "layer_types": ["sliding_attention", "full_attention"]}),
   ],
@@ -355,7 +386,7 @@ def test_every_method_has_arguments(name, mergekit):
     ("linear", {"weight": "x"}, "weight is 'x'"),
     ("linear", {"weight": 0}, "sum to 0"),
     ("ties", {"weight": 1, "density": 1.5}, "density is 1.5; expected a number between 0 and 1"),
-    ("ties", {"weight": 1, "normalize": "yes"}, "normalize is 'yes'; expected true or false"),
+    ("ties", {"weight": 1, "normalize": "maybe"}, "normalize is 'maybe'; expected true or false"),
     ("karcher", {"max_iter": 1.5}, "whole number"),
   ],
 )

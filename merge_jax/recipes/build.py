@@ -14,7 +14,17 @@ from merge_jax.checkpoints import Checkpoint
 from merge_jax.operators import naming
 from merge_jax.operators.naming import Axes
 from merge_jax.operators.planning import merges
-from merge_jax.recipes import assembly, casting, choices, configs, layers, measured, parameters, vocabulary
+from merge_jax.recipes import (
+  assembly,
+  casting,
+  choices,
+  configs,
+  layers,
+  measured,
+  parameters,
+  told,
+  vocabulary,
+)
 from merge_jax.recipes.built import Built
 from merge_jax.recipes.casting import Part
 from merge_jax.recipes.layers import Target
@@ -54,7 +64,7 @@ def build(
   opened = words.models
   names, notes = casting.tensors(opened)
   recipe = casting.named(recipe, names)
-  notes += vocabulary.differences(recipe, opened)
+  notes += (*vocabulary.differences(recipe, opened), *words.notes)
   parts: list[Part] = []
   for module in recipe.modules:
     for one in module.slices:
@@ -62,7 +72,7 @@ def build(
       parts.append(part)
       notes += more
   targets = assembly.targets(recipe, parts, names)
-  notes += _without_effect(recipe, [target.name for _, target in targets])
+  notes += told.without_effect(recipe, parts, [target for _, target in targets])
   chosen = [_choose(recipe, part, target, opened, names, mergekit, schedule) for part, target in targets]
   operators = choices.operators(chosen)
   like = opened[recipe.leader]
@@ -74,6 +84,9 @@ def build(
     if operator.needs_base and base is None:
       raise ValueError(f"{choice.method} works on differences to a base: add base: to the recipe.")
     sources = [_source(opened, names, part, i, target) for i in range(len(part.inputs))]
+    if casting.computed(target.name, sources[0].spec):  # as the first model has it
+      jobs.append(Job(target.name, sources[0].spec, operator, (sources[0],), copied=True))
+      continue
     experts = [sources[i] for i in part.experts]
     used = (*part.experts, *(() if part.base is None else (part.base,)))
     spec = _spec(recipe, target, part, [sources[i] for i in used], used, like)
@@ -101,6 +114,7 @@ def build(
     raise ValueError(f"{recipe.method} does not use a base: remove base:, or list it among the models.")
   if measurements and all(job.statistics is None for job in jobs):
     raise ValueError(f"{recipe.method} does not use statistics: remove them from the models.")
+  notes += told.fused_experts(recipe, jobs, like) if mergekit else ()
   config = _config(recipe, parts, names, opened, like)
   if config is not None and any(job.name == casting.HEAD for job in jobs):
     config = _untied(config, [opened[one.model] for part in parts for one in part.inputs], like)
@@ -116,18 +130,6 @@ def build(
     tuple(chosen),
     words,
     measurements,
-  )
-
-
-def _without_effect(recipe: Recipe, tensors: Sequence[str]) -> tuple[str, ...]:
-  """A note for each rule that decides nothing."""
-  patterns = [rule.pattern for rule in recipe.rules]
-  used = {naming.first_match(name, patterns) for name in tensors} if patterns else set()
-  return tuple(
-    f"the rule for {pattern!r} decides no tensor: a pattern has to match the whole name of one, and the "
-    "first that does counts"
-    for i, pattern in enumerate(patterns)
-    if i not in used
   )
 
 
@@ -225,7 +227,9 @@ def _config(
       leader = part.inputs[0]
       first, end = assembly.layer_range(leader.layers, stack, names[leader.model], leader.label)
       origins += [(opened[leader.model].config or config, layer) for layer in range(first, end)]
-    in_like = next((s.length for s in layers.stacks(like.specs) if s.prefix == stack.prefix), stack.length)
+    in_like = next(
+      (s.length for s in layers.stacks(names[recipe.leader]) if s.prefix == stack.prefix), stack.length
+    )
     counted = module.name if set(have) == set(configs.OF_MODULES) else None
     config = configs.restack(config, in_like, origins, counted, stack.prefix)
   return config

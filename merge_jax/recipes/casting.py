@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax
+
 from merge_jax.checkpoints import Checkpoint
-from merge_jax.recipes import configs, layers, methods
+from merge_jax.recipes import configs, layers, methods, spelling
 from merge_jax.recipes.schema import Input, Model, Module, Recipe, Slice
 
 HEAD = "lm_head.weight"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
-BUFFERS = (".inv_freq", ".masked_bias", ".attn.bias", ".attention.bias", "embeddings.position_ids")
+MASKS = (".attn.bias", ".attention.bias")
+BUFFERS = (".inv_freq", ".masked_bias", "embeddings.position_ids", *MASKS)
 """Tensors that old exports hold and new ones leave out: computed by the model, not learned."""
 PROJECTORS = ("multi_modal_projector", "merger")
 """What stands between eyes and a language model, where it has a name that mergekit's recipes can mean."""
@@ -130,6 +133,12 @@ def head(checkpoint: Checkpoint) -> str | None:
   return next((name for name in checkpoint.specs if name.endswith(EMBEDDINGS) and "visual" not in name), None)
 
 
+def computed(name: str, spec: jax.ShapeDtypeStruct) -> bool:
+  """Whether a tensor is computed by the model, not learned, by its name; a mask has at least three axes."""
+  mask = not name.endswith(MASKS) or len(spec.shape) > 2
+  return name.endswith(BUFFERS) and mask
+
+
 def untied(checkpoint: Checkpoint) -> bool:
   """Whether a model uses a head of its own; some that are tied merely store one, too."""
   return HEAD in checkpoint.specs and (checkpoint.config or {}).get("tie_word_embeddings") is not True
@@ -139,9 +148,9 @@ def tensors(opened: Mapping[Model, Checkpoint]) -> tuple[dict[Model, dict[str, s
   """The names of each model's tensors, with where they are stored; and notes.
 
   Where one model has a head of its own, all have one: a tied model's is its embedding. Computed buffers
-  that not all models hold are left out.
+  that not all models hold are left out. Spellings that differ are aligned, see `spelling.py`.
   """
-  notes = []
+  notes = list[str]()
   heads = any(HEAD in checkpoint.specs for checkpoint in opened.values())
   own = any(map(untied, opened.values()))
   found = {}
@@ -152,6 +161,8 @@ def tensors(opened: Mapping[Model, Checkpoint]) -> tuple[dict[Model, dict[str, s
       if own and not untied(checkpoint):
         notes.append(f"{model} ties its head to its embedding; the result has a head of its own")
     found[model] = names
+  found, spelled = spelling.aligned(found)
+  notes += spelled
   everywhere = set.intersection(*(set(names) for names in found.values()))
   for names in found.values():
     for name in [name for name in names if name.endswith(BUFFERS) and name not in everywhere]:

@@ -82,7 +82,7 @@ def of_mergekit(
       scopes = [(settings, tensor.name) for settings in tensor.scopes]
       if parameter.per_model:
         scopes = [(settings, tensor.names[i]) for settings in (expert.settings, *tensor.scopes)]
-      value = parameters.lookup(parameter.name, scopes, tensor.t)
+      value = parameters.lookup(parameter.name, scopes, tensor.t, parameter.kind == "flag")
       value = default if value is None else value
       of = f" of {expert.label}" if parameter.per_model else ""
       if value is None:

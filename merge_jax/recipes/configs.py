@@ -16,6 +16,8 @@ PERIODS = ("decoder_sparse_step", "attn_layer_period", "expert_layer_period", "i
            "moe_layer_freq", "no_rope_layer_interval", "global_attn_every_n_layers", "moe_layer_interval",
            "cross_attention_frequency", "cross_layer_interval")  # fmt: skip
 """Keys that say that every N-th layer is of another kind."""
+PATTERNS = {"gemma2": 2, "gemma3_text": 6, "cohere2": 4}
+"""Every N-th layer of these sees all positions where the config does not say it, the others a window."""
 NUMBERS = ("mlp_only_layers", "cross_attention_layers", "attn_layer_indices", "fullatt_block_indexes")
 """Keys that list the numbers of the layers of a kind."""
 FIRST = ("first_k_dense_replace", "num_dense_layers")
@@ -170,7 +172,7 @@ def layer_type(config: Mapping[str, Any], layer: int) -> str | None:
   types = config.get("layer_types")
   if isinstance(types, list):
     return str(_entry(types, layer, "layer_types"))
-  period = config.get("sliding_window_pattern")  # Gemma 3, Cohere 2
+  period = config.get("sliding_window_pattern", PATTERNS.get(str(config.get("model_type"))))
   if isinstance(period, int) and period > 1:
     return "sliding_attention" if (layer + 1) % period else "full_attention"
   first = config.get("max_window_layers")

@@ -232,4 +232,17 @@ def tokenizer(raw: Any, where: str) -> Tokenizer | None:
     raise ValueError(f"{where}.pad_to_multiple_of is {pad}; expected a number from 1 to {1 << 20}.")
   if not isinstance(source, str) or not source:
     source = str(schema.model(source, f"{where}.source"))
-  return Tokenizer(source, spec.tokens or {}, pad)
+  tokens = {text: _named(one, f"{where}.tokens[{text!r}]") for text, one in (spec.tokens or {}).items()}
+  return Tokenizer(source, tokens, pad)
+
+
+def _named(raw: Any, where: str) -> Any:
+  """What is said of a token, with labels in place of models that are spelled as objects."""
+  source = raw.get("source") if isinstance(raw, Mapping) else None
+  if not isinstance(source, Mapping):
+    return raw
+  if "kind" not in source:
+    return {**raw, "source": str(schema.model(source, f"{where}.source"))}
+  if isinstance(source.get("model"), Mapping):
+    return {**raw, "source": {**source, "model": str(schema.model(source["model"], f"{where}.source.model"))}}
+  return raw

@@ -73,13 +73,16 @@ def _values(raw: Any, where: str) -> tuple[Scalar, ...]:
   return tuple(items)
 
 
-def lookup(parameter: str, scopes: Iterable[tuple[Settings, str]], t: float) -> Scalar | None:
+def lookup(
+  parameter: str, scopes: Iterable[tuple[Settings, str]], t: float, steps: bool = False
+) -> Scalar | None:
   """The value of a parameter for one tensor, or None where no scope says anything.
 
   Args:
     parameter: its name.
     scopes: first those that win; each with the tensor's name that its filters look at.
     t: where in its slice the tensor lies, see `position`.
+    steps: whether a gradient of numbers steps, too: they stand for true and false.
 
   >>> own, shared = {"t": parse({"filter": "mlp", "value": 1}, "t")}, {"t": parse([0, 0.5], "t")}
   >>> [lookup("t", [(own, name), (shared, name)], 1.0) for name in ("layers.9.mlp", "layers.9.attn")]
@@ -88,12 +91,12 @@ def lookup(parameter: str, scopes: Iterable[tuple[Settings, str]], t: float) -> 
   for settings, name in scopes:
     for setting in settings.get(parameter, ()):
       if setting.filter is None or setting.filter in name:
-        return at(setting.values, t)
+        return at(setting.values, t, steps)
   return None
 
 
-def at(values: Sequence[Scalar], t: float) -> Scalar:
-  """A gradient at `t`: numbers are interpolated, words and booleans step.
+def at(values: Sequence[Scalar], t: float, steps: bool = False) -> Scalar:
+  """A gradient at `t`: numbers are interpolated, words and booleans step, or all with `steps`.
 
   >>> at((0, 1, 0.5), 0.25), at((0, 1, 0.5), 1.0), at((True, False), 0.5)
   (0.5, 0.5, True)
@@ -104,7 +107,7 @@ def at(values: Sequence[Scalar], t: float) -> Scalar:
   place = t * (len(values) - 1)
   i = int(place)
   low, high = numbers[i], numbers[min(i + 1, len(values) - 1)]
-  if low is None or high is None or None in numbers:
+  if steps or low is None or high is None or None in numbers:
     return values[i]
   return low if place == i else (1 - (place - i)) * low + (place - i) * high
 
@@ -151,14 +154,27 @@ def number(value: Scalar, where: str, low: float = float("-inf"), high: float = 
 
 
 def flag(value: Scalar, where: str) -> bool:
-  """True or false, 1 or 0.
+  """True or false, 1 or 0, also where they are written as words.
 
   Raises:
     ValueError: anything else; `where` names it.
 
-  >>> flag(1, "normalize")
-  True
+  >>> flag(1, "normalize"), flag("no", "normalize")
+  (True, False)
   """
-  if isinstance(value, str) or value not in (True, False):
+  found = _FLAGS.get(value.strip().lower()) if isinstance(value, str) else value
+  if found not in (True, False):
     raise ValueError(f"{where} is {shown(value)}; expected true or false.")
-  return bool(value)
+  return bool(found)
+
+
+_FLAGS = {
+  "true": True,
+  "yes": True,
+  "on": True,
+  "1": True,
+  "false": False,
+  "no": False,
+  "off": False,
+  "0": False,
+}

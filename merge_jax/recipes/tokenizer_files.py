@@ -47,6 +47,11 @@ def read(model: Checkpoint | Path) -> Tokenizer:
     return Tokenizer.from_buffer(storage.read_bytes(path) if planned is None else planned[NAME])
 
 
+def there(model: Checkpoint | Path) -> bool:
+  """Whether a model has any tokenizer, also one that is built from other files than `tokenizer.json`."""
+  return any(name in (NAME, *_SLOW) for name in of(model))
+
+
 def of(model: Checkpoint | Path) -> dict[str, bytes]:
   """The files of a model, or of a folder, that belong to its tokenizer, by name."""
   if (planned := _planned(model)) is not None:

@@ -33,6 +33,7 @@ class TokenizerPlan(NamedTuple):
     padding: `[rows]` bool: no token's, or one that no model has; gets the mean of a model's other rows.
     files: the files beside the tensors that belong to a tokenizer, by name; a result has no others of them.
     config: what changes in `config.json`; see `configured`.
+    notes: what was supposed, for people.
   """
 
   label: str
@@ -43,6 +44,7 @@ class TokenizerPlan(NamedTuple):
   padding: np.ndarray
   files: Mapping[str, bytes]
   config: Mapping[str, Any]
+  notes: tuple[str, ...] = ()
 
 
 class _ModelToken(msgspec.Struct, tag_field="kind", tag="model_token", forbid_unknown_fields=True):
@@ -101,7 +103,8 @@ def plan(
     zeros: whether a token that no model has gets zeros, as in mergekit, not what padding gets.
 
   Raises:
-    ValueError: no or a damaged `tokenizer.json`, an unknown source, or a token that its source lacks.
+    ValueError: no or a damaged `tokenizer.json` (a model without any tokenizer is supposed to have the
+      tokens of the base, or first model), an unknown source, or a token that its source lacks.
   """
   opened = dict(models)
   label = source if folder is not None else _chosen(source, opened, base_label)
@@ -110,7 +113,10 @@ def plan(
       f"tokenizer.pad_to_multiple_of is {shown(pad_to_multiple_of)}; expected a whole number >= 1."
     )
   overrides = {text: convert(raw, _Override, f"tokenizer.tokens[{text!r}]") for text, raw in tokens.items()}
-  read = {key: tokenizer_files.read(one) for key, one in models}
+  assumed = base_label or next(iter(opened))
+  bare = [key for key, one in models if key not in (label, assumed) and not tokenizer_files.there(one)]
+  notes = [f"{key} has no tokenizer; its tokens are supposed to be those of {assumed}" for key in bare]
+  read = {key: tokenizer_files.read(opened[assumed] if key in bare else one) for key, one in models}
   vocabularies = {key: _vocabulary(read[key], opened[key]) for key in opened}
   tokenizer = read[label] if folder is None else tokenizer_files.read(folder)
   others = [one for key, one in vocabularies.items() if key != label] if source == "union" else []
@@ -135,13 +141,16 @@ def plan(
   padding = np.array(
     [all(one[i] < 0 for one in rows_of.values()) and i not in fill for i in range(rows)], bool
   )
+  unknown_to_all = sum(all(one.row(text) < 0 for one in vocabularies.values()) for text in ids)
+  if unknown_to_all:
+    notes.append(f"{unknown_to_all} tokens of the tokenizer have no row in any model's embeddings")
   config = dict((opened[label].config if folder is None else sidecars.read_config(folder)) or {})
   said = config | dict(text_config(config))
   changes = {"vocab_size": rows} | {key: value for key, value in said.items() if key.endswith("_token_id")}
   files = tokenizer_files.of(opened[label] if folder is None else folder)
   if new:
     files = tokenizer_files.extended(files, tokenizer, [token.content for token in new])
-  return TokenizerPlan(label, ids, rows, rows_of, fill, padding, files, changes)
+  return TokenizerPlan(label, ids, rows, rows_of, fill, padding, files, changes, tuple(notes))
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

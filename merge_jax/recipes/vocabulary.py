@@ -27,12 +27,14 @@ class Vocabulary(NamedTuple):
     files: of the tokenizer, by name; None where those of the base or first model stay.
     config: what changes in `config.json`.
     source: the folder of a tokenizer that is none of the models'.
+    notes: what was supposed, for people.
   """
 
   models: dict[Model, Checkpoint]
   files: Mapping[str, bytes] | None = None
   config: Mapping[str, Any] | None = None
   source: Path | None = None
+  notes: tuple[str, ...] = ()
 
 
 def resolve(
@@ -55,6 +57,7 @@ def resolve(
 
   labels = {str(model): checkpoint for model, checkpoint in opened.items()}
   models, changes, source = opened, None, None
+  notes: tuple[str, ...] = ()
   files = dict(tokenizer_files.of(next(iter(opened.values()))))
   if recipe.tokenizer is not None:
     base = None if recipe.base is None else str(recipe.base)
@@ -63,11 +66,11 @@ def resolve(
     pairs = list(labels.items())
     plan = tokenizers.plan(name, asked.tokens, asked.pad_to_multiple_of, pairs, base, source, zeros=mergekit)
     models = {model: embeddings.remap(plan, str(model), labels) for model in opened}
-    files, changes = dict(plan.files), plan.config
+    files, changes, notes = dict(plan.files), plan.config, plan.notes
   if recipe.chat_template is not None:
     template = chat.choose(recipe.chat_template, list(opened.values()))
     files = files if template is None else chat.put(template, files)
-  return Vocabulary(models, files, changes, source)
+  return Vocabulary(models, files, changes, source, notes)
 
 
 def _source(name: str, labels: Mapping[str, Checkpoint], folder: Path) -> tuple[str, Path | None]:
