@@ -46,8 +46,7 @@ def _targets(
     if all(one.layers is None for part in own for one in part.inputs):
       yield from _whole(own[0], mine[0], names, have)
       continue
-    restacked = layers.restack(mine, stack, ranges)
-    _require_first(restacked, stack, mine, where)
+    restacked = _shared_once(layers.restack(mine, stack, ranges), stack, mine, where)
     _refuse_further(own, ranges, stack, names, recipe, have)
     for target in restacked:
       part = own[target.part]
@@ -80,25 +79,31 @@ def _refuse_further(
         _require_tensor(target.names[1], names[first.model], first.label, other.label)
 
 
-def _require_first(
+def _shared_once(
   targets: Sequence[Target], stack: Stack | None, names: Sequence[Sequence[str]], where: str
-) -> None:
-  """Raises ValueError if what the first layer holds for all (T5's positions) is moved or left out."""
+) -> Sequence[Target]:
+  """Without copies of what the first layer holds for all (T5's positions).
+
+  Raises:
+    ValueError: the first layer of the result is one that lacks it.
+  """
   if stack is None:
-    return
+    return targets
   places = {place for of_slice in names for place in map(layers.place, of_slice)}
   there = [place for place in places if place is not None and place.prefix == stack.prefix]
   first = {place.suffix for place in there if place.layer == 0}
   others = {place.suffix for place in there if place.layer > 0}
   if not others or not others < first:  # layers of another kind are told apart by the config
-    return
-  now = {layers.place(target.name) for target in targets}
-  for suffix in sorted(first - others):
-    if {one.layer for one in now if one and (one.prefix, one.suffix) == (stack.prefix, suffix)} != {0}:
-      raise ValueError(
-        f"{where}: all layers use {suffix!r} of layer 0, which alone has it; the slices must take layer 0 "
-        "first, and once."
-      )
+    return targets
+  shared = {(stack.prefix, suffix) for suffix in first - others}
+  now = [(target, layers.place(target.name)) for target in targets]
+  held = {(one.prefix, one.suffix) for _, one in now if one is not None and one.layer == 0}
+  if missing := sorted(suffix for prefix, suffix in shared if (prefix, suffix) not in held):
+    raise ValueError(
+      f"{where}: all layers use {missing[0]!r} of layer 0, which alone has it; the slices must begin with "
+      "layer 0."
+    )
+  return [one for one, at in now if at is None or at.layer == 0 or (at.prefix, at.suffix) not in shared]
 
 
 def _whole(
