@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ import pytest
 import safetensors.numpy
 from flax import nnx
 from jax.sharding import PartitionSpec as P
+from orbax import checkpoint as legacy
 from orbax.checkpoint import v1 as ocp
 
 from merge_jax import checkpoints, preflight, sharding, storage
@@ -279,6 +281,37 @@ def test_a_damaged_orbax_directory_is_one_sentence(tmp_path, name, content):
     assert str(tmp_path) in str(error) and "\n" not in str(error) and len(str(error)) < 600
   else:
     np.testing.assert_array_equal(value, np.ones(2, np.float32))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Orbax, of restoring without a sharding
+@pytest.mark.parametrize(
+  ("path", "at"),
+  [("flat", ""), ("alone", ""), ("steps/0/params", ""), ("one/0", "default"), ("one/0/default", "")],
+)
+def test_what_orbax_wrote_in_another_layout_is_read_and_written_like_it(tmp_path, path, at):
+  tree = {"layer": {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}, "long": np.array([2**40])}
+  save = legacy.args.StandardSave
+  items = {"params": save(tree), "opt": save({"mu": np.ones(3, np.float32)}), "m": legacy.args.JsonSave({})}
+  for name, args in {"one": save(tree), "steps": legacy.args.Composite(**items)}.items():
+    with legacy.CheckpointManager(tmp_path / name) as manager:
+      manager.save(0, args=args)
+  with legacy.StandardCheckpointer() as checkpointer:
+    checkpointer.save(tmp_path / "flat", tree)
+  shutil.copytree(tmp_path / "one" / "0" / "default", tmp_path / "alone")
+  opened = checkpoints.open(tmp_path / path)
+  flat = {"layer.w": tree["layer"]["w"], "long": tree["long"]}
+  same({name: opened.read(name) for name in opened.specs}, flat)
+  same(opened.load(), flat)
+  assert {file for file in opened.path.rglob("*") if file.is_file()} == set(opened.files())
+  assert opened.digest() == checkpoints.open(tmp_path / path).digest()
+  checkpoints.write(tmp_path / "out", opened.load(), like=opened)
+  same(checkpoints.open(tmp_path / "out").load(), flat)
+  for checkpointer in (legacy.StandardCheckpointer(), legacy.PyTreeCheckpointer()):
+    with checkpointer:
+      restored = checkpointer.restore(tmp_path / "out" / at)
+    jax.tree.map(np.testing.assert_array_equal, restored, tree)
+  with pytest.raises(ValueError, match=r"steps/0: holds the trees opt, params; .*, as .*steps/0/params"):
+    checkpoints.open(tmp_path / "steps" / "0")
 
 
 @pytest.mark.parametrize("name", ["_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA", "config.json"])

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from orbax import checkpoint as legacy
 from orbax.checkpoint import v1 as ocp
 
 from merge_jax import host, storage
@@ -18,8 +19,10 @@ from merge_jax.checkpoints.base import Checkpoint, Index, Writer, narrowed
 from merge_jax.operators import naming
 
 _TREE = "_METADATA"
+_STEP = "_CHECKPOINT_METADATA"
+_ITEM = "state"  # as `ocp.save` calls it
 _MARKS = (
-  "_CHECKPOINT_METADATA",
+  _STEP,
   "commit_success.txt",
   "orbax.checkpoint",
   _TREE,
@@ -38,11 +41,20 @@ class Tree(Checkpoint):
   Attributes:
     treedef: structure of the stored tree.
     stored: all of its leaves by name, tied ones included, in the tree's order.
+    root: what Orbax opens: the directory, or the step that it is an item of.
+    item: name of the item that holds the tree, or None where it lies in `root` itself.
   """
 
   format = "orbax"
   treedef: Any
   stored: Mapping[str, jax.ShapeDtypeStruct]
+  root: Path
+  item: str | None
+
+  @property
+  def flat(self) -> bool:
+    """Whether the tree lies in the directory itself."""
+    return self.root / (self.item or "") == self.path
 
   def _stored(self, name: str, index: Index | None) -> np.ndarray:
     spec = self.stored[name]
@@ -75,7 +87,7 @@ class Tree(Checkpoint):
   def _restore(self, targets: Mapping[str, Any]) -> dict[str, Any]:
     tree = jax.tree.unflatten(self.treedef, [targets.get(name, ocp.PLACEHOLDER) for name in self.stored])
     with _one_sentence(self.path, "read"):
-      loaded = ocp.load(self.path, tree)
+      loaded = ocp.load(self.root, tree, checkpointable_name=self.item)
     leaves = jax.tree.leaves(loaded, is_leaf=lambda x: x is ocp.PLACEHOLDER)
     values = dict(zip(self.stored, leaves, strict=True))
     return {name: values[name] for name in targets}
@@ -85,7 +97,9 @@ class Tree(Checkpoint):
     return (*_tree_files(self.path), *sidecars.sidecars(self.path))
 
   def writer(self, folder: Path, specs: Mapping[str, Any], **options: Any) -> Writer:
-    """A writer of the same tree, with this one's side files; a tied tensor is written in all its places.
+    """A writer of the same tree and layout, with this one's side files; see `TreeWriter`.
+
+    A tied tensor is written in all its places.
 
     Raises:
       ValueError: the tree has other tensors than `specs`.
@@ -107,18 +121,24 @@ def _refuse_store(folder: Path) -> None:
 
 
 def open_folder(folder: Path) -> Tree:
-  """Opens a directory that `ocp.save` wrote; reads metadata alone.
+  """Opens a directory that Orbax wrote; reads metadata alone.
+
+  Args:
+    folder: of `ocp.save` or a `StandardCheckpointer`, a step of a `CheckpointManager` that holds one tree, or
+      one item of a step (`step/params`).
 
   Raises:
-    ValueError: not an Orbax checkpoint of arrays, or on a store that Orbax does not read.
+    ValueError: not an Orbax checkpoint of arrays, a step of several trees, or on a store that Orbax does not
+      read.
   """
   if isinstance(folder, storage.Remote) and not str(folder).startswith("gs://"):
     raise ValueError(f"{folder}: Orbax reads disks and gs:// alone; copy the folder to one of them.")
   folder = folder.resolve()  # Orbax refuses relative paths
-  for path in _tree_files(folder):
+  root, item = _place(folder)
+  for path in (*_tree_files(folder), *([root / _STEP] if root != folder else [])):
     storage.refuse_special(path)
   with _one_sentence(folder, "read"):
-    tree = ocp.metadata(folder).metadata
+    tree = ocp.metadata(root, item).metadata
   flat, treedef = naming.flatten(tree)
   for name, leaf in flat.items():
     if not hasattr(leaf, "shape"):
@@ -131,7 +151,20 @@ def open_folder(folder: Path) -> Tree:
   aliases = sidecars.tied(config, stored, folder)
   sidecars.sidecars(folder)
   specs = {name: spec for name, spec in stored.items() if name not in aliases}
-  return Tree(folder, specs, aliases, config, treedef, stored)
+  return Tree(folder, specs, aliases, config, treedef, stored, root, item)
+
+
+def _place(folder: Path) -> tuple[Path, str | None]:
+  """What Orbax opens, and the name of the item in it, if any."""
+  if storage.lexists(folder / _TREE):  # Orbax refuses an item alone if it sees the step around it
+    return (folder.parent, folder.name) if storage.lexists(folder.parent / _STEP) else (folder, None)
+  items = sorted(path.name for path in folder.iterdir() if storage.lexists(path / _TREE))
+  if len(items) > 1:
+    raise ValueError(
+      f"{folder}: holds the trees {', '.join(items)}; expected one: pass the item that is merged, as "
+      f"{folder / items[-1]}."
+    )
+  return folder, items[0] if items else None
 
 
 def _tree_files(folder: Path) -> list[Path]:
@@ -142,14 +175,16 @@ def _tree_files(folder: Path) -> list[Path]:
 
 
 class TreeWriter(Writer):
-  """Gathers the tensors, host arrays copied, and saves them once at the end.
+  """Gathers the tensors, those of the host copied, those of devices by reference, and saves them at the end.
 
   Orbax can add to a checkpoint (`ocp.partial`), at a store of its own for every call; a model that does
   not fit the host's memory is better written as safetensors.
 
   Args:
     folder, specs, like: see `Writer`.
-    tree: whose structure is written; None for a flat dict.
+    tree: whose structure and layout are written: what lies in its folder itself, as a `StandardCheckpointer`
+      writes it or as an item of a step, does so here, and an item of a step has the name that it has there.
+      None for a flat dict, as `ocp.save` writes it.
   """
 
   def __init__(
@@ -187,7 +222,12 @@ class TreeWriter(Writer):
         self.folder.rmdir()
       host.barrier("a free place")
     with _one_sentence(self.folder, "write"):
-      ocp.save(self.folder.resolve(), tree, overwrite=not together)
+      place, item = self.folder.resolve(), (like and like.item) or _ITEM
+      if like is not None and like.flat:
+        with legacy.PyTreeCheckpointer() as checkpointer:
+          checkpointer.save(place, tree, force=not together)
+      else:
+        ocp.save(place, tree, overwrite=not together, checkpointable_name=item)
 
 
 @contextlib.contextmanager
