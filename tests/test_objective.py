@@ -142,6 +142,54 @@ def test_suites_have_one_face(suite):
     short.objective(pool).evaluate(CANDIDATES[:1], "search")
 
 
+def test_an_apply_of_params_and_tokens_alone(tmp_path):
+  tasks = [evals.load(path) for path in pools.make_tasks(tmp_path, 4)]
+  tokens, params = evals.Tokens(puzzles.tokenizer(), 1), {"itself": Merge(lambda p, w, n: p, BASE)}
+
+  def evaluation(apply, **options):
+    made = TaskSuite({"search": tasks}, apply, tokens, vocabulary=97, max_shapes=1, **options)
+    return made.objective(params).evaluate([Candidate("x", "itself", Point((1.0,)))], "search")
+
+  expected = evaluation(MODEL.apply)
+  assert_same(evaluation(lambda params, tokens: MODEL.apply(params, tokens), selects=False), expected)
+  rounded = evaluation(MODEL.apply, dtype=jnp.bfloat16)
+  typed = evaluation(lambda p, t, dtype: MODEL.apply(p, t, dtype=dtype), selects=False, dtype=jnp.bfloat16)
+  np.testing.assert_allclose(typed[0].examples.values, rounded[0].examples.values, rtol=0.02, atol=0.02)
+  with pytest.raises(ValueError, match=r"apply\(params, tokens, positions\): .*; .* selects=False for"):
+    evaluation(lambda params, tokens: 0.0)
+  with pytest.raises(ValueError, match=r"apply\(params, tokens, dtype=\): .*; .* no dtype= if it takes none"):
+    evaluation(lambda params, tokens: 0.0, selects=False, dtype="bfloat16")
+
+
+def test_methods_and_splits_that_an_objective_does_not_have(suite):
+  mine = FunctionSuite({"a": 1.0}, lambda params, split: {"a": 0.0})
+  for objective in (suite.objective(merges("ties")), mine.objective(merges("ties"))):
+    with pytest.raises(ValueError, match=r"^objective: unknown method 'linear'; Known: ties\.$"):
+      objective.evaluate(CANDIDATES[:1], "search")
+  with pytest.raises(ValueError, match="unknown split 'tests'; did you mean 'test'"):
+    suite.objective(merges("linear")).evaluate(CANDIDATES[:1], "tests")
+
+
+@pytest.mark.parametrize("tasks", [{"a": 0}, {"a": "max"}, {"a": 2.0}, ["a"]])
+def test_signs_of_a_function_are_one_or_minus_one(tasks):
+  with pytest.raises(ValueError, match=r"^tasks is .*; expected \+1 or -1 by name"):
+    FunctionSuite(tasks, lambda params, split: {"a": 1.0})
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    (None, "gave None on search; expected a score of each task"), (0.5, "gave 0.5 on search"),
+    ([0.5], r"gave \[0.5\] on search"), ({"a": None}, "gave None for 'a' on search; expected a number"),
+    ({"a": "x"}, "gave 'x' for 'a'"), ({"a": [1.0, None]}, r"gave \[1.0, None\] for 'a'"),
+  ],
+)  # fmt: skip
+def test_what_is_no_score_is_named(given, message):
+  suite = FunctionSuite({"a": 1.0}, lambda params, split: given)
+  with pytest.raises(ValueError, match=f"^The suite's function {message}"):
+    suite.objective(merges("linear")).evaluate(CANDIDATES[:1], "search")
+
+
 def test_lists_of_a_function_are_what_examples_scored():
   scores = [{"a": np.array([1.0, 0.0, 0.5]), "b": [True]}, {"a": [1, 2, np.nan], "b": [0.0]}]
   function = FunctionSuite({"a": 1.0, "b": -1.0}, lambda params, split: scores.pop(0)).objective(merges())

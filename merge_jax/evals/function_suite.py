@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from merge_jax.errors import shown
 from merge_jax.evals.examples import Examples
 from merge_jax.evals.external import Command
 from merge_jax.evals.objective import Evaluation, FunctionObjective
@@ -28,8 +30,9 @@ class FunctionSuite(Suite):
     score: the function, called on the host; the examples of a split are the same, in the same order, for
       every candidate.
 
-  Evaluating raises ValueError: a task without a score, lists for some tasks alone, or of other lengths
-  than before.
+  Raises:
+    ValueError: other signs; when evaluating, no mapping, a task without a score, what is no score, lists for
+      some tasks alone, or of other lengths than before.
 
   >>> import merge_jax as mj
   >>> import numpy as np
@@ -49,6 +52,10 @@ class FunctionSuite(Suite):
   """
 
   def __init__(self, tasks: Mapping[str, float], score: Callable[[PyTree, str], Mapping[str, ArrayLike]]):
+    if not isinstance(tasks, Mapping) or any(sign not in (1, -1) for sign in tasks.values()):
+      raise ValueError(
+        f"tasks is {shown(tasks)}; expected +1 or -1 by name, as {{'math': 1.0}}: whether higher is better."
+      )
     self.tasks = tuple(TaskInfo(name, "score", sign) for name, sign in tasks.items())
     self._score, self._counts = score, dict[str, tuple[int, ...]]()
 
@@ -71,10 +78,20 @@ class FunctionSuite(Suite):
 
   def _evaluation(self, params: PyTree, split: str) -> Evaluation:
     scores = self._score(params, split)
+    if not isinstance(scores, Mapping):
+      raise ValueError(
+        f"The suite's function gave {shown(scores)} on {split}; expected a score of each task, as "
+        f"{{{self.names[0]!r}: 0.5}}."
+      )
     if missing := [name for name in self.names if name not in scores]:
       raise ValueError(
         f"The suite's function gave no {missing[0]!r} on {split}, but {', '.join(scores) or 'nothing'}; "
         "expected a score of each task, NaN where there is none."
+      )
+    if strange := [name for name in self.names if not _is_score(scores[name])]:
+      raise ValueError(
+        f"The suite's function gave {shown(scores[strange[0]])} for {strange[0]!r} on {split}; expected a "
+        "number, NaN where the candidate failed, or a list of what each example scored."
       )
     lists = [name for name in self.names if np.ndim(scores[name])]
     if not lists:
@@ -97,6 +114,11 @@ class FunctionSuite(Suite):
         f"On {split} the tasks {', '.join(self.names)} have {here} examples in one evaluation, {there} in "
         "another; every merge must be scored on the same ones, so use another output folder if they changed."
       )
+
+
+def _is_score(value: Any) -> bool:
+  dtype = np.asarray(value).dtype
+  return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
 
 
 class CommandSuite(FunctionSuite):

@@ -5,7 +5,7 @@ import copy
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -13,12 +13,14 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
 
+from merge_jax.errors import unknown
 from merge_jax.evals.answers import Outputs
 from merge_jax.evals.examples import Examples
 from merge_jax.evals.scoring import Scorer
 from merge_jax.sharding import Layout
 
 PyTree = Any
+T = TypeVar("T")
 
 
 class Evaluation(NamedTuple):
@@ -113,7 +115,7 @@ class JittedObjective:
     return self._programs[key]
 
   def _made(self, method: str, split: str) -> Callable[..., PyTree]:
-    score, merge, traces = self._scorers[split].function, self._merge(method), [0]
+    score, merge, traces = named("split", split, self._scorers).function, self._merge(method), [0]
 
     def run(source: PyTree, weights: Array, numbers: Mapping[str, Array], data: Any) -> PyTree:
       traces[0] += 1
@@ -142,7 +144,7 @@ class JittedObjective:
 
   def _merge(self, method: str) -> Callable[..., PyTree]:
     """The method's merge, laid out; "merge" in profiles."""
-    function, layout = self._merges[method].function, self._layout
+    function, layout = named("method", method, self._merges).function, self._layout
 
     def merge(source: PyTree, weights: Array, numbers: Mapping[str, Array]) -> PyTree:
       with jax.named_scope("merge"):
@@ -208,6 +210,13 @@ class JittedObjective:
       return quickest(lambda: program(source, weights, numbers)) / self.batch
 
 
+def named(kind: str, name: str, known: Mapping[str, T]) -> T:
+  """What an objective has of that name; ValueError if it has none."""
+  if name not in known:
+    raise ValueError(unknown(kind, name, known, "objective"))
+  return known[name]
+
+
 def batch_of(batch: int, mesh: Mesh) -> int:
   """Candidates of one program call: 1 is as many as the mesh evaluates side by side.
 
@@ -265,7 +274,7 @@ class FunctionObjective:
 
   def evaluate(self, candidates: Sequence[Candidate], split: str) -> list[Evaluation]:
     """Scores of each candidate, in order."""
-    merged = (self._merges[candidate.method].at(candidate.point) for candidate in candidates)
+    merged = (named("method", one.method, self._merges).at(one.point) for one in candidates)
     return [self._score(params, split) for params in merged]
 
   def merge_seconds(self, candidate: Candidate) -> float:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,7 +75,11 @@ def reader(
 
   Args:
     apply, dtype, selects, competitors, smooth: see `make_scorer`.
+
+  Raises:
+    ValueError: an `apply` that does not take what it is given.
   """
+  _refuse_misfit(apply, selects, dtype)
   call = functools.partial(apply, dtype=dtype) if dtype is not None else apply
 
   def chunk(params: Any, one: Bucket) -> tuple[Array, ...]:
@@ -105,6 +110,18 @@ def reader(
   return chunk
 
 
+def _refuse_misfit(apply: Apply, selects: bool, dtype: Any) -> None:
+  given = ["params", "tokens", *(["positions"] if selects else [])]
+  try:
+    inspect.signature(apply).bind(*given, **({} if dtype is None else {"dtype": dtype}))
+  except TypeError as error:
+    call = ", ".join((*given, *([] if dtype is None else ["dtype="])))
+    raise ValueError(
+      f"apply cannot be called as apply({call}): {error}; expected that, selects=False for an apply of "
+      "params and tokens alone, and no dtype= if it takes none."
+    ) from None
+
+
 def make_scorer(
   apply: Apply,
   tasks: Sequence[Task],
@@ -125,7 +142,7 @@ def make_scorer(
       takes them, too (`branches=`).
     tasks: the tasks that `batches` was packed from.
     batches: from `pack(encode(tasks, …))`.
-    dtype: computation dtype handed to `apply(…, dtype=)`, or None.
+    dtype: computation dtype handed to `apply(…, dtype=)`, or None: an `apply` that takes none.
     selects: whether `apply` takes the positions that are asked for.
     mesh: whose axes `sharding.ROWS` divide the rows of each pass (`pack` them in multiples of
       `sharding.row_count`); None: the default device.
@@ -135,6 +152,9 @@ def make_scorer(
 
   Returns:
     A `Scorer`; jit `scorer.function` alone or together with a merge.
+
+  Raises:
+    ValueError: an `apply` that does not take what it is given.
   """
   read = reader(apply, dtype=dtype, selects=selects, competitors=competitors, smooth=smooth)
   columns = 4 if smooth else 3

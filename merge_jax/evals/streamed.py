@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import jax
 
-from merge_jax.evals.objective import Candidate, Evaluation, evaluation, quickest, using
+from merge_jax.evals.objective import Candidate, Evaluation, evaluation, named, quickest, using
 from merge_jax.evals.scoring import Scorer
 from merge_jax.sharding import Layout
 
@@ -38,9 +38,9 @@ class StreamedObjective:
     """Scores, losses and examples of each candidate, in order."""
     found = []
     for candidate in candidates:
-      scorer = self._scorers[split]
+      scorer = named("split", split, self._scorers)
       with using(self._layout):
-        params = self._merges[candidate.method].at(candidate.point)
+        params = named("method", candidate.method, self._merges).at(candidate.point)
         values = self._programs[split](params, scorer.batches)
       found.append(evaluation(scorer, values))
     return found

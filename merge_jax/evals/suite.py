@@ -105,7 +105,7 @@ class Suite(abc.ABC):
     """What scores the merges of a pool: `Merge`s, or what makes parameters of a point (`at`).
 
     Args:
-      merges: by method.
+      merges: by method; the known points of a search are merges by "linear", see `search.proposer`.
       batch, layout, in_turn: see `JittedObjective`.
       competitors: see `make_scorer`; on the first split, where outputs can be had (`answers`).
       smooth: a split on which scores are smoothed, too, where they can be.

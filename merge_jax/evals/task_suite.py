@@ -32,14 +32,16 @@ class TaskSuite(Suite):
 
   Args:
     tasks: by split; the first split's are those of the fitness.
-    apply: `(params, tokens, positions) -> logits`, see `make_scorer`.
+    apply: `(params, tokens, positions) -> logits`, or with `selects=False` `(params, tokens) -> logits`; see
+      `make_scorer`.
+    selects: whether `apply` takes the positions that are asked for; it computes no other logits then.
     generate: of the model, see `merge_jax.models.Model`; None: no task may be scored by generated texts.
     branches: whether `apply` takes `branches=`, too; without, choices of several tokens repeat their prompt.
     tokens: the tokenizer.
     vocabulary: size of the model's.
     max_length: most tokens of an example, or None.
     append_eos, max_shapes, batch_tokens: see `encode` and `pack`.
-    dtype: of the computation.
+    dtype: of the computation, given to `apply` as `dtype=`; None: it takes none, or has its own.
     mesh: divides the rows of each pass; None: the default device.
     stacks, axes: leaves of the model that are stacks of layers, see `merge_jax.models.Model`.
     files: the task files.
@@ -59,6 +61,7 @@ class TaskSuite(Suite):
     tokens: Tokens,
     *,
     vocabulary: int,
+    selects: bool = True,
     branches: bool = False,
     generate: Generate | None = None,
     max_length: int | None = None,
@@ -80,7 +83,7 @@ class TaskSuite(Suite):
       TaskInfo(task.name, task.metric, METRICS[task.metric].sign, METRICS[task.metric].format)
       for task in first
     )
-    self._apply, self._dtype, self._files, self._mesh = apply, dtype, files, mesh
+    self._apply, self._selects, self._dtype, self._files, self._mesh = apply, selects, dtype, files, mesh
     self.stacks, self.axes, self._inputs = stacks, axes, dict(inputs or {})
     multiple = 1 if mesh is None else sharding.row_count(mesh)
     rows = {
@@ -164,7 +167,7 @@ class TaskSuite(Suite):
     """What scores parameters, by split; for the arguments see `objective`."""
     return {
       split: make_scorer(
-        self._apply, self._tasks[split], batches, dtype=self._dtype, mesh=self._mesh,
+        self._apply, self._tasks[split], batches, dtype=self._dtype, selects=self._selects, mesh=self._mesh,
         competitors=competitors if split == self.splits[0] else 0,
         smooth=split == smooth and self._can_be_smoothed(split),
         generation=self._generations[split],

@@ -120,7 +120,7 @@ class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   options: Options
 
 
-def load(spec: str) -> Task:
+def load(spec: str | Path) -> Task:
   """Reads a task file.
 
   Args:
@@ -168,7 +168,7 @@ def load(spec: str) -> Task:
   return Task(path.stem, metric.name, examples, options)
 
 
-def load_all(specs: Iterable[str]) -> list[Task]:
+def load_all(specs: Iterable[str | Path]) -> list[Task]:
   """Reads task files and checks that their names differ."""
   tasks = [load(spec) for spec in specs]
   check_names([task.name for task in tasks], "Task files")
@@ -186,7 +186,7 @@ def check_names(names: Sequence[str], where: str) -> None:
       raise ValueError(f"{where}: two are called {name!r}; scores are told apart by that name.")
 
 
-def path_of(spec: str) -> Path:
+def path_of(spec: str | Path) -> Path:
   """The file of a spec `path` or `path:metric`.
 
   Raises:
@@ -195,7 +195,8 @@ def path_of(spec: str) -> Path:
   return _path_and_metric(spec)[0]
 
 
-def _path_and_metric(spec: str) -> tuple[Path, metrics.Metric | None]:
+def _path_and_metric(given: str | Path) -> tuple[Path, metrics.Metric | None]:
+  spec = str(given)
   head, colon, tail = spec.rpartition(":")
   if colon and head and "/" not in tail and not storage.path(spec).exists():
     path, metric = storage.path(head), metrics.named(tail, spec)

@@ -181,7 +181,8 @@ def proposer(name: str, options: Options, *, known: bool = True) -> Proposer:
   Args:
     name: a key of `PROPOSERS`.
     options: see `Options`.
-    known: off leaves the known points out (a cold start).
+    known: off leaves the known points out (a cold start), which are merges by "linear": an objective without
+      that method cannot evaluate them.
 
   Raises:
     ValueError: an unknown name or argument, or a space that is too small.
