@@ -444,8 +444,13 @@ def test_front_and_hypervolume_by_brute_force():
   assert search.front(with_nan).tolist() == [False, True]
   assert search.hypervolume(with_nan, [0.0, 0.0]) == 0.25
   assert search.hypervolume([[0.0, 1.0]], [0.0, 0.0]) == 0.0
-  with pytest.raises(ValueError, match="expected"):
-    search.front([1.0, 2.0])
+  assert search.hypervolume([[1.0, 0.5], [0.5, np.inf]], 0.0) == 0.5
+  for function in (search.front, search.task_correlation, lambda points: search.hypervolume(points, [0.0])):
+    with pytest.raises(ValueError, match=r"^points has shape \(2,\); expected \[points, tasks\].$"):
+      function([1.0, 2.0])
+  for reference in ([0.0], [0.0] * 3, [0.0, np.nan], np.inf):
+    with pytest.raises(ValueError, match=r"^reference is .*; expected a finite number, or one for each of 2"):
+      search.hypervolume([[1.0, 0.5]], reference)
 
 
 def test_a_hypervolume_of_many_tasks_takes_seconds(monkeypatch):
@@ -469,6 +474,18 @@ def test_task_correlation_is_spearman():
     [-1.0, 1.0, None],
     [None, None, 1.0],
   ]
+
+
+def test_points_and_candidates_are_members_of_sets():
+  points = [Point(((1.0, 0.0), (0.5, 0.5)), {"t": 1.0}), Point((1.0, 0.0)), Point((1.0, -0.0))]
+  assert points[1] == points[2] and len(set(points)) == 2
+  assert len({search.Candidate("a", "linear", point) for point in points}) == 2
+
+
+def test_a_journal_is_opened_by_its_path_as_text(tmp_path):
+  found = run(budget=4, journal=Journal(str(tmp_path / "journal.jsonl")))
+  assert Journal(tmp_path / "journal.jsonl").records == found.records
+  assert Journal.read(str(tmp_path / "journal.jsonl")) == found.records
 
 
 def test_analyses_of_a_search():

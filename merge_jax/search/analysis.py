@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from merge_jax.search import baselines
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.journal import Record
+from merge_jax.search.pareto import rows
 from merge_jax.search.scores import nullable, signed
 
 
@@ -33,12 +34,15 @@ def task_correlation(points: ArrayLike) -> list[list[float | None]]:
   """Rank correlation between tasks over models: negative where they trade off.
 
   Args:
-    points: `[models, tasks]`, higher is better.
+    points: `[models, tasks]`, higher is better; pairs that are not finite do not count.
 
   Returns:
     `[tasks][tasks]`; None where it is not defined.
+
+  Raises:
+    ValueError: points of another shape.
   """
-  columns = np.asarray(points, np.float64).T
+  columns = rows(points).T
   return [[1.0 if i == j else spearman(a, b) for j, b in enumerate(columns)]
           for i, a in enumerate(columns)]  # fmt: skip
 

@@ -60,14 +60,14 @@ class Journal:
   1
   """
 
-  def __init__(self, path: Path | None = None):
-    self._lines = None if path is None else storage.Lines(path)
+  def __init__(self, path: str | Path | None = None):
+    self._lines = None if path is None else storage.Lines(storage.path(path))
     self.records = _parsed([] if self._lines is None else self._lines.records, path)
 
   @staticmethod
-  def read(path: Path) -> list[Record]:
+  def read(path: str | Path) -> list[Record]:
     """The records of a file, which is left as it is; [] if there is none. Errors as above."""
-    return _parsed(storage.read_lines(path), path)
+    return _parsed(storage.read_lines(storage.path(path)), path)
 
   def of(self, split: str) -> list[Record]:
     """The records of a split, in order."""
@@ -80,7 +80,7 @@ class Journal:
     self.records.extend(records)
 
 
-def _parsed(lines: Iterable[Any], path: Path | None) -> list[Record]:
+def _parsed(lines: Iterable[Any], path: str | Path | None) -> list[Record]:
   return [parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
 
 

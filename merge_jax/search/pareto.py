@@ -3,17 +3,27 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
+from merge_jax.errors import shown
+
 EXACT = 1 << 16
 """Most points times 2 to the number of tasks whose volume is computed; seconds grow as both."""
 SAMPLES = 1 << 16
 """Of an estimate, whose relative error is at most the root of points over samples, and mostly far less."""
 
 
+def rows(points: ArrayLike) -> np.ndarray:
+  """The points, float64; ValueError if they are not `[points, tasks]`."""
+  values = np.asarray(points, np.float64)
+  if values.ndim != 2:
+    raise ValueError(f"points has shape {values.shape}; expected [points, tasks].")
+  return values
+
+
 def front(points: ArrayLike) -> np.ndarray:
   """Marks the points that no other point dominates.
 
   Args:
-    points: `[points, tasks]`, higher is better; rows with a NaN are never on the front.
+    points: `[points, tasks]`, higher is better; rows that are not finite are never on the front.
 
   Returns:
     bool `[points]`. Of equal points all are marked.
@@ -23,9 +33,7 @@ def front(points: ArrayLike) -> np.ndarray:
   """
   import moocore
 
-  values = np.asarray(points, np.float64)
-  if values.ndim != 2:
-    raise ValueError(f"points has shape {values.shape}; expected [points, tasks].")
+  values = rows(points)
   finite = np.isfinite(values).all(axis=1)
   marked = np.zeros(len(values), bool)
   if finite.any():
@@ -40,17 +48,25 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
   about 1 % by samples that are the same in every call (Karp and Luby 1983, of a union of boxes).
 
   Args:
-    points: `[points, tasks]`, higher is better; rows with a NaN do not count.
-    reference: `[tasks]`; a point that does not exceed it everywhere adds nothing.
+    points: `[points, tasks]`, higher is better; rows that are not finite do not count.
+    reference: `[tasks]`, or one number for all; a point that does not exceed it everywhere adds nothing.
+
+  Raises:
+    ValueError: points, or a reference, of another shape; a reference that is not finite.
 
   >>> hypervolume([[1.0, 0.5], [0.5, 1.0]], [0.0, 0.0])
   0.75
   """
   import moocore
 
-  values = np.asarray(points, np.float64)
+  values, at = rows(points), np.asarray(reference, np.float64)
+  if at.shape not in ((), values.shape[1:]) or not np.isfinite(at).all():
+    raise ValueError(
+      f"reference is {shown(at.tolist())}; expected a finite number, or one for each of "
+      f"{values.shape[1]} tasks."
+    )
+  at = np.broadcast_to(at, values.shape[1:])
   values = values[np.isfinite(values).all(axis=1)]
-  at = np.asarray(reference, np.float64)
   values = values[(values > at).all(axis=1)]
   if not len(values):
     return 0.0

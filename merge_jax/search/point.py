@@ -18,10 +18,15 @@ class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
   >>> Point((0.5, 0.5)) == Point.of(np.array([0.5, 0.5]))
   True
+  >>> len({Point((1.0,), {"t": 0.5, "scaling": 2.0}), Point((1.0,), {"scaling": 2.0, "t": 0.5})})
+  1
   """
 
   weights: Annotated[tuple[float | Row, ...], msgspec.Meta(min_length=1)]
   numbers: dict[str, float] = {}
+
+  def __hash__(self) -> int:
+    return hash((self.weights, frozenset(self.numbers.items())))
 
   def __post_init__(self) -> None:
     lengths = {len(row) if isinstance(row, tuple) else 0 for row in self.weights}
