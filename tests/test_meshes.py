@@ -184,6 +184,21 @@ def test_the_host_may_hold_some_of_what_lies_on_a_mesh(first, jit):
     assert merged[name].sharding.is_equivalent_to(placed[first][name].sharding, value.ndim)
 
 
+def test_weights_and_keys_may_lie_on_one_device():
+  mesh, away = make_mesh((1, 1, 4, 2), "auto"), jax.devices()[3]
+  base, *experts = (place({"up": np.full((8, 4), i, np.float32)}, mesh, {"up": P("fsdp")}) for i in range(3))
+  for key in (jax.random.key(0), jax.random.PRNGKey(0)):
+
+    def merged(weights, key):
+      return mj.merge(mj.dare_linear(0.5), experts, weights, base=base, key=key)["up"]
+
+    want = merged([1.0, 2.0], key)
+    weights = jax.device_put(np.array([1.0, 2.0], np.float32), away)
+    np.testing.assert_array_equal(merged(weights, jax.device_put(key, away)), want)
+    named = mj.Weights(weights[None], (".*",))
+    np.testing.assert_array_equal(merged(named, key), want)
+
+
 def test_candidates_of_tsv_gather_nothing():
   """The factors are split as rows and columns."""
   mesh = make_mesh((1, 1, 4, 2), "explicit")

@@ -15,6 +15,7 @@ from flax import nnx
 import merge_jax as mj
 from merge_jax.operators import naming
 from merge_jax.operators.masks import Trim
+from merge_jax.operators.pytrees import pytree
 from tests.cases import CASES, FAMILIES, every, program
 from tests.cases.common import BASE, EXPERTS, KEY, SHAPES, arguments, deltas, expected, make_tree, merge, wide
 from tests.cases.task_vector import np_ties
@@ -530,6 +531,21 @@ def test_an_operator_of_several_numbers_is_mapped():
   np.testing.assert_allclose(mapped["w"], [[0.1, 0.1], [0.2, 0.2]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", cases(lambda case: jax.tree.leaves(case.operator), always=CASES))
+def test_a_number_that_is_nan_in_a_program_stays_visible(name):
+  case = CASES[name]
+  experts, kwargs = arguments(case)
+  numbers, structure = jax.tree.flatten(case.operator)
+  numbers = [jnp.asarray(x, float) for x in numbers]
+  merged = jax.jit(
+    lambda numbers: mj.merge(jax.tree.unflatten(structure, numbers), experts, case.weights, **kwargs)
+  )
+  for i, number in enumerate(numbers):
+    lost = merged([*numbers[:i], number * jnp.nan, *numbers[i + 1 :]])
+    assert all(np.isnan(x).all() for x in lost.values()), i
+  assert all(np.isfinite(x).all() for x in merged(numbers).values())
+
+
 @pytest.mark.parametrize("name", cases())
 def test_concrete_arrays_inside_a_program(name):
   """Weights, or the models, that a jitted function closes over."""
@@ -554,6 +570,14 @@ def test_operators_are_equal_by_their_numbers():
   one, same, other = (mj.ties(np.array(x)) for x in ([0.3, 0.4], [0.3, 0.4], [0.3, 0.5]))
   assert one == same and hash(one) == hash(same) and one != other and mj.ties(0.2) == mj.ties(0.2)
   assert mj.ties(0.2) != mj.ties(0.2, scope="tensor") and mj.linear() != mj.uniform()
+
+
+def test_prepared_pools_are_equal_by_their_numbers_and_keys():
+  one, same, other = (
+    mj.prepare(mj.dare_linear(0.5), EXPERTS3, base=BASE, key=jax.random.key(seed)) for seed in (0, 0, 1)
+  )
+  lost = mj.prepare(mj.linear(), [{"w": np.full(2, np.nan, np.float32)}])
+  assert one == one and one == same and one != other and lost == lost
 
 
 def test_equal_random_keys_are_carried_over():
@@ -587,7 +611,43 @@ def drop_ones(key):
   return merge_ones(operator=mj.dare_linear(0.5), base=ONES[0], key=key)
 
 
+@pytree
+class Summed(mj.Operator):
+  mode: str = "all"
+
+  def combine(self, leaf, prepared, weights):
+    return leaf.experts[0].sum(-1)
+
+
+class Plain(mj.Operator):
+  def combine(self, leaf, prepared, weights):
+    return leaf.experts[0]
+
+
+def in_memory(kind):
+  return jax.device_put(ONES[0], jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind=kind))
+
+
 MISUSED = {
+  "another shape": (lambda: merge_ones(operator=Summed(0.0)), r"^Summed: .* shape \(\); expected \(4,\)"),
+  "a text that is not static": (
+    lambda: mj.plan(Summed(), ONES[0]),
+    "^Summed: mode is 'all', which is no number; .*metadata=STATIC",
+  ),
+  "a class that is no pytree": (lambda: merge_ones(operator=Plain()), "^Plain is no pytree; put @pytree"),
+  "a part that is no pytree": (
+    lambda: mj.prepare(mj.route((".*", Plain())), ONES),
+    "^Plain is no pytree; put @pytree",
+  ),
+  "complex weights": (lambda: merge_ones(np.array([1j, 1.0])), "expected a number for each"),
+  "complex numbers among weights": (
+    lambda: merge_ones([jnp.complex64(1), 1.0]),
+    "expected a number for each",
+  ),
+  "models in two memories": (
+    lambda: mj.merge(mj.linear(), [in_memory("device"), in_memory("pinned_host")]),
+    "in other memory",
+  ),
   "weights that overflow": (lambda: merge_ones([3e38, 3e38]), "sum to inf"),
   "weights whose reciprocal is subnormal": (lambda: merge_ones([1e38, 1e38]), "sum to 2e[+]38"),
   "subnormal weights": (lambda: merge_ones([1e-40, 1e-40]), "sum to 0"),
@@ -662,6 +722,11 @@ def test_numbers_in_a_row_are_not_for_a_dict_that_jax_has_sorted():
   squares = {name: jax.tree.map(jnp.square, tree) for name, tree in NAMED.items()}
   expected_ = mj.merge(mj.fisher(), list(NAMED.values()), statistics=list(squares.values()))
   same(jax.jit(lambda e, s: mj.merge(mj.fisher(), e, statistics=s))(NAMED, squares), expected_)
+
+
+@pytest.mark.parametrize("made", [list, iter], ids=["list", "generator"])
+def test_names_may_come_one_by_one(made):
+  same(mj.merge(mj.linear(), EXPERTS3, GIVEN, names=made(NAMED)), mj.merge(mj.linear(), NAMED, GIVEN))
 
 
 def test_a_list_of_models_may_have_names():

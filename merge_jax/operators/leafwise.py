@@ -174,11 +174,22 @@ def prepare(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> P
 def combine(
   operator: Operator, leaf: Leaf, prepared: PyTree, weights: Array, axes: Axes, dtype: Any
 ) -> Array:
-  """`Operator.combine` for one leaf, rounded once to `dtype`; weights `[K]`, or `[L, K]` for a stack."""
+  """`Operator.combine` for one leaf, rounded once to `dtype`; weights `[K]`, or `[L, K]` for a stack.
+
+  Raises:
+    ValueError: the operator gives another shape than the tensor's.
+  """
   shape = [size for axis, size in enumerate(leaf.experts[0].shape) if axis != axes.stack]
 
   def one(operator: Operator, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
-    merged = operator.combine(leaf, prepared, weights.astype(leaf.experts[0].dtype))
+    first = leaf.experts[0]
+    merged = operator.combine(leaf, prepared, weights.astype(first.dtype))
+    if jnp.shape(merged) != first.shape:
+      raise ValueError(
+        f"{type(operator).__name__}: combine gave an array of shape {jnp.shape(merged)}; expected "
+        f"{first.shape}, the tensor's."
+      )
+    merged = _poisoned(operator, merged)
     if operator.by_rows:
       merged = naming.from_matrix(merged, tuple(shape), axes.unstacked())
     return merged.astype(dtype)
@@ -186,6 +197,12 @@ def combine(
   merged = _over_stack(one, (operator,), axes, leaf, prepared, weights, alike=True)
   merged = merged if axes.stack is None else jnp.moveaxis(merged, 0, axes.stack)
   return layout.as_sharded(merged, leaf.experts[0])
+
+
+def _poisoned(operator: Operator, merged: Array) -> Array:
+  """NaN where a number of the operator is: a program cannot refuse it, and counts and masks swallow it."""
+  numbers = [jnp.any(jnp.isnan(x)) for x in jax.tree.leaves(operator)]
+  return jnp.where(jnp.any(jnp.stack(numbers)), jnp.nan, merged) if numbers else merged
 
 
 @functools.partial(jax.jit, static_argnames=("axes", "dtype"))

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -79,7 +79,7 @@ def prepare(
   key: Array | None = None,
   statistics: Sequence[Mapping[str, PyTree]] | Mapping[str, Mapping[str, PyTree]] | None = None,
   axes: AxesRules = (),
-  names: Sequence[str] | None = None,
+  names: Iterable[str] | None = None,
 ) -> Prepared:
   """Does once what does not depend on the weights, for many `combine`s of one pool.
 
@@ -124,6 +124,7 @@ def prepare(
     raise ValueError(f"{label} is random: pass key=jax.random.key(seed).")
   if key is not None:
     naming.require_key(key)
+    key = planning.beside(key, leaves.values())
   for part in parts:
     require_one(part, len(ids))
     if not ordered and has_rows(part):
@@ -183,7 +184,7 @@ def _by_name(prepared: Prepared, weights: Any) -> Weights:
     weights = _in_order(weights, prepared.names)
   elif not prepared.ordered:
     raise ValueError(f"Weights are in a row, {UNORDERED}")
-  values = _numbers(weights.values if given else weights)
+  values = planning.beside(_numbers(weights.values if given else weights), prepared.leaves.values())
   if values.ndim != (2 if given else 1) or values.shape[-1] != prepared.count:
     raise ValueError(f"Weights of shape {values.shape} do not fit {prepared.count} models.")
   result = Weights(values, weights.patterns) if given else Weights(values[None], ("(?s:.*)",))
@@ -221,6 +222,8 @@ def _in_order(weights: Mapping[Any, ArrayLike], names: Sequence[int | str]) -> l
 
 def _numbers(weights: Any) -> Array:
   try:
+    if any(map(np.iscomplexobj, jax.tree.leaves(weights))):
+      raise TypeError  # of arrays JAX would drop the imaginary part
     return jnp.asarray(weights, float)
   except (TypeError, ValueError):
     raise ValueError(
@@ -281,7 +284,7 @@ def merge(
   key: Array | None = None,
   statistics: Sequence[Mapping[str, PyTree]] | Mapping[str, Mapping[str, PyTree]] | None = None,
   axes: AxesRules = (),
-  names: Sequence[str] | None = None,
+  names: Iterable[str] | None = None,
   dtype: Any = None,
 ) -> PyTree:
   """Merges parameter trees: `combine(prepare(...), weights)`.
@@ -289,7 +292,8 @@ def merge(
   Args and errors are those of `prepare` and `combine`. Works eagerly and under `jit`, on any mesh:
   shardings follow the inputs.
   Subnormal numbers are flushed to 0 by the arithmetic of CPUs; tensors that are only carried over
-  keep every bit. NaN and infinity in an input are NaN or infinity in the result.
+  keep every bit. NaN and infinity in an input are NaN or infinity in the result, and where a number of the
+  operator is NaN in a program, all that it merges is.
 
   >>> import merge_jax as mj
   >>> experts = [{"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([3.0, 6.0])}]

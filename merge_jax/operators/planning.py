@@ -6,7 +6,7 @@ Merges in memory, streams and sharded pools all start from a `Plan`, so that the
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from merge_jax.errors import shown, unknown
 from merge_jax.operators import naming
 from merge_jax.operators.core import Leaf, Operator, PyTree, Route
 from merge_jax.operators.naming import Axes, AxesRules
+from merge_jax.operators.pytrees import same
 
 
 def merges(dtype: Any, where: str) -> bool:
@@ -82,17 +83,18 @@ class Plan:
     return sum(math.prod(entry.shape) for entry in self.of(operator))
 
 
-def plan(operator: Operator | Route, specs: Mapping[str, Any], axes: AxesRules = ()) -> Plan:
+def plan(operator: Operator | Route, specs: PyTree, axes: AxesRules = ()) -> Plan:
   """Plans a merge from what is known before a tensor is read.
 
   Args:
     operator: the merge rule.
-    specs: by canonical name anything with a shape and a dtype (`jax.ShapeDtypeStruct`, an array).
+    specs: by canonical name, or as a tree, anything with a shape and a dtype (`jax.ShapeDtypeStruct`, an
+      array).
     axes: rules for leaves that are not `[out, in]`, or stacked; see `Axes`.
 
   Raises:
-    ValueError: something that is no operator; a tensor that no pattern of a route matches, whose
-      axes do not fit, or whose dtype neither merges nor is carried over.
+    ValueError: something that is no operator, or none that JAX can trace; a tensor that no pattern of a route
+      matches, whose axes do not fit, or whose dtype neither merges nor is carried over.
 
   >>> import jax
   >>> import merge_jax as mj
@@ -100,9 +102,14 @@ def plan(operator: Operator | Route, specs: Mapping[str, Any], axes: AxesRules =
   >>> specs = {"mlp": jax.ShapeDtypeStruct((4, 2), "float32"), "step": jax.ShapeDtypeStruct((), "int32")}
   >>> [(entry.name, entry.merged, entry.operator) for entry in plan(operator, specs).entries]
   [('mlp', True, 1), ('step', False, 1)]
+  >>> plan(operator, {"layer": specs}).entries[0].name
+  'layer.mlp'
   """
   if not isinstance(operator, Operator | Route):
     raise ValueError(f"{shown(operator)} is no operator; pass what a factory returns, as mj.linear().")
+  _require_traceable(operator)
+  if not isinstance(specs, Mapping) or not all(hasattr(spec, "shape") for spec in specs.values()):
+    specs = naming.flatten(specs)[0]
   entries = []
   for name, spec in specs.items():
     shape = tuple(spec.shape)
@@ -118,14 +125,30 @@ def plan(operator: Operator | Route, specs: Mapping[str, Any], axes: AxesRules =
   return Plan(tuple(entries))
 
 
+def _require_traceable(operator: Operator | Route) -> None:
+  """Raises ValueError for an operator, or a part of one, that is no pytree of numbers."""
+  for path, value in jax.tree_util.tree_flatten_with_path(operator)[0]:
+    if isinstance(value, Operator):
+      raise ValueError(
+        f"{type(value).__name__} is no pytree; put @pytree, of merge_jax.operators.pytrees, above the class."
+      )
+    if not isinstance(value, int | float) and not hasattr(value, "dtype"):
+      name = jax.tree_util.keystr(path, simple=True, separator=".")
+      raise ValueError(
+        f"{type(operator).__name__}: {name} is {shown(value)}, which is no number; declare such a field with "
+        "dataclasses.field(metadata=STATIC), a block's class with @pytree, of merge_jax.operators.pytrees."
+      )
+
+
 def match(
-  experts: Any, base: PyTree | None, statistics: Any, names: Sequence[str] | None = None
+  experts: Any, base: PyTree | None, statistics: Any, names: Iterable[str] | None = None
 ) -> tuple[list[int | str], dict[str, Leaf], Any]:
   """The experts' names or positions, all tensors by name, and the structure of the first expert.
 
   Raises:
     ValueError: models, or statistics, that do not have the same tensors; names that are not theirs.
   """
+  names = None if names is None else tuple(names)
   if isinstance(experts, Sequence) and not isinstance(experts, str):
     if names is not None and len(set(names)) != len(experts):
       raise ValueError(f"The names are {shown(list(names))}; expected a different one for each expert.")
@@ -238,15 +261,31 @@ def _require_same(first: str, flat: dict[str, Any], label: str, other: dict[str,
 
 
 def require_together(name: str, leaf: Leaf) -> None:
-  """Raises ValueError if a tensor was put on other devices in one model than in another."""
+  """Raises ValueError if one model's tensor was put on other devices, or in other memory, than another's."""
   arrays = leaf.experts if leaf.base is None else (*leaf.experts, leaf.base)
-  placed = [x for x in arrays if isinstance(x, Array) and not isinstance(x, jax.core.Tracer) and x.committed]
-  if len({frozenset(x.devices()) for x in placed}) > 1:
-    where = shown([sorted(map(str, x.devices())) for x in placed], 160)
+  placed = [(x.devices(), x.sharding.memory_kind) for x in arrays if _placed(x)]
+  if any(one != placed[0] for one in placed):
+    where = shown([[*sorted(map(str, devices)), kind] for devices, kind in placed], 160)
     raise ValueError(
-      f"Tensor {name!r} lies on other devices in one model than in another: {where}; "
+      f"Tensor {name!r} lies on other devices, or in other memory, in one model than in another: {where}; "
       "bring them together with jax.device_put."
     )
+
+
+def beside(x: Any, leaves: Iterable[Leaf]) -> Any:
+  """Weights or a key, as an array that goes anywhere if they were put on other devices than a tensor."""
+  firsts = (leaf.experts[0] for leaf in leaves)
+  if not _placed(x) or not any(_placed(first) and first.devices() != x.devices() for first in firsts):
+    return x
+  if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    data = jnp.asarray(np.asarray(jax.random.key_data(x)))
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+  return jnp.asarray(np.asarray(x))
+
+
+def _placed(x: Any) -> bool:
+  """Whether it was put on devices, where what is computed with it must lie, too."""
+  return isinstance(x, Array) and not isinstance(x, jax.core.Tracer) and x.committed
 
 
 def require_equal(name: str, leaf: Leaf) -> None:
@@ -254,9 +293,7 @@ def require_equal(name: str, leaf: Leaf) -> None:
   first, *others = leaf.experts if leaf.base is None else (*leaf.experts, leaf.base)
   if any(isinstance(value, jax.core.Tracer) for value in (first, *others)):
     return
-  key = jnp.issubdtype(first.dtype, jax.dtypes.prng_key)
-  first_value, *values = map(jax.random.key_data, (first, *others)) if key else (first, *others)
-  if not all(np.array_equal(first_value, value) for value in values):
+  if not same(first, *others):
     raise ValueError(
       f"Tensor {name!r} of dtype {first.dtype} differs between the models; only floating tensors "
       "merge. Make it equal, or leave it out."

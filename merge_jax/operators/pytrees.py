@@ -34,8 +34,8 @@ def pytree(cls: type[T]) -> type[T]:
   def equal(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
       return NotImplemented
-    forms: list[Any] = [jax.tree.structure(tree) for tree in (one, other)]
-    return forms[0] == forms[1] and all(map(np.array_equal, jax.tree.leaves(one), jax.tree.leaves(other)))
+    leaves, forms = zip(*map(jax.tree.flatten, (one, other)), strict=True)
+    return one is other or (forms[0] == forms[1] and all(map(same, *leaves)))
 
   def flatten(tree: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
     children = [(jax.tree_util.GetAttrKey(name), getattr(tree, name)) for name in numbers]
@@ -69,6 +69,17 @@ def _reading(cls: Any) -> Any:
 
   cls.__post_init__ = read
   return cls
+
+
+def same(*values: Any) -> bool:
+  """Whether concrete arrays, numbers or random keys are equal.
+
+  >>> same(jax.random.key(0), jax.random.key(0)), same(jax.random.key(0), jax.random.key(1))
+  (True, False)
+  """
+  keys = isinstance(values[0], jax.Array) and jnp.issubdtype(values[0].dtype, jax.dtypes.prng_key)
+  first, *others = map(jax.random.key_data, values) if keys else values
+  return all(np.array_equal(first, other) for other in others)
 
 
 def _is_number(x: Any) -> bool:
