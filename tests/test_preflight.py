@@ -26,7 +26,7 @@ def rewrite(checkpoint, dtype):
   ("which", "dtype", "message"),
   [
     ((1,), np.int32, "'model.norm.weight' is float32 in m0, int32 in m1"),
-    ((0, 1, 2), np.float64, "enable jax_enable_x64"),
+    ((0, 1, 2), np.float64, "set JAX_ENABLE_X64=1"),
     ((0, 1, 2), np.complex64, "do not merge"),
   ],
 )

@@ -113,7 +113,11 @@ def reader(
 def _refuse_misfit(apply: Apply, selects: bool, dtype: Any) -> None:
   given = ["params", "tokens", *(["positions"] if selects else [])]
   try:
-    inspect.signature(apply).bind(*given, **({} if dtype is None else {"dtype": dtype}))
+    signature = inspect.signature(apply)
+  except ValueError:  # what is not written in Python may not tell
+    return
+  try:
+    signature.bind(*given, **({} if dtype is None else {"dtype": dtype}))
   except TypeError as error:
     call = ", ".join((*given, *([] if dtype is None else ["dtype="])))
     raise ValueError(
