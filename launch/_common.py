@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,10 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from merge_jax import errors, host
+from merge_jax import errors, host, storage
 
 if TYPE_CHECKING:
+  from merge_jax.checkpoints import Checkpoint
   from merge_jax.recycle import Settings
   from merge_jax.search import Record
 
@@ -104,6 +105,18 @@ def _start() -> None:
   host.start(**where, heartbeat=values["heartbeat"], timeout=values["start_timeout"])
   if not host.is_lead():
     sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (until the end of the process)
+
+
+def told(names: Iterable[str]) -> dict[str, Any]:
+  """Values of flags, as the user wrote the flags."""
+  return {f"--{name}": flags.FLAGS[name].value for name in names}
+
+
+def refuse_another(told: Mapping[str, Any], files: Iterable[Path], pool: Iterable[Checkpoint]) -> None:
+  """As `host.refuse_another`, of flags by name and of what the files and checkpoints hold."""
+  if host.count() > 1:
+    held = {str(path): storage.digest([path], path.parent) for path in files}
+    host.refuse_another({**told, **held, **{str(one.path): one.digest() for one in pool}})
 
 
 def _parse(elsewhere: Mapping[str, str], argv: list[str]) -> list[str]:

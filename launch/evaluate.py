@@ -38,6 +38,11 @@ _LOGS = flags.DEFINE_string("lm_eval_logs", "", "Folder for its own results and 
 _common.define_mesh()
 _common.define_distributed()
 
+_DECIDING = (
+  "checkpoints", "tasks", "append_eos", "dtype", "batch_tokens", "max_shapes", "mesh", "verify_load",
+  "lm_eval_shots", "lm_eval_include", "lm_eval_limit", "lm_eval_chat",
+)  # fmt: skip
+"""Flags that all processes need alike."""
 ALONE = Candidate("single", "alone", Point((1.0,)))
 
 
@@ -56,6 +61,7 @@ def main() -> None:
   tasks = task_files.load_all(own)
   given = {"append_eos": _EOS, "dtype": _DTYPE, "batch_tokens": _TOKENS, "max_shapes": _SHAPES}
   options = decoding.convert({name: flag.value for name, flag in given.items()}, Evals, "flags")
+  _common.refuse_another(_common.told(_DECIDING), files, pool)
   # Equal side files and shapes share tokens and a compiled program.
   groups: dict[Any, list[int]] = {}
   for i, checkpoint in enumerate(pool):

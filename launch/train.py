@@ -90,6 +90,13 @@ def main() -> None:
     raise ValueError(
       "--save_adapter is for LoRA on a checkpoint; give --config.lora_rank and --init as well."
     )
+  settings = msgspec.to_builtins(recipe) | given | {"model": None if _INIT.value else model_config}
+  _common.refuse_another(
+    _common.told(("tasks", "init", "save_adapter", "mesh", "output_dir"))
+    | {f"config.{name}": value for name, value in settings.items()},
+    map(task_files.path_of, _TASKS.value),
+    [checkpoints.open(storage.path(_INIT.value))] if _INIT.value else [],
+  )
   mesh = sharding.make_mesh(flags.FLAGS.mesh)
   start = (
     trained_on(storage.path(_INIT.value), mesh) if _INIT.value else fresh(model_config, recipe.seed, mesh)

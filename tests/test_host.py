@@ -35,6 +35,7 @@ def test_one_process_needs_nobody():
   assert (host.index(), host.count(), host.is_lead(), host.stopping()) == (0, 1, True, False)
   assert host.broadcast({"a": 1}) == {"a": 1} and host.gather(b"x") == [b"x"] and not list(host.commands())
   host.barrier("alone", timeout=0.1)
+  host.refuse_another({"--seed": (1, 2)})
   host.ask_to_stop()
   host.leave(1)
   host.end()

@@ -129,6 +129,22 @@ def test_bad_input_is_one_sentence_of_the_lead_and_leaves_no_trace(world, tmp_pa
   assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+  ("job", "flags", "said"),
+  [
+    ("evaluate", ["--checkpoints=pool/m0", "--batch_tokens=10{index}", "--output=x"], "--batch_tokens is"),
+    ("train", ["--init=pool/m{index}", "--output_dir=x"], "--init is 'pool/m1' here and 'pool/m0' there"),
+    further("evaluate", ["--checkpoints=pool/m0,pool/m{index}", "--output=x"], "--checkpoints is"),
+    further("train", ["--init=pool/m0", "--output_dir=x", "--config.seed={index}"], "config.seed is 1 here"),
+  ],
+)  # fmt: skip
+def test_processes_that_are_told_otherwise_compute_nothing(world, job, flags, said):
+  words = ["-m", "merge_jax", job, "--tasks=tasks/copy.jsonl", *flags, *processes.FLAGS]
+  for result in processes.run(2, words, folder=world):
+    assert result.status == 1 and f"another job than the lead: {said}" in result.errors, result
+    assert result.errors.count("\n") == 1 and not (world / "x").exists(), result
+
+
 @pytest.mark.thorough
 def test_orbax_pools_are_read_and_written_by_all(world, alone, tmp_path):
   """The search and the merge of the same tensors in the other format."""

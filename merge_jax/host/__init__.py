@@ -30,3 +30,4 @@ from merge_jax.host.talking import broadcast as broadcast
 from merge_jax.host.talking import commands as commands
 from merge_jax.host.talking import gather as gather
 from merge_jax.host.talking import leading as leading
+from merge_jax.host.talking import refuse_another as refuse_another

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from merge_jax.errors import shown
 from merge_jax.host import job
 from merge_jax.host.ending import reporting
 from merge_jax.host.job import Job
@@ -46,6 +47,27 @@ def barrier(name: str, *, timeout: float | None = None) -> None:
   """Waits until all processes are here; the TimeoutError names those that are missing."""
   if job.current is not None:
     _meet(job.current, name, b"", timeout)
+
+
+def refuse_another(told: Mapping[str, Any]) -> None:
+  """Lets no process do its part of another job than the lead's; call it before they compute together.
+
+  Args:
+    told: all that decides the work, by name, as JSON holds it; what users write themselves comes first.
+
+  Raises:
+    ValueError: this process was told something else than the lead.
+    Ended: another one was.
+  """
+  mine = json.loads(json.dumps(told))
+  lead = broadcast(mine)
+  for name in (*lead, *mine):
+    if (theirs := lead.get(name)) != (own := mine.get(name)):
+      raise ValueError(
+        f"This process has another job than the lead: {name} is {shown(own, 200)} here and "
+        f"{shown(theirs, 200)} there; start all alike."
+      )
+  barrier("the same job")
 
 
 @contextlib.contextmanager

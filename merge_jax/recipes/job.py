@@ -198,21 +198,22 @@ def _folder(
 ) -> Iterator[Path | None]:
   """The hidden folder to fill, which the lead makes; then it is `place`. None: a stage that is there."""
   job = json.dumps([msgspec.to_builtins(record), max_shard_gb])
+  mine = [job, verify, str(place.resolve())]
   if not host.is_lead():
     path, *told = host.broadcast()
-    if told != [job, verify]:
+    if told != mine:
       raise ValueError("This process has another merge than the lead: other inputs, versions or flags.")
     host.barrier("the plan")
     yield None if path is None else storage.path(path)
   elif stage and manifest.matches(place, record):
-    host.broadcast([None, job, verify])
+    host.broadcast([None, *mine])
     host.barrier("the plan")
     yield None
   else:
     if stage and storage.is_filled(place):  # of another merge, or what is left of its removal
       storage.remove_tree(place)
     with storage.new_folder(place, owned=owned, resume=job) as partial:
-      host.broadcast([str(partial), job, verify])
+      host.broadcast([str(partial), *mine])
       host.barrier("the plan")
       yield partial
   host.barrier("the folder's name")
