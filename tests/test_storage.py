@@ -110,6 +110,37 @@ def test_text_replaces_whole(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
+def test_two_writers_of_one_file_leave_each_other_alone(tmp_path):
+  path = tmp_path / "x.json"
+  with storage.new_file(path) as first:
+    storage.write_text(path, "second")
+    assert path.read_text() == "second"
+    first.write_text("first")
+  assert path.read_text() == "first" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_to_a_file_stays_and_its_file_is_written(tmp_path, there):
+  link, file = tmp_path / "link", tmp_path / "sub" / "file"
+  file.parent.mkdir()
+  if there:
+    file.write_text("old")
+  link.symlink_to(file)
+  storage.refuse_unwritable(link)
+  storage.write_text(link, "new")
+  assert link.is_symlink() and files(tmp_path)["sub/file"] == "new" and len(list(tmp_path.rglob("*"))) == 3
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+  os.mkfifo(tmp_path / "fifo")
+  (tmp_path / "link").symlink_to(tmp_path / "fifo")
+  for name in ("fifo", "link"):
+    for write in (storage.refuse_unwritable, lambda path: storage.write_text(path, "x")):
+      with pytest.raises(ValueError, match=f"{name}: is a fifo; expected a regular file"):
+        write(tmp_path / name)
+  assert (tmp_path / "fifo").is_fifo() and len(list(tmp_path.iterdir())) == 2
+
+
 def test_folder_appears_whole_or_not_at_all(tmp_path):
   target = tmp_path / "merged"
   with pytest.raises(RuntimeError, match="half"), storage.new_folder(target) as partial:

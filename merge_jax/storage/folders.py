@@ -14,7 +14,8 @@ from typing import Any
 
 from merge_jax.errors import shown
 from merge_jax.storage import commits, remote
-from merge_jax.storage.locks import held
+from merge_jax.storage.inputs import refuse_special
+from merge_jax.storage.locks import held, hold_file, is_held
 from merge_jax.storage.remote import Remote
 from merge_jax.storage.space import writing
 
@@ -44,14 +45,20 @@ def sync_tree(folder: Path) -> None:
 def new_file(path: Path) -> Iterator[Path]:
   """Yields a file beside `path`, on a disk, to fill; it becomes `path` when the block ends well.
 
-  What a killed writer of `path` left is cleared before.
+  What a killed writer of `path` left is cleared before. A link to a file is followed, and stays.
+
+  Raises:
+    ValueError: there is something else than a file.
   """
+  if path.exists():
+    refuse_special(path)
+  path = Path(os.path.realpath(path))
   with writing(path):
     _clear_partial(path)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.partial-")
-    os.close(descriptor)
     partial = Path(name)
     try:
+      hold_file(descriptor)
       yield partial
       partial.chmod(0o644)
       sync(partial)
@@ -59,6 +66,8 @@ def new_file(path: Path) -> Iterator[Path]:
     except BaseException:
       partial.unlink(missing_ok=True)
       raise
+    finally:
+      os.close(descriptor)
     sync(path.parent)
 
 
@@ -196,13 +205,16 @@ def _beside(path: Path, ending: str) -> list[Path]:
 
 
 def _clear_partial(path: Path) -> None:
-  """Removes what a killed writer of `path` left beside it; Locked if one is at work on a folder."""
+  """Removes what a killed writer of `path` left beside it; Locked if one is at work on a folder.
+
+  Of files each writer has its own, and who is last done has `path`.
+  """
   for left in _beside(path, PARTIAL):
     if left.is_dir() and not left.is_symlink():
       with held(left):
         shutil.rmtree(left)
-    else:
-      left.unlink()
+    elif not is_held(left):
+      left.unlink(missing_ok=True)
 
 
 def destination(text: str | Path, what: str) -> Path:
@@ -272,12 +284,13 @@ def _refuse_place(path: Path) -> None:
 
 
 def refuse_unwritable(path: Path) -> None:
-  """Raises OSError unless a file can be written at `path`: its folder is there, it is none itself."""
+  """Raises ValueError or OSError unless `new_file` can write at `path`."""
   if isinstance(path, Remote):
     return
-  if path.is_dir():
-    raise IsADirectoryError(f"{path} is a folder; expected a file to write.")
-  if not path.parent.is_dir():
-    raise FileNotFoundError(f"{path}: there is no folder {path.parent}; make it first.")
-  if not os.access(path.parent, os.W_OK):
-    raise PermissionError(f"{path.parent} cannot be written into.")
+  if path.exists():
+    refuse_special(path)
+  folder = Path(os.path.realpath(path)).parent
+  if not folder.is_dir():
+    raise FileNotFoundError(f"{path}: there is no folder {folder}; make it first.")
+  if not os.access(folder, os.W_OK):
+    raise PermissionError(f"{folder} cannot be written into.")

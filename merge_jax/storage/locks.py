@@ -50,6 +50,23 @@ def held(folder: Path) -> Iterator[None]:
     os.close(descriptor)
 
 
+def hold_file(descriptor: int) -> None:
+  """Holds an open file until it is closed, where files can be locked; see `is_held`."""
+  with contextlib.suppress(OSError):
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_held(file: Path) -> bool:
+  """Whether a process holds a file; false where that cannot be known."""
+  with contextlib.suppress(OSError):
+    descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+      return not _flock(descriptor, fcntl.LOCK_SH, file)
+    finally:
+      os.close(descriptor)
+  return False
+
+
 def refuse_locked(folder: Path) -> None:
   """Raises Locked if a folder is held; only looks: makes, changes and holds nothing."""
   if isinstance(folder, Remote):
