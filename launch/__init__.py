@@ -4,11 +4,19 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 # Modules live as long as the process: to look for garbage every 700 objects was 4 % of a whole merge.
 gc.set_threshold(50_000, 20, 20)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads wait in a loop; JAX does the arithmetic
+
+
+def on_stop(handler: Callable[..., Any]) -> None:
+  """Gives `handler` what asks a job to end, a closed terminal too, but for what is to be ignored (nohup)."""
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) is not signal.SIG_IGN:
+      signal.signal(number, handler)
 
 
 def _leave(*_: Any) -> None:
@@ -18,6 +26,7 @@ def _leave(*_: Any) -> None:
 
 
 if sys.argv[0] == "-m" or sys.argv[0].startswith("merge-jax "):  # a job starts, nobody else imports this
-  for _number in (signal.SIGINT, signal.SIGTERM):
-    if signal.getsignal(_number) is not signal.SIG_IGN:
-      signal.signal(_number, _leave)
+  on_stop(_leave)
+  for _name in ("stdout", "stderr"):
+    if getattr(sys, _name) is None:  # closed by who starts it: no other file shall get its number
+      setattr(sys, _name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 (until the end of the process)

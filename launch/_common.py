@@ -23,6 +23,8 @@ from tqdm import tqdm
 
 from merge_jax import errors, host, storage
 
+from . import on_stop
+
 if TYPE_CHECKING:
   from merge_jax.checkpoints import Checkpoint
   from merge_jax.recycle import Settings
@@ -49,9 +51,7 @@ def run(main: Callable[[], int | None], elsewhere: Mapping[str, str] = MappingPr
     gc.freeze()
     logging.set_verbosity(logging.WARNING)  # JAX tells at INFO which back ends it did not find
     try:
-      for number in (signal.SIGINT, signal.SIGTERM):  # from here on what is open is tidied up
-        if signal.getsignal(number) is not signal.SIG_IGN:
-          signal.signal(number, signal.default_int_handler)
+      on_stop(signal.default_int_handler)  # from here on what is open is tidied up
       _start()
       with host.reporting():
         status = main()
@@ -68,9 +68,28 @@ def run(main: Callable[[], int | None], elsewhere: Mapping[str, str] = MappingPr
       host.leave(status)
     sys.exit(status or 0)
 
-  if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(errors="replace")  # a terminal without ± shall not cost a run
+  for name in ("stdout", "stderr"):
+    if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+      setattr(sys, name, _spared(stream))
   app.run(guarded, flags_parser=functools.partial(_parse, elsewhere))
+
+
+class _Lossy(io.FileIO):
+  """A file that loses what cannot be written: no result is lost for a closed pipe or a full disk."""
+
+  def write(self, data: Any) -> int:
+    try:
+      return super().write(data) or len(data)  # None: it would have to wait
+    except OSError:
+      return len(data)
+
+
+def _spared(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+  """A stream to the same place that costs no run: neither a gone reader does, nor a terminal without ±."""
+  return io.TextIOWrapper(
+    io.BufferedWriter(_Lossy(stream.fileno(), "w", closefd=False)),
+    encoding=stream.encoding, errors="replace", line_buffering=stream.line_buffering,
+  )  # fmt: skip
 
 
 def _say(error: BaseException) -> int:
@@ -190,18 +209,17 @@ flags.DEFINE_bool("traceback", False, "Show where an error was raised.")
 
 
 class StopFlag:
-  """True once SIGTERM or Ctrl-C has come; the job then finishes its record and exits with status 75.
+  """True once SIGTERM, SIGHUP or Ctrl-C has come; the job then finishes its record and exits with status 75.
 
   A second Ctrl-C does not wait for the record. Of several processes any may get the signal; all hear of it.
   """
 
   def __init__(self) -> None:
     self._stop = False
-    signal.signal(signal.SIGTERM, self._set)
-    signal.signal(signal.SIGINT, self._set)
+    on_stop(self._set)
 
-  def _set(self, *_: Any) -> None:
-    if self._stop:
+  def _set(self, number: int, _: Any) -> None:
+    if self._stop and number != signal.SIGHUP:  # of which a shell sends one, too, as its terminal closes
       raise KeyboardInterrupt
     self._stop = True
     host.ask_to_stop()

@@ -337,7 +337,7 @@ def test_no_key_of_a_config_is_a_method(path):
     assert not keys(make()) & {*dir(ConfigDict())}
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_in_the_first_seconds_is_one_line(sent):
   code = f"""if True:
     import os, sys, time
@@ -347,6 +347,41 @@ def test_a_signal_in_the_first_seconds_is_one_line(sent):
     time.sleep(60)"""
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
   assert (done.returncode, done.stderr) == (75, "error: interrupted; the same command continues.\n")
+
+
+def test_a_job_stops_for_a_closed_terminal_and_not_for_what_it_is_to_ignore():
+  code = f"""if True:
+    import os, signal
+    from {JOBS} import _common
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    stop = _common.StopFlag()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+      os.kill(os.getpid(), number)
+      print(stop())"""
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert done.stdout.split() == ["False", "True", "True", "True"], done.stderr
+
+
+@pytest.mark.parametrize("streams", [">/dev/full 2>/dev/full", "2>&1 | true", ">&- 2>&-"])
+def test_what_cannot_be_printed_costs_no_result(tmp_path, streams):
+  (tmp_path / "job.py").write_text(f"""if True:
+    import pathlib, sys
+    sys.argv[0] = "-m"
+    from {JOBS} import _common
+    def main():
+      bar = _common.Progress(2, "steps", every=0)
+      for done in range(3):
+        print("error" * 5000, file=sys.stderr, flush=True)
+        bar(done, "note" * 5000)
+        bar.say("said" * 5000)
+      pathlib.Path("result").write_text("whole")
+    _common.run(main)
+    """)
+  shell = f"({sys.executable} job.py; echo $? > status) {streams}"
+  environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+  done = subprocess.run(shell, shell=True, cwd=tmp_path, env=environment, text=True, capture_output=True)
+  assert (done.stdout, done.stderr, (tmp_path / "status").read_text()) == ("", "", "0\n")
+  assert (tmp_path / "result").read_text() == "whole"
 
 
 def test_a_terminal_without_our_characters_costs_no_run():

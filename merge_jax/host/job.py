@@ -82,16 +82,15 @@ class Job:
     """Ends the process; the lead, in which the store lives, when the others have left or are late."""
     self._over.set()
     gone = set() if self.failure is None else set(self.failure.gone)
-    with contextlib.suppress(RuntimeError):
+    try:
       if 0 not in gone:
         self.store.put(f"left/{self.index}", b"", again=True)
       others = {str(i) for i in range(1, self.count) if i not in gone}
       end = time.monotonic() + GRACE + 2 * LOOK
       while self.index == 0 and time.monotonic() < end and others - self.store.under("left").keys():
         time.sleep(LOOK / 10)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # JAX's own way out waits for all, and for programs that wait for a dead peer
+    finally:
+      leave_now(status)  # JAX's own way out waits for all, and for programs that wait for a dead peer
 
   def _watch(self) -> None:
     beat, seen = 0, {str(i): (b"", time.monotonic()) for i in range(self.count)}
@@ -112,7 +111,8 @@ class Job:
         text = "process 0, the lead, does not answer: killed, or its machine is gone."
         self.failure = Failure(self.index, Stopped.status, text, (0,))
     if not self._over.wait(GRACE):
-      print(f"process {self.index}: error: {self.failure.text}", file=sys.stderr)
+      with contextlib.suppress(OSError):
+        print(f"process {self.index}: error: {self.failure.text}", file=sys.stderr)
       self.leave(self.failure.status)
 
   def _look(self) -> None:
@@ -126,6 +126,14 @@ class Job:
     if gone:
       text = f"{names(gone)} did not answer for {self._heartbeat:g} s: killed, or the machine is gone; "
       self.fail(Stopped.status, f"{text}the same command continues.", gone)
+
+
+def leave_now(status: int) -> NoReturn:
+  """Ends the process without a wait for anybody; what was printed before goes out if it can."""
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # None, nobody reads it, closed
+      stream.flush()
+  os._exit(status)
 
 
 def names(processes: Sequence[int]) -> str:
