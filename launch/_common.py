@@ -70,7 +70,7 @@ def run(main: Callable[[], int | None], elsewhere: Mapping[str, str] = MappingPr
 
   for name in ("stdout", "stderr"):
     if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
-      setattr(sys, name, _spared(stream))
+      setattr(sys, name, _spared(stream, "replace" if name == "stdout" else stream.errors or "replace"))
   app.run(guarded, flags_parser=functools.partial(_parse, elsewhere))
 
 
@@ -84,11 +84,11 @@ class _Lossy(io.FileIO):
       return len(data)
 
 
-def _spared(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+def _spared(stream: io.TextIOWrapper, errors: str) -> io.TextIOWrapper:
   """A stream to the same place that costs no run: neither a gone reader does, nor a terminal without ±."""
   return io.TextIOWrapper(
     io.BufferedWriter(_Lossy(stream.fileno(), "w", closefd=False)),
-    encoding=stream.encoding, errors="replace", line_buffering=stream.line_buffering,
+    encoding=stream.encoding, errors=errors, line_buffering=stream.line_buffering,
   )  # fmt: skip
 
 

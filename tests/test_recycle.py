@@ -564,6 +564,13 @@ def test_scores_that_are_missing_on_test_are_null_not_an_error(world, tmp_path):
   assert "–" in (tmp_path / "x" / "report.html").read_text()
 
 
+def test_a_folder_that_no_manifest_can_name_is_refused_at_the_start(world, tmp_path, monkeypatch):
+  (folder := tmp_path / "\udcff").mkdir()
+  monkeypatch.chdir(folder)
+  with pytest.raises(ValueError, match="the path is not UTF-8; rename the folder"):
+    job(world, tmp_path / "x")
+
+
 def test_where_nothing_was_evaluated_another_command_runs(world, tmp_path):
   """A scorer that fails at once, with a slip in its name or in itself, costs no folder."""
   output, flaw = tmp_path / "x", tmp_path / "flaw.py"

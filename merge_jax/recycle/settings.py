@@ -187,8 +187,10 @@ def from_mapping(values: Mapping[str, Any]) -> Settings:
   """Settings from nested plain data, as a config file gives them.
 
   Raises:
-    ValueError: an unknown key, with the nearest valid one, or a value that is not of its type or range.
+    ValueError: an unknown key, with the nearest valid one, a value that is not of its type or range, or a
+      working directory that a manifest cannot name.
   """
+  storage.path(Path.cwd())
   return decoding.convert(dict(values), Settings, "config")
 
 
