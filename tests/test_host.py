@@ -99,6 +99,19 @@ def test_processes_that_do_not_come_and_ports_that_are_taken_are_one_sentence():
       host.start(f"localhost:{port}", 2, 0)
 
 
+def test_a_stop_while_processes_come_together_is_one_sentence():
+  code = """if True:
+    import os, signal, sys, threading
+    import jax
+    from merge_jax import host
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Timer(2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    host.start(sys.argv[1], 2, int(sys.argv[2]), timeout=60)"""
+  for index in ("0", "1"):
+    said = f"error: process {index} of 2: interrupted; the same command continues.\n"
+    assert processes.run(1, ["-c", code, "{coordinator}", index], timeout=30) == [(75, "", said)]
+
+
 def test_what_is_said_arrives_in_order_and_those_that_are_missing_are_named():
   results = run(3, """
     def job():

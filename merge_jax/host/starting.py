@@ -1,17 +1,20 @@
 """Joining the other processes, and leaving in order."""
 
 import contextlib
+import functools
 import inspect
 import os
 import re
 import socket
 import sys
 import threading
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from merge_jax.errors import Stopped, sentence
 from merge_jax.host import job, talking
-from merge_jax.host.ending import reporting
+from merge_jax.host.ending import INTERRUPTED, reporting
 
 HEARTBEAT = 60.0
 LONGEST, MOST = 1_000_000, 1_000_000  # seconds to wait, and processes: JAX takes 32 bits
@@ -31,8 +34,9 @@ def start(
     coordinator: `host:port` of process 0; None, with the other two: as SLURM, Open MPI, GKE or a TPU say.
     num_processes, process_id: how many there are, and which one this is, from 0.
     heartbeat: seconds after which a process that does not answer is given up, and the job with it.
-    timeout: seconds for all to come together; after them the process ends with a sentence and status 75
-      (one may have been killed on its way), because JAX's client would end it with a stack trace.
+    timeout: seconds for all to come together; after them, and at a KeyboardInterrupt before, the process ends
+      with a sentence and status 75 (one may have been killed on its way), because JAX's client would end it
+      with a stack trace.
 
   Raises:
     ValueError: some of the three alone, a number or port out of range, no cluster is found, or the lead has
@@ -60,13 +64,13 @@ def start(
   }
   known = inspect.signature(jax.distributed.initialize).parameters
   me = "" if process_id is None else f"process {process_id} of {num_processes}: "
-  late = threading.Timer(timeout, _late, (f"{me}not all came to {coordinator or 'the lead'}", timeout))
-  late.daemon = True
-  late.start()
+  options = {name: options[name] for name in options if name in known}
+  join = functools.partial(jax.distributed.initialize, coordinator, num_processes, process_id, **options)
   try:
-    jax.distributed.initialize(
-      coordinator, num_processes, process_id, **{name: options[name] for name in options if name in known}
-    )
+    if not _done(join, timeout):
+      how = "start all of them with the same coordinator, and let its port through"
+      _give_up(f"{me}not all came to {coordinator or 'the lead'} within {timeout:g} s; {how}.")
+    job.current = job.Job(heartbeat)
   except ValueError as error:
     raise ValueError(
       f"No cluster says where the processes are ({sentence(error)}); give --coordinator=host:port, "
@@ -75,9 +79,8 @@ def start(
   except RuntimeError as error:
     where = coordinator or "the cluster"
     raise RuntimeError(f"{me}cannot start at {where}: {sentence(error)}") from None
-  finally:
-    late.cancel()
-  job.current = job.Job(heartbeat)
+  except KeyboardInterrupt:
+    _give_up(f"{me}{INTERRUPTED}")
   with reporting():
     if (told := talking.broadcast(count())) != count():  # each would wait for ever for whom the other forgot
       raise ValueError(f"--num_processes is {count()} at process {index()}; the lead says {told}.")
@@ -117,10 +120,28 @@ def _require_port(port: int) -> None:
     ) from None
 
 
-def _late(what: str, seconds: float) -> None:
-  how = "start all of them with the same coordinator, and let its port through"
-  print(f"error: {what} within {seconds:g} s; {how}.", file=sys.stderr, flush=True)
-  os._exit(Stopped.status)
+def _done(join: Callable[[], None], seconds: float) -> bool:
+  """Calls `join`, which hears no signal while it waits, in a thread; whether it came to its end in time."""
+  failed: list[BaseException] = []
+
+  def work() -> None:
+    try:
+      join()
+    except BaseException as error:
+      failed.append(error)
+
+  thread, end = threading.Thread(target=work, daemon=True), time.monotonic() + seconds
+  thread.start()
+  while thread.is_alive() and (left := end - time.monotonic()) > 0:
+    thread.join(min(left, job.LOOK))  # a signal may come to another thread, and then wakes nobody
+  if failed:
+    raise failed[0]
+  return not thread.is_alive()
+
+
+def _give_up(text: str) -> NoReturn:
+  print(f"error: {text}", file=sys.stderr)
+  job.leave_now(Stopped.status)
 
 
 def index() -> int:
