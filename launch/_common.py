@@ -126,6 +126,13 @@ def _start() -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (until the end of the process)
 
 
+def refuse_given(names: Iterable[str], reason: str) -> None:
+  """Raises ValueError if one of these flags is given, which would change nothing."""
+  for name in names:
+    if flags.FLAGS[name].present:
+      raise ValueError(f"--{name} {reason}; leave it out.")
+
+
 def told(names: Iterable[str]) -> dict[str, Any]:
   """Values of flags, as the user wrote the flags."""
   return {f"--{name}": flags.FLAGS[name].value for name in names}

@@ -44,6 +44,7 @@ def _recipe() -> int:
 
   if _CHECKPOINTS.value or _BASE.value:
     raise ValueError("--recipe names its models itself: leave --checkpoints and --base out.")
+  _common.refuse_given(["mesh"], "is of a search, and no recipe has one")
   for built in recipes.check(_RECIPE.value):
     print(card.plan(built))
   return 0

@@ -55,6 +55,9 @@ def main() -> None:
   preflight.require(list(preflight.ties([(str(one.path), one) for one in pool])))
   theirs = [spec for spec in _TASKS.value if harness.is_named(spec)]
   own = [spec for spec in _TASKS.value if spec not in theirs]
+  if not theirs:
+    only = (name for name in flags.FLAGS if name.startswith("lm_eval_"))
+    _common.refuse_given(only, "is for tasks lm_eval:NAME, and there is none")
   files = [task_files.path_of(spec) for spec in own]
   storage.refuse_inside(output, [*(c.path for c in pool), *files])
   storage.refuse_unwritable(output)

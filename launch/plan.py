@@ -88,6 +88,10 @@ def described() -> Any:
   model = models.build(config, name)
   dtype = jax.numpy.dtype(_STORED.value)
   specs = {n: jax.ShapeDtypeStruct(spec.shape, dtype) for n, spec in model.specs.items()}
+  if _TASKS.value:
+    _common.refuse_given(("num_tasks", "examples", "length", "target_length"), "is told by --tasks")
+  else:
+    _common.refuse_given(["tokenizer"], "is for --tasks, and there are none")
   if _TASKS.value and not (_TOKENIZER.value or _CONFIG.value):
     raise ValueError("--tasks are counted in tokens: give --tokenizer=model, a folder with a tokenizer.json.")
   if _TASKS.value:

@@ -18,7 +18,7 @@ from . import _common
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of the model.", required=True)
 _TASKS = flags.DEFINE_list("tasks", [], "Task files, separated by commas: examples of what the model is for.")
 _KIND = flags.DEFINE_enum("kind", "fisher", ("fisher", "gram"), "Of fisher merges, or of regmean ones.")
-_EXAMPLES = flags.DEFINE_integer("examples", 256, "At most this many of each task; 0 for all.", 0)
+_EXAMPLES = flags.DEFINE_integer("examples", 256, "At most this many of each task; 0 for all.", 0, 2**31 - 1)
 _OUTPUT = flags.DEFINE_string("output", None, "Safetensors file to write.", required=True)
 _PREDICTIONS = flags.DEFINE_enum(
   "predictions",
@@ -26,9 +26,13 @@ _PREDICTIONS = flags.DEFINE_enum(
   statistics.PREDICTIONS,
   "Fisher: the model's own, or the right targets.",
 )
-_BATCH = flags.DEFINE_integer("batch_size", 8, "Examples at a time; Fisher holds a gradient of each.", 1)
+_BATCH = flags.DEFINE_integer(
+  "batch_size", 8, "Examples at a time; Fisher holds a gradient of each.", 1, 4096
+)
 _EOS = flags.DEFINE_bool("append_eos", True, "End targets with the end-of-text token.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the choice of examples, and of predictions that are drawn.", 0)
+_SEED = flags.DEFINE_integer(
+  "seed", 0, "Of the choice of examples, and of predictions that are drawn.", 0, 2**31 - 1
+)
 
 
 def main() -> None:

@@ -133,6 +133,10 @@ def test_a_signal_finishes_the_record_and_has_its_own_status(world, tmp_path, se
       "config.model.hidden_size is of a new model",
     ),
     further("check", ["--checkpoints=/nonexistent"], "no such folder"),
+    ("check", ["--recipe=x.yml", "--mesh=fsdp:1"], "--mesh is of a search, and no recipe has one; leave"),
+    ("plan", ["--preset=llama-3-8b", "--tasks=a", "--length=9"], "--length is told by --tasks; leave it out"),
+    further("plan", ["--preset=llama-3-8b", "--tokenizer=a"], "--tokenizer is for --tasks, and there"),
+    ("statistics", ["--checkpoint=a", "--output=x", f"--seed={2**31}"], "is not an integer in the range"),
     ("chek", [], "did you mean 'check'"),
   ],
 )
@@ -215,6 +219,15 @@ def test_evaluate_checks_its_output_first(world, tmp_path):
     code, out, errors = launch("evaluate", *given, f"--output={output}")
     assert code == 1 and message in errors and out == ""
   assert (paths[0] / "config.json").read_bytes() == before and not (paths[0] / "scores.json").exists()
+
+
+def test_flags_for_tasks_of_lm_eval_are_refused_where_there_are_none(world, tmp_path):
+  _, paths, tasks = world
+  given = (f"--checkpoints={paths[0]}", f"--tasks={tasks[0]}", f"--output={tmp_path / 'x'}")
+  code, _, errors = launch("evaluate", *given, "--lm_eval_shots=2")
+  assert (code, errors) == (
+    1, "error: --lm_eval_shots is for tasks lm_eval:NAME, and there is none; leave it out.\n"
+  )  # fmt: skip
 
 
 def test_a_head_that_a_config_ties_away_is_refused(world, tmp_path):

@@ -638,7 +638,7 @@ def test_a_name_that_is_no_text_costs_no_merge(world):
   merge(kit("linear", ("a", {"weight": 1})), os.fsdecode(b"out\xff"))
 
 
-def test_a_folder_is_replaced_only_if_a_merge_made_it(world):
+def test_a_folder_is_replaced_only_if_a_merge_made_it(world, monkeypatch):
   text = kit("linear", ("a", {"weight": 1}))
   merge(text)
   with pytest.raises(FileExistsError, match="not empty"):
@@ -646,7 +646,8 @@ def test_a_folder_is_replaced_only_if_a_merge_made_it(world):
   here("out/mine.txt").write_text("x")
   merge(text, overwrite=True)
   assert [p.name for p in here(".").glob("out.before-*/*")] == ["mine.txt"]
-  assert storage.set_aside("out") == [here("out.before-1")]
+  monkeypatch.setenv("HOME", str(here(".")))
+  assert storage.set_aside("out") == storage.set_aside("~/out") == [here("out.before-1")]
   planned = recipes.check("recipe.yml")
   recipes.refuse_output(planned, "out", overwrite=True)
   recipes.refuse_output(planned, "new")

@@ -564,11 +564,12 @@ def test_scores_that_are_missing_on_test_are_null_not_an_error(world, tmp_path):
   assert "–" in (tmp_path / "x" / "report.html").read_text()
 
 
-def test_a_folder_that_no_manifest_can_name_is_refused_at_the_start(world, tmp_path, monkeypatch):
+def test_a_path_that_no_manifest_can_hold_is_refused_at_the_start(world, tmp_path, monkeypatch):
   (folder := tmp_path / "\udcff").mkdir()
-  monkeypatch.chdir(folder)
-  with pytest.raises(ValueError, match="the path is not UTF-8; rename the folder"):
-    job(world, tmp_path / "x")
+  for changed in ({"tasks": ("a", "\udcff")}, {"base": "\udcff"}, {}):
+    monkeypatch.chdir(tmp_path if changed else folder)
+    with pytest.raises(ValueError, match=r".udcff': the path is not UTF-8; rename the folder or file\."):
+      job(world, tmp_path / "x", **changed)
 
 
 def test_where_nothing_was_evaluated_another_command_runs(world, tmp_path):

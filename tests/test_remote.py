@@ -141,7 +141,6 @@ def test_damaged_files_are_one_sentence(store, tensors, tmp_path, cut):
     ("ftp://host/m", "unknown scheme 'ftp'"), ("gs://", "names no bucket"), ("s3:///m", "names no bucket"),
     ("gs://bucket/none", "no such folder or file"), ("gss://b/m", "did you mean 'gs'"),
     ("gs://b/../m", "without '..'"), ("gs:/b/m", "has one slash"),
-    ("a/\udcff", "'a/.udcff': the path is not UTF-8; rename"),
   ],
 )  # fmt: skip
 def test_what_is_not_there_is_one_sentence(store, path, message):

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from merge_jax import decoding, storage
+from merge_jax.errors import shown
 
 Positive = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -188,10 +189,16 @@ def from_mapping(values: Mapping[str, Any]) -> Settings:
 
   Raises:
     ValueError: an unknown key, with the nearest valid one, a value that is not of its type or range, or a
-      working directory that a manifest cannot name.
+      path that is not UTF-8, which no manifest can hold.
   """
-  storage.path(Path.cwd())
-  return decoding.convert(dict(values), Settings, "config")
+  made = decoding.convert(dict(values), Settings, "config")
+  given = (made.output_dir, made.base, *made.checkpoints, *made.tasks, *made.heldout_tasks)
+  for text in (*given, str(Path.cwd())):
+    try:
+      text.encode()
+    except UnicodeEncodeError:
+      raise ValueError(f"{shown(text, 500)}: the path is not UTF-8; rename the folder or file.") from None
+  return made
 
 
 def to_mapping(settings: Settings) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def _remove(folder: Path, names: Collection[str]) -> None:
 
 def set_aside(path: Path | str) -> list[Path]:
   """What lay in folders that `new_folder` replaced and was not its own: `<name>.before-1` and so on."""
-  place = Path(os.path.realpath(path))
+  place = Path(os.path.realpath(remote.path(path)))
   found = place.parent.glob(f"{glob.escape(place.name)}.before-*")
   return [one for one in found if re.fullmatch(r"[0-9]+", one.name.rpartition("-")[2])]
 

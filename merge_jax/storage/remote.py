@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from merge_jax.errors import shown, unknown
+from merge_jax.errors import unknown
 
 T = TypeVar("T")
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
@@ -32,8 +32,8 @@ def path(text: str | Path) -> Path:
   """A path as a user names it: a local one, `~` expanded, or one on an object store.
 
   Raises:
-    ValueError: an unknown scheme, no bucket, "..", a scheme whose package is not installed, `~` of a user
-      that does not exist, or a name that is not UTF-8, which no manifest can hold.
+    ValueError: an unknown scheme, no bucket, "..", a scheme whose package is not installed, or `~` of a user
+      that does not exist.
 
   >>> path("runs/x")
   PosixPath('runs/x')
@@ -44,10 +44,6 @@ def path(text: str | Path) -> Path:
   match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/]*)", str(text))
   if isinstance(text, Remote):
     return text
-  try:
-    str(text).encode()
-  except UnicodeEncodeError:
-    raise ValueError(f"{shown(str(text))}: the path is not UTF-8; rename the folder or file.") from None
   if match is None:
     head, slash, _ = str(text).partition(":/")
     if slash and head in PACKAGES:  # what `Path` makes of a store's path, too
