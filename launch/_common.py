@@ -8,6 +8,7 @@ import gc
 import io
 import os
 import re
+import runpy
 import signal
 import sys
 import time
@@ -18,7 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from merge_jax import errors, host, storage
@@ -56,7 +57,8 @@ def run(main: Callable[[], int | None], elsewhere: Mapping[str, str] = MappingPr
       with host.reporting():
         status = main()
         host.end()
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as caught:
+      error = RuntimeError(_NOWHERE) if isinstance(caught, AssertionError) and _is_nowhere() else caught
       mendable = isinstance(error, ValueError | OSError | RuntimeError | KeyboardInterrupt)
       if mendable and not flags.FLAGS.traceback:
         status = _say(host.cause(error))
@@ -72,6 +74,19 @@ def run(main: Callable[[], int | None], elsewhere: Mapping[str, str] = MappingPr
     if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
       setattr(sys, name, _spared(stream, "replace" if name == "stdout" else stream.errors or "replace"))
   app.run(guarded, flags_parser=functools.partial(_parse, elsewhere))
+
+
+_NOWHERE = f"JAX finds no device of JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}; change it or unset it."
+
+
+def _is_nowhere() -> bool:
+  """Whether JAX has no device at all, which it asserts that it has."""
+  import jax
+
+  try:
+    return host.count() == 1 and not jax.devices()
+  except (AssertionError, RuntimeError):
+    return True
 
 
 class _Lossy(io.FileIO):
@@ -146,9 +161,11 @@ def refuse_another(told: Mapping[str, Any], files: Iterable[Path], pool: Iterabl
 
 
 def _parse(elsewhere: Mapping[str, str], argv: list[str]) -> list[str]:
-  with _one_sentence():
+  words = [re.sub(r"^(--?config=)?(configs/\w+\.py)", _packaged, word) for word in argv]
+  given = re.search(r"^--?config[=\n](.*)", "\n".join(words), re.MULTILINE)
+  with _one_sentence("" if given is None else given[1]):
     try:
-      return flags.FLAGS([re.sub(r"^(--?config=)?(configs/\w+\.py)", _packaged, word) for word in argv])
+      return flags.FLAGS(words)
     except flags.UnrecognizedFlagError as error:
       here = elsewhere.get(error.flagname.removeprefix("no-").replace("_", "-"))
       print(f"error: {error}" if here is None else f"error: {error}; {here}.", file=sys.stderr)
@@ -169,8 +186,9 @@ def _packaged(word: re.Match[str]) -> str:
 def define_config(name: str) -> Any:
   """The flag `--config`, by default `configs/NAME.py`; its keys are flags, too (`--config.seed=1`)."""
   said = "File of settings, each of them a flag, too: --config.KEY=VALUE."
-  with _one_sentence():  # overrides of the default are parsed where the flag is defined
-    return config_flags.DEFINE_config_file("config", str(CONFIGS / f"{name}.py"), said)
+  file = str(CONFIGS / f"{name}.py")
+  with _one_sentence(file):  # overrides of the default are parsed where the flag is defined
+    return config_flags.DEFINE_config_file("config", file, said)
 
 
 def config_values(holder: Any) -> dict[str, Any]:
@@ -194,15 +212,31 @@ def define_mesh() -> None:
 
 
 @contextlib.contextmanager
-def _one_sentence() -> Iterator[None]:
+def _one_sentence(file: str) -> Iterator[None]:
   """A wrong key or file of a config is one sentence and status 1, not a traceback."""
   try:
     yield
   except Exception as error:  # a config file is somebody's program: it may raise anything
     kind = "" if isinstance(error, AttributeError | ValueError | OSError) else f"{type(error).__name__}: "
     words = _of_file(str(error).replace("\\n", " ").replace("\\", "").replace("'", ""))
+    with contextlib.suppress(Exception):  # then it is not the keys
+      kind, words = "", _unknown_key(file) or f"{kind}{words}"
     print(f"error: --config: {kind}{words}", file=sys.stderr)
     sys.exit(1)
+
+
+def _unknown_key(file: str) -> str:
+  """The sentence for the first `--config.KEY` of the command whose key the config does not have, or ""."""
+  path, *mode = file.split(":", 1)
+  config = runpy.run_path(path)["get_config"](*mode)
+  for keys in re.findall(r"^--?(?:no)?config\.([^=\[\n]+)", "\n".join(sys.argv[1:]), re.MULTILINE):
+    part, where = config, "config"
+    for key in keys.split("."):
+      known = part.keys() if isinstance(part, ConfigDict) else ()
+      if key not in known:
+        return f"{errors.unknown('key', key, known, where)} What a config file has not, no flag can set."
+      part, where = part[key], f"{where}.{key}"
+  return ""
 
 
 def _of_file(said: str) -> str:

@@ -5,7 +5,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from absl import flags
 from msgspec import Meta
 
 from merge_jax import decoding, evals, storage
-from merge_jax.errors import unknown
+from merge_jax.errors import shown, unknown
 from merge_jax.evals import tasks as task_files
 from merge_jax.recycle import settings
 from merge_jax.training import Recipe, corpus, pool, puzzles, read_recipe
@@ -33,7 +33,7 @@ RUN, TASK, HELD_BACK = 10**8, 10**7, 5 * 10**6
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   """What `configs/quickstart.py` holds."""
 
-  seed: Annotated[int, Meta(ge=0)]
+  seed: Annotated[int, Meta(ge=0, le=2**31 // 1000 - 1)]  # each recipe has one of a thousand
   tasks: list[str]
   train_examples: Annotated[int, Meta(ge=1)]
   task_examples: Annotated[int, Meta(ge=1)]
@@ -51,6 +51,7 @@ def main() -> None:
   for name in config.tasks:
     if name not in puzzles.PUZZLES:
       raise ValueError(unknown("task", name, puzzles.PUZZLES, "config.tasks"))
+  refuse_names(config.experts)
   base, experts = recipes(config)
   with storage.locked(folder / "tasks"):
     claim(folder, plain, config)
@@ -67,6 +68,17 @@ def main() -> None:
     }
   )
   _common.recycle_and_show(job, overwrite=_OVERWRITE.value)
+
+
+def refuse_names(experts: Collection[str]) -> None:
+  """Raises ValueError if there is no expert, or one whose folder is not its own."""
+  if not experts:
+    raise ValueError("config.experts is empty; there must be at least one to recycle.")
+  for name in experts:
+    if name == "base" or Path(name).name != name:
+      raise ValueError(
+        f"config.experts: {shown(name)} is no name of a folder beside pool/base; give it another one."
+      )
 
 
 def recipes(config: Config) -> tuple[list[Recipe], dict[str, Recipe]]:

@@ -146,19 +146,21 @@ def nameable(name: str) -> bool:
   return not ("," in name or "=" in name or name != name.strip())
 
 
-def shares(text: str, where: str = "task numbers") -> dict[str, float]:
+def shares(text: str, where: str = "task numbers", pair: str = "task=number") -> dict[str, float]:
   """Numbers by task name from `task=number,…`, of which one is positive; none from an empty text.
+
+  `pair` says what names and numbers are, for errors.
 
   Raises:
     ValueError: as `by_task`, or all of them 0.
   """
-  result = by_task(text, where)
+  result = by_task(text, where, pair)
   if result and not any(result.values()):
     raise ValueError(f"{where}: got {shown(text)}; at least one number must be above 0.")
   return result
 
 
-def by_task(text: str, where: str = "task numbers") -> dict[str, float]:
+def by_task(text: str, where: str = "task numbers", pair: str = "task=number") -> dict[str, float]:
   """Numbers by task name from `task=number,…`; all may be 0, as where tasks that are left out have 1.
 
   Raises:
@@ -176,10 +178,11 @@ def by_task(text: str, where: str = "task numbers") -> dict[str, float]:
       number = math.nan
     if not name or not 0 <= number <= LARGEST:
       raise ValueError(
-        f"{where}: got {shown(item)}; expected task=number, 0 or more (at most {LARGEST:g}), for example "
+        f"{where}: got {shown(item)}; expected {pair}, 0 or more (at most {LARGEST:g}), for example "
         "code=0.8,math=0.2."
       )
     if name in result:
-      raise ValueError(f"{where}: got {shown(text)}; task {name!r} stands twice, give it one number.")
+      kind = pair.partition("=")[0]
+      raise ValueError(f"{where}: got {shown(text)}; {kind} {name!r} stands twice, give it one number.")
     result[name] = number
   return result

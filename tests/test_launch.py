@@ -105,7 +105,10 @@ def test_a_signal_finishes_the_record_and_has_its_own_status(world, tmp_path, se
   ("name", "arguments", "message"),
   [
     ("recycle", ["--chekpoints=a"], "chekpoints"),
-    ("recycle", ["--config.search.bugdet=3"], 'Did you mean "budget"'),
+    ("recycle", ["--config.search.bugdet=3"], "config.search: unknown key 'bugdet'; did you mean 'budget'?"),
+    ("train", ["--output_dir=x", "--config.recycle.nope=1"], "config: unknown key 'recycle';"),
+    further("train", ["--output_dir=x", "--config.seed.nope=1"], "config.seed: unknown key 'nope';"),
+    further("recycle", [f"--config={CONFIGS}/recycle.py:paper", "--noconfig.nope"], "unknown key 'nope'"),
     ("recycle", ["--config.search.budget=many"], "many"),
     ("recycle", ["--config=nowhere.py"], "nowhere.py"),
     ("evaluate", ["--checkpoints", "a", "b", "--tasks=t", "--output=x"], "Unexpected words: b. Lists are"),
@@ -162,6 +165,39 @@ def test_a_config_file_that_fails_is_one_sentence(tmp_path, text, message):
   code, _, errors = launch("recycle", f"--config={tmp_path}/mine.py")
   assert code == 1 and message in errors and "error: --config: " in errors
   assert "Traceback" not in errors
+
+
+def test_a_platform_that_is_not_here_is_one_sentence(world, tmp_path):
+  _, paths, tasks = world
+  given = (f"--checkpoints={paths[0]}", f"--tasks={tasks[0]}", f"--output={tmp_path / 'x'}")
+  words, nowhere = [sys.executable, "-m", "merge_jax", "evaluate", *given], {"CUDA_VISIBLE_DEVICES": ""}
+  environment = ENVIRONMENT | nowhere | {"JAX_PLATFORMS": "cuda"}
+  done = subprocess.run(words, cwd=ROOT, env=environment, text=True, capture_output=True)
+  said = re.fullmatch(r"error: .*JAX_PLATFORMS=.*\n", done.stderr)
+  assert done.returncode == 1 and said, done.stderr
+
+
+@pytest.mark.parametrize(
+  ("change", "said"),
+  [
+    ("c.experts = {}", "config.experts is empty"),
+    ("c.experts = {'base': dict(c.base.learn)}", "config.experts: 'base' is no name of a folder beside"),
+    further("c.experts = {'a/b': dict(c.base.learn)}", "config.experts: 'a/b' is no name"),
+    ("c.seed = 2**31", "config: seed is 2147483648; expected a whole number <= 2147482"),
+  ],
+)
+def test_a_quickstart_that_cannot_be_is_refused_first(tmp_path, change, said):
+  (tmp_path / "mine.py").write_text(f"""if True:
+    import runpy
+    def get_config():
+      c = runpy.run_path({str(CONFIGS / "quickstart.py")!r})["get_config"]()
+      with c.unlocked():
+        {change}
+      return c
+    """)
+  code, out, errors = launch("quickstart", f"--config={tmp_path}/mine.py", f"--output_dir={tmp_path / 'x'}")
+  assert (code, out) == (1, "") and errors.startswith(f"error: {said}"), errors
+  assert errors.count("\n") == 1 and not (tmp_path / "x").exists()
 
 
 def test_configs_of_the_package_are_found_from_anywhere(tmp_path):

@@ -109,6 +109,7 @@ def test_a_run_predicts_mixtures(run):
     ({"ratios": ["m9=1"]}, "unknown checkpoint 'm9'"),
     ({"ratios": ["m0=0"]}, "above 0"),
     ({"ratios": ["m0=-1"]}, "m0"),
+    ({"ratios": ["m0=nan"]}, "--ratios: got 'm0=nan'; expected checkpoint=share"),
     ({"task_weights": "chose=2"}, "did you mean 'choose'|chose"),
   ],
 )

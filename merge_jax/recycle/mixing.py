@@ -106,7 +106,7 @@ def mixture(
 
 def _ratios(given: str, labels: Sequence[str]) -> np.ndarray:
   """Shares by checkpoint, of sum 1."""
-  chosen = shares(given, "--ratios")
+  chosen = shares(given, "--ratios", "checkpoint=share")
   for name in chosen:
     if name not in labels:
       raise ValueError(unknown("checkpoint", name, labels, "--ratios"))
