@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
-import io
 import os
-import re
-import runpy
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from merge_jax import errors, host, storage
 
-from . import on_stop
+from . import _config, _streams, on_stop
 
 if TYPE_CHECKING:
   from merge_jax.checkpoints import Checkpoint
@@ -34,7 +29,6 @@ if TYPE_CHECKING:
 flags.disclaim_key_flags()  # what is defined here is a job's own, and in its --help
 
 STOPPED = errors.Stopped.status  # exit status after SIGTERM or Ctrl-C: the same command continues
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 def run(main: Callable[[], int | None], elsewhere: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -70,10 +64,8 @@ def run(main: Callable[[], int | None], elsewhere: Mapping[str, str] = MappingPr
       host.leave(status)
     sys.exit(status or 0)
 
-  for name in ("stdout", "stderr"):
-    if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
-      setattr(sys, name, _spared(stream, "replace" if name == "stdout" else stream.errors or "replace"))
-  app.run(guarded, flags_parser=functools.partial(_parse, elsewhere))
+  _streams.spare()
+  app.run(guarded, flags_parser=functools.partial(_config.parse, elsewhere))
 
 
 _NOWHERE = f"JAX finds no device of JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}; change it or unset it."
@@ -87,24 +79,6 @@ def _is_nowhere() -> bool:
     return host.count() == 1 and not jax.devices()
   except (AssertionError, RuntimeError):
     return True
-
-
-class _Lossy(io.FileIO):
-  """A file that loses what cannot be written: no result is lost for a closed pipe or a full disk."""
-
-  def write(self, data: Any) -> int:
-    try:
-      return super().write(data) or len(data)  # None: it would have to wait
-    except OSError:
-      return len(data)
-
-
-def _spared(stream: io.TextIOWrapper, errors: str) -> io.TextIOWrapper:
-  """A stream to the same place that costs no run: neither a gone reader does, nor a terminal without ±."""
-  return io.TextIOWrapper(
-    io.BufferedWriter(_Lossy(stream.fileno(), "w", closefd=False)),
-    encoding=stream.encoding, errors=errors, line_buffering=stream.line_buffering,
-  )  # fmt: skip
 
 
 def _say(error: BaseException) -> int:
@@ -160,48 +134,6 @@ def refuse_another(told: Mapping[str, Any], files: Iterable[Path], pool: Iterabl
     host.refuse_another({**told, **held, **{str(one.path): one.digest() for one in pool}})
 
 
-def _parse(elsewhere: Mapping[str, str], argv: list[str]) -> list[str]:
-  words = [re.sub(r"^(--?config=)?(configs/\w+\.py)", _packaged, word) for word in argv]
-  given = re.search(r"^--?config[=\n](.*)", "\n".join(words), re.MULTILINE)
-  with _one_sentence("" if given is None else given[1]):
-    try:
-      return flags.FLAGS(words)
-    except flags.UnrecognizedFlagError as error:
-      here = elsewhere.get(error.flagname.removeprefix("no-").replace("_", "-"))
-      print(f"error: {error}" if here is None else f"error: {error}; {here}.", file=sys.stderr)
-      sys.exit(1)
-    except flags.Error as error:  # of a config file it is a whole traceback, its end what was raised
-      lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-      print(f"error: {lines[0]}", *lines[-1:] if len(lines) > 1 else (), file=sys.stderr)
-      sys.exit(1)
-
-
-def _packaged(word: re.Match[str]) -> str:
-  """`configs/NAME.py` is ours where there is no such file: the wheel has it elsewhere than a clone."""
-  flag, file = word[1] or "", word[2]
-  ours = CONFIGS.parent / file
-  return f"{flag}{ours if ours.is_file() and not Path(file).exists() else file}"
-
-
-def define_config(name: str) -> Any:
-  """The flag `--config`, by default `configs/NAME.py`; its keys are flags, too (`--config.seed=1`)."""
-  said = "File of settings, each of them a flag, too: --config.KEY=VALUE."
-  file = str(CONFIGS / f"{name}.py")
-  with _one_sentence(file):  # overrides of the default are parsed where the flag is defined
-    return config_flags.DEFINE_config_file("config", file, said)
-
-
-def config_values(holder: Any) -> dict[str, Any]:
-  """The content of a config flag as plain data; ValueError if the file made something else."""
-  try:
-    return holder.value.to_dict()
-  except AttributeError:
-    kind = type(holder.value).__name__
-    raise ValueError(f"--config: get_config returned a {kind}; expected a ConfigDict.") from None
-  except OSError as error:  # kept by the flag until now
-    raise ValueError(f"--config: {_of_file(str(error))}") from None
-
-
 def define_mesh() -> None:
   """The flag `--mesh`, of jobs that place parameters on devices."""
   flags.DEFINE_string(
@@ -209,41 +141,6 @@ def define_mesh() -> None:
     "",
     "Sizes of candidate, data, fsdp, tensor, as candidate:2,fsdp:-1; -1 fills. Default: all as fsdp.",
   )
-
-
-@contextlib.contextmanager
-def _one_sentence(file: str) -> Iterator[None]:
-  """A wrong key or file of a config is one sentence and status 1, not a traceback."""
-  try:
-    yield
-  except Exception as error:  # a config file is somebody's program: it may raise anything
-    kind = "" if isinstance(error, AttributeError | ValueError | OSError) else f"{type(error).__name__}: "
-    words = _of_file(str(error).replace("\\n", " ").replace("\\", "").replace("'", ""))
-    with contextlib.suppress(Exception):  # then it is not the keys
-      kind, words = "", _unknown_key(file) or f"{kind}{words}"
-    print(f"error: --config: {kind}{words}", file=sys.stderr)
-    sys.exit(1)
-
-
-def _unknown_key(file: str) -> str:
-  """The sentence for the first `--config.KEY` of the command whose key the config does not have, or ""."""
-  path, *mode = file.split(":", 1)
-  config = runpy.run_path(path)["get_config"](*mode)
-  for keys in re.findall(r"^--?(?:no)?config\.([^=\[\n]+)", "\n".join(sys.argv[1:]), re.MULTILINE):
-    part, where = config, "config"
-    for key in keys.split("."):
-      known = part.keys() if isinstance(part, ConfigDict) else ()
-      if key not in known:
-        return f"{errors.unknown('key', key, known, where)} What a config file has not, no flag can set."
-      part, where = part[key], f"{where}.{key}"
-  return ""
-
-
-def _of_file(said: str) -> str:
-  """One line; of what is said of a file that cannot be read what the system says, as in `errors.sentence`."""
-  words = " ".join(said.split())
-  end = re.search(r"\[Errno \d+\] ([^:]+): '?([^']+?)'?$", words)
-  return words if end is None else f"{end[2]}: {end[1]}."
 
 
 flags.DEFINE_bool("traceback", False, "Show where an error was raised.")

@@ -7,9 +7,9 @@ from absl import flags
 from merge_jax import storage
 from merge_jax.study.pools import job, settings, table
 
-from . import _common
+from . import _common, _config
 
-_CONFIG = _common.define_config("pools_small")
+_CONFIG = _config.define_config("pools_small")
 _FOLDER = flags.DEFINE_string("output_dir", "", "proposers: folder of the suite; the same command continues.")
 _WORKERS = flags.DEFINE_integer("workers", 1, "proposers: processes side by side.", 1)
 _SEEDS = flags.DEFINE_list("seeds", ["tune"], "proposers: parts of the training seeds, tune and confirm.")
@@ -25,7 +25,7 @@ def suite(repeats: int) -> dict[str, Any]:
   if not _FOLDER.value:
     raise ValueError("--suite=proposers needs --output_dir, where pools and results are kept.")
   names = None if _PROPOSERS.value is None else [name for name in _PROPOSERS.value if name != "-"]
-  made = settings.from_mapping(_common.config_values(_CONFIG))
+  made = settings.from_mapping(_config.config_values(_CONFIG))
   found = job.compare(
     made, storage.disk_destination(_FOLDER.value, "--output_dir"),
     workers=_WORKERS.value, parts=_SEEDS.value, names=names, kinds=_KINDS.value, sizes=_SIZES.value,

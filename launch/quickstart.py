@@ -19,9 +19,9 @@ from merge_jax.evals import tasks as task_files
 from merge_jax.recycle import settings
 from merge_jax.training import Recipe, corpus, pool, puzzles, read_recipe
 
-from . import _common
+from . import _common, _config
 
-_CONFIG = _common.define_config("quickstart")
+_CONFIG = _config.define_config("quickstart")
 _OUTPUT = flags.DEFINE_string("output_dir", "runs/quickstart", "Folder to write into.")
 _common.define_mesh()
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove what an earlier quickstart wrote there.")
@@ -45,7 +45,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def main() -> None:
   """Data, pool, search, report."""
-  values, folder = _common.config_values(_CONFIG), storage.disk_destination(_OUTPUT.value, "--output_dir")
+  values, folder = _config.config_values(_CONFIG), storage.disk_destination(_OUTPUT.value, "--output_dir")
   plain = json.loads(json.dumps(values))
   config = decoding.convert(plain, Config, "config")
   for name in config.tasks:

@@ -9,9 +9,9 @@ from ml_collections import config_flags
 from merge_jax import recycle
 from merge_jax.recycle import mixing, settings
 
-from . import _common
+from . import _common, _config
 
-_CONFIG = _common.define_config("recycle")
+_CONFIG = _config.define_config("recycle")
 _CHECKPOINTS = flags.DEFINE_list("checkpoints", [], "Folders of the pool, separated by commas.")
 _BASE = flags.DEFINE_string("base", "", "Folder of the common ancestor; none: the pool's mean.")
 _TASKS = flags.DEFINE_list("tasks", [], "Task files, path or path:metric; names with a scorer.")
@@ -50,7 +50,7 @@ _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove an earlier run in the
 
 def main() -> None:
   """Parses flags, runs the job, prints where the result lies."""
-  values = _common.config_values(_CONFIG)
+  values = _config.config_values(_CONFIG)
   flagged = {"checkpoints": tuple(_CHECKPOINTS.value), "base": _BASE.value, "tasks": tuple(_TASKS.value),
            "heldout_tasks": tuple(_HELDOUT.value), "output_dir": _OUTPUT.value}  # fmt: skip
   values |= {name: value for name, value in flagged.items() if value}

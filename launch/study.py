@@ -11,16 +11,16 @@ from absl import flags
 from merge_jax import reports, sharding
 from merge_jax.study import job, settings
 
-from . import _common
+from . import _common, _config
 
-_CONFIG = _common.define_config("study_small")
+_CONFIG = _config.define_config("study_small")
 _OUTPUT = flags.DEFINE_string("output_dir", None, "Folder to write into; default: that of the config.")
 _common.define_mesh()
 
 
 def main() -> int:
   """Does what is missing of a study, then writes results and report."""
-  values = _common.config_values(_CONFIG)
+  values = _config.config_values(_CONFIG)
   if _OUTPUT.value:
     values["output_dir"] = _OUTPUT.value
   chosen = settings.from_mapping(values)

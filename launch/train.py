@@ -35,9 +35,9 @@ from merge_jax.training import (
   train_into,
 )
 
-from . import _common
+from . import _common, _config
 
-_CONFIG = _common.define_config("train")
+_CONFIG = _config.define_config("train")
 _TASKS = flags.DEFINE_list("tasks", [], "Training examples, as task files.")
 _INIT = flags.DEFINE_string("init", "", "Checkpoint to start from; none: random parameters.")
 _OUTPUT = flags.DEFINE_string("output_dir", None, "Folder to write; must not exist.", required=True)
@@ -69,7 +69,7 @@ def main() -> None:
   overrides = config_flags.get_override_values(flags.FLAGS["config"])
   if _INIT.value and (own := [key for key in overrides if key.startswith("model.")]):
     raise ValueError(f"config.{own[0]} is of a new model, and --init brings its own; leave one of them out.")
-  target, config = storage.disk_destination(_OUTPUT.value, "--output_dir"), _common.config_values(_CONFIG)
+  target, config = storage.disk_destination(_OUTPUT.value, "--output_dir"), _config.config_values(_CONFIG)
   inputs = [*map(task_files.path_of, _TASKS.value), *([storage.path(_INIT.value)] if _INIT.value else [])]
   storage.refuse_inside(target, inputs, "--output_dir")
   given = {name: config.pop(name) for name in Saving.__struct_fields__ if name in config}
