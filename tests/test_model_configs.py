@@ -84,6 +84,7 @@ def is_one_sentence(error):
     ({"rope_parameters": YARN | {"attention_factor": -1}}, "attention_factor is -1"),
     ({"rope_parameters": YARN, "rope_scaling": LLAMA3}, "say different things"),
     ({"model_type": "mistral", "sliding_window": 0}, "sliding_window is 0"),
+    ({"model_type": "cohere2", "layer_switch": 3}, "layer_switch is 3; expected the sliding_window_p"),
     ({"model_type": "mistral", "sliding_window": "7"}, "sliding_window is '7'"),
     (SLIDING | {"layer_types": ["linear"] * 2}, "unknown layer type 'linear'"),
     (SLIDING | {"layer_types": ["full_attention"]}, "layer_types has 1 entries, num_hidden_layers is 2"),
@@ -145,6 +146,12 @@ def test_published_configs_are_read(name, rope_type, head_dim, window):
   assert parsed.rope.rope_theta == published.CONFIGS[name].get("rope_theta", 1_000_000.0)
 
 
+def test_the_published_command_r7b_alternates_windows_and_no_rotation():
+  parsed = models.parse(published.CONFIGS["c4ai-command-r7b-12-2024"])
+  assert parsed.windows == (4096, 4096, 4096, None) * 8
+  assert isinstance(parsed.rope, rope.Unrotated) and parsed.local_rope.rope_theta == 50_000
+
+
 def test_what_transformers_writes_otherwise():
   shape = cases.SHAPE | {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "model_type": "qwen3_moe"}
   one, other = (models.parse(shape | {name: 4}) for name in ("num_experts", "num_local_experts"))
@@ -163,6 +170,35 @@ def test_a_config_is_an_object(content):
   with pytest.raises(ValueError, match="expected an object") as caught:
     models.parse(content, WHERE)
   assert is_one_sentence(caught.value)
+
+
+def test_what_tools_leave_in_a_config_changes_nothing():
+  plain = cases.SHAPE | {
+    "model_type": "mistral",
+    "layer_types": ["full_attention"] * 2,
+    "num_hidden_layers": 2,
+  }
+  left = {
+    "unsloth_version": "2025.1",
+    "temperature": 0.7,
+    "num_beams": 1,
+    "max_length": 20,
+    "do_sample": True,
+  }
+  assert models.parse(plain | left | {"model_type": "ministral"}) == models.parse(plain)
+
+
+def test_yarn_of_a_context_shorter_than_a_turn():
+  """The ramp turns over, as in transformers: `clip((i - low) / (high - low), 0, 1)` with high below low."""
+  told = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8, "beta_slow": 2.0,
+          "truncate": False}  # fmt: skip
+  (rope,) = {models.parse(cases.SHAPE | {"model_type": "llama", "head_dim": 16, "rope_scaling": told}).rope}
+  found, _ = rope.frequencies(16, 8)
+  plain = 1e4 ** (-np.arange(8) / 8)
+  low, high = (16 * np.log(8 / (turns * 2 * np.pi)) / (2 * np.log(1e4)) for turns in (32, 2))
+  assert max(low, 0) > high
+  ramp = np.clip((np.arange(8) - max(low, 0)) / (high - max(low, 0)), 0, 1)
+  np.testing.assert_allclose(found, plain / 8 * ramp + plain * (1 - ramp), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

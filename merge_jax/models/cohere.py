@@ -62,9 +62,15 @@ class Cohere2(Cohere, frozen=True, kw_only=True):
 
   sliding_window: Size | None = 4096
   sliding_window_pattern: Size = 4
+  layer_switch: Size | None = None  # the same in other words, which transformers does not read
   layer_types: list[str] | None = None
 
   def windows(self, where: str) -> tuple[int | None, ...]:
+    if self.layer_types is None and self.layer_switch not in (None, self.sliding_window_pattern):
+      raise ValueError(
+        f"{where}: layer_switch is {self.layer_switch}; expected the sliding_window_pattern, "
+        f"{self.sliding_window_pattern}."
+      )
     default = alternating(self.num_hidden_layers, self.sliding_window_pattern)
     return windows_of(self.layer_types, default, self.sliding_window, where)
 

@@ -24,7 +24,17 @@ WITHOUT_EFFECT = frozenset((
   "sliding_window", "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript",
   "transformers_version", "transformers.js_config", "unk_token_id", "use_cache", "use_sliding_window",
   "model_type", "license", "cache_implementation", "model_max_length", "sliding_window_size",
-  "output_router_logits", "router_aux_loss_coef", "router_jitter_noise",
+  "output_router_logits", "router_aux_loss_coef", "router_jitter_noise", "use_parallel_embedding",
+  # of training tools
+  "attn_implementation", "finetuning_task", "max_sequence_length", "neftune_noise_alpha", "unsloth_fixed",
+  "unsloth_version",
+  # of generation, which old exports write here
+  "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping",
+  "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id",
+  "forced_eos_token_id", "length_penalty", "max_length", "max_new_tokens", "min_length",
+  "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "output_scores",
+  "remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "suppress_tokens",
+  "temperature", "top_k", "top_p", "typical_p",
 ))  # fmt: skip
 # Fields that are understood at these values alone, null apart, unless a family has others.
 _FIXED: dict[str, tuple[Any, ...]] = {

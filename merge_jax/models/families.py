@@ -101,6 +101,7 @@ def _family(
 FAMILIES = {
   "llama": _family(Llama),
   "mistral": _family(Mistral),
+  "ministral": _family(Mistral),  # as transformers 5 writes a file of mistral with layer_types
   "qwen2": _family(Qwen2),
   "qwen3": _family(Qwen3),
   "cohere": _family(cohere.Cohere, cohere.CohereConfig, "cohere_decoder:CohereDecoder"),

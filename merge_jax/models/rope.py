@@ -121,7 +121,8 @@ class Yarn(Scaled, frozen=True, kw_only=True, tag="yarn"):
     if self.truncate:
       low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
-    ramp = np.clip((np.arange(dim // 2) - low) / max(high - low, 1e-3), 0.0, 1.0)
+    span = high - low or 1e-3  # negative where a context is shorter than a turn: so does transformers
+    ramp = np.clip((np.arange(dim // 2) - low) / span, 0.0, 1.0)
     return inverse / self.factor * ramp + inverse * (1 - ramp), self.attention()
 
   def attention(self) -> float:

@@ -42,6 +42,16 @@ CONFIGS = {
     "attention_dropout": 0.0, "bos_token_id": 5, "eos_token_id": 255001, "pad_token_id": 0,
     "architectures": ["CohereForCausalLM"], "torch_dtype": "float16", "use_cache": True,
   },
+  "c4ai-command-r7b-12-2024": {
+    "model_type": "cohere2", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 256000,
+    "rope_theta": 50000, "rope_scaling": None, "logit_scale": 0.25, "layer_norm_eps": 1e-05,
+    "hidden_act": "silu", "max_position_embeddings": 132096, "attention_bias": False, "layer_switch": 4,
+    "sliding_window": 4096, "sliding_window_pattern": 4, "order_of_interleaved_layers": "local_attn_first",
+    "position_embedding_type": "rope_gptj", "rotary_pct": 1.0, "use_embedding_sharing": True,
+    "use_gated_activation": True, "use_parallel_block": True, "use_parallel_embedding": True,
+    "cache_implementation": "hybrid", "torch_dtype": "bfloat16", "use_cache": True,
+  },
   "gemma-2-9b": {
     "model_type": "gemma2", "hidden_size": 3584, "intermediate_size": 14336, "num_hidden_layers": 42,
     "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 256, "vocab_size": 256000,
