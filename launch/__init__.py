@@ -1,5 +1,6 @@
 """Jobs: `python -m launch.NAME` from a clone, `merge-jax NAME` from the wheel."""
 
+import contextlib
 import gc
 import os
 import signal
@@ -21,12 +22,13 @@ def on_stop(handler: Callable[..., Any]) -> None:
 
 def _leave(*_: Any) -> None:
   """Ends a job that still imports: a traceback through half a library tells nobody anything."""
-  os.write(2, b"error: interrupted; the same command continues.\n")
+  with contextlib.suppress(OSError):  # the terminal may be gone
+    os.write(2, b"error: interrupted; the same command continues.\n")
   os._exit(75)
 
 
 if sys.argv[0] == "-m" or sys.argv[0].startswith("merge-jax "):  # a job starts, nobody else imports this
   on_stop(_leave)
-  for _name in ("stdout", "stderr"):
+  for _name, _mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
     if getattr(sys, _name) is None:  # closed by who starts it: no other file shall get its number
-      setattr(sys, _name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 (until the end of the process)
+      setattr(sys, _name, open(os.devnull, _mode))  # noqa: PTH123, SIM115 (until the end of the process)

@@ -62,6 +62,10 @@ def run(main: Callable[[], int | None], elsewhere: Mapping[str, str] = MappingPr
         traceback.print_exc()
         status = 1
       host.leave(status)
+    sys.stdout.flush()
+    if why := _streams.lost():
+      print(f"error: not all could be printed: {why}.", file=sys.stderr)
+      status = status or 1
     sys.exit(status or 0)
 
   _streams.spare()
@@ -127,11 +131,17 @@ def told(names: Iterable[str]) -> dict[str, Any]:
   return {f"--{name}": flags.FLAGS[name].value for name in names}
 
 
-def refuse_another(told: Mapping[str, Any], files: Iterable[Path], pool: Iterable[Checkpoint]) -> None:
-  """As `host.refuse_another`, of flags by name and of what the files and checkpoints hold."""
+def refuse_another(told: Mapping[str, Any], files: Mapping[str, Path], pool: Iterable[Checkpoint]) -> None:
+  """As `host.refuse_another`: of flags by name, and of what files (by what they are called on the command
+  line) and checkpoints hold, wherever a process has them.
+  """
   if host.count() > 1:
-    held = {str(path): storage.digest([path], path.parent) for path in files}
-    host.refuse_another({**told, **held, **{str(one.path): one.digest() for one in pool}})
+    names = {f"file {i}": Path(name).name for i, name in enumerate(files)}
+    held = {
+      f"content of file {i}": storage.digest([path], path.parent) for i, path in enumerate(files.values())
+    }
+    models = {f"checkpoint {i}": one.digest() for i, one in enumerate(pool)}
+    host.refuse_another({**told, **names, **held, **models})
 
 
 def define_mesh() -> None:

@@ -39,10 +39,10 @@ _common.define_mesh()
 _common.define_distributed()
 
 _DECIDING = (
-  "checkpoints", "tasks", "append_eos", "dtype", "batch_tokens", "max_shapes", "mesh", "verify_load",
-  "lm_eval_shots", "lm_eval_include", "lm_eval_limit", "lm_eval_chat",
+  "append_eos", "dtype", "batch_tokens", "max_shapes", "mesh", "verify_load", "lm_eval_shots",
+  "lm_eval_limit", "lm_eval_chat",
 )  # fmt: skip
-"""Flags that all processes need alike."""
+"""Flags that all processes need alike; files and folders may be elsewhere in each."""
 ALONE = Candidate("single", "alone", Point((1.0,)))
 
 
@@ -64,7 +64,9 @@ def main() -> None:
   tasks = task_files.load_all(own)
   given = {"append_eos": _EOS, "dtype": _DTYPE, "batch_tokens": _TOKENS, "max_shapes": _SHAPES}
   options = decoding.convert({name: flag.value for name, flag in given.items()}, Evals, "flags")
-  _common.refuse_another(_common.told(_DECIDING), files, pool)
+  _common.refuse_another(
+    _common.told(_DECIDING) | {"lm_eval tasks": theirs}, dict(zip(own, files, strict=True)), pool
+  )
   # Equal side files and shapes share tokens and a compiled program.
   groups: dict[Any, list[int]] = {}
   for i, checkpoint in enumerate(pool):

@@ -92,10 +92,11 @@ def main() -> None:
     )
   settings = msgspec.to_builtins(recipe) | given | {"model": None if _INIT.value else model_config}
   _common.refuse_another(
-    _common.told(("tasks", "init", "save_adapter", "mesh", "output_dir"))
+    _common.told(("save_adapter", "mesh"))
+    | {"--output_dir": str(target.resolve())}
     | {f"config.{name}": value for name, value in settings.items()},
-    map(task_files.path_of, _TASKS.value),
-    [checkpoints.open(storage.path(_INIT.value))] if _INIT.value else [],
+    {spec: task_files.path_of(spec) for spec in _TASKS.value},
+    (checkpoints.open(storage.path(path)) for path in [_INIT.value] if path),
   )
   mesh = sharding.make_mesh(flags.FLAGS.mesh)
   start = (

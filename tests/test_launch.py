@@ -389,8 +389,9 @@ def test_no_key_of_a_config_is_a_method(path):
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_in_the_first_seconds_is_one_line(sent):
   code = f"""if True:
-    import os, sys, time
+    import os, signal, sys, time
     sys.argv[0] = "-m"
+    signal.signal({int(sent)}, signal.SIG_DFL)  # whoever runs the tests may ignore it, as nohup does
     import {JOBS}
     os.kill(os.getpid(), {int(sent)})
     time.sleep(60)"""
@@ -403,6 +404,7 @@ def test_a_job_stops_for_a_closed_terminal_and_not_for_what_it_is_to_ignore():
     import os, signal
     from {JOBS} import _common
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     stop = _common.StopFlag()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
       os.kill(os.getpid(), number)
@@ -411,8 +413,11 @@ def test_a_job_stops_for_a_closed_terminal_and_not_for_what_it_is_to_ignore():
   assert done.stdout.split() == ["False", "True", "True", "True"], done.stderr
 
 
-@pytest.mark.parametrize("streams", [">/dev/full 2>/dev/full", "2>&1 | true", ">&- 2>&-"])
-def test_what_cannot_be_printed_costs_no_result(tmp_path, streams):
+@pytest.mark.parametrize(
+  ("streams", "status"), [(">/dev/full 2>/dev/full", 1), ("2>&1 | true", 0), ("<&- >&- 2>&-", 0)]
+)
+def test_what_cannot_be_printed_costs_no_result(tmp_path, streams, status):
+  """But a full disk, where somebody looks for it, is told by the status."""
   (tmp_path / "job.py").write_text(f"""if True:
     import pathlib, sys
     sys.argv[0] = "-m"
@@ -429,7 +434,7 @@ def test_what_cannot_be_printed_costs_no_result(tmp_path, streams):
   shell = f"({sys.executable} job.py; echo $? > status) {streams}"
   environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
   done = subprocess.run(shell, shell=True, cwd=tmp_path, env=environment, text=True, capture_output=True)
-  assert (done.stdout, done.stderr, (tmp_path / "status").read_text()) == ("", "", "0\n")
+  assert (done.stdout, done.stderr, (tmp_path / "status").read_text()) == ("", "", f"{status}\n")
   assert (tmp_path / "result").read_text() == "whole"
 
 

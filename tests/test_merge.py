@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from merge_jax import checkpoints, preflight, recipes, storage
-from merge_jax.recipes import card, manifest
+from merge_jax.recipes import card, manifest, spelling
 
 VOCABULARY, WIDTH, LAYERS = 10, 4, 3
 CONFIG = {
@@ -216,7 +216,7 @@ def test_counts_of_a_tied_head_are_those_of_its_embedding(world, tmp_path):
   ],
 )  # fmt: skip
 def test_buffers_of_old_exports_are_left_out(world, tmp_path, buffer):
-  save(tmp_path / "old", tensors(5) | {buffer: np.ones(2)})
+  save(tmp_path / "old", tensors(5) | {buffer: np.ones((1, 1, 2, 2) if buffer.endswith("n.bias") else 2)})
   built, got = merge(kit("linear", ("old", {}), ("a", {}), parameters={"weight": 1}))
   assert built.notes == ("buffers that not all models hold are left out",) and got.keys() == world["a"].keys()
 
@@ -239,7 +239,7 @@ def test_buffers_that_all_models_hold_are_those_of_the_first(world, tmp_path):
 @pytest.mark.parametrize(
   ("change", "said"),
   [
-    (("model.", ""), "tensors are read with model. before their names, as new has them"),
+    (("model.", ""), "tensors are read with model. before their names"),
     (("LayerNorm.weight", "LayerNorm.gamma"), "LayerNorm.gamma and beta are read as weight and bias"),
   ],
 )
@@ -256,6 +256,28 @@ def test_spellings_of_other_exports_are_aligned(world, tmp_path, change, said, f
   assert built.notes == (f"old: {said}",) and got.keys() == new.keys()
   for name in new:
     np.testing.assert_allclose(got[name], 0.25 * old[name] + 0.75 * new[name], rtol=1e-6, atol=1e-7)
+
+
+def test_only_what_another_model_calls_otherwise_is_renamed():
+  """Half of one model is old; another has a tensor of either name, and keeps both."""
+  norm = [f"h.{i}.LayerNorm.{kind}" for i in range(2) for kind in ("weight", "gamma")]
+  half = [f"h.{i}.LayerNorm.{kind}" for i, kind in enumerate(("weight", "gamma"))]
+  found = spelling.spelled({"both": norm, "half": half, "new": norm[::2]})
+  assert [own for own, _ in found.values()] == [norm, norm[::2], norm[::2]]
+
+
+def test_unions_of_vocabularies_take_rows_from_other_spellings(world, tmp_path):
+  for name, prefix, words in (("bare", "", ["?", "a"]), ("pre", "transformer.", ["?", "b", "a"])):
+    layer = {f"{prefix}h.{i}.w": np.ones((2, 2), np.float32) for i in range(2)}
+    rows = np.arange(2 * len(words), dtype=np.float32).reshape(-1, 2) + 10 * len(prefix)
+    save(tmp_path / name, layer | {f"{prefix}wte.weight": rows}, {"vocab_size": len(words)})
+    tokens = {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)}, "unk_token": "?"}
+    (tmp_path / name / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": tokens}))
+  recipe = kit("linear", ("bare", {}), ("pre", {}), parameters={"weight": 1}, tokenizer_source="union")
+  _, got = merge(recipe)
+  bare, pre = np.arange(4.0).reshape(2, 2), np.arange(6.0).reshape(3, 2) + 120
+  expected = [(bare[0] + pre[0]) / 2, (bare[1] + pre[2]) / 2, pre[1]]
+  np.testing.assert_array_equal(got["transformer.wte.weight"], expected)
 
 
 def test_filters_that_are_in_no_name_are_said(world):

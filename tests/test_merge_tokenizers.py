@@ -317,7 +317,7 @@ def test_tokens_beyond_the_embeddings_are_missing_and_holes_are_padding(tmp_path
   made = tokenizers.plan("base", {}, None, models, "b")
   assert made.padding.tolist() == [False, False, True, False]
   union = tokenizers.plan("union", {}, None, models, "b")
-  assert union.notes == ("1 tokens of the tokenizer have no row in any model's embeddings",)
+  assert union.notes == ("tokens of the tokenizer without a row in any model's embeddings: 1",)
   assert union.padding[union.ids["<|x|>"]] and (union.rows_of["x"][union.ids["<|x|>"]]) == -1
 
 

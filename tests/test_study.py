@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from merge_jax import errors, models, sharding
+from merge_jax import errors, evals, models, sharding
 from merge_jax.evals.examples import Examples
 from merge_jax.recycle.settings import Evals
 from merge_jax.study import grid, job, results, settings, tasks
@@ -468,6 +468,15 @@ def trained(own, tmp_path, **changed):
   }  # fmt: skip
   made = settings.from_mapping({**given, "output_dir": str(tmp_path / "run")})
   return job.study(made, say=lambda line: None, stop=lambda: True)
+
+
+def test_an_instruction_that_all_examples_share_is_no_question():
+  def task(*answers):
+    return evals.Task("t", "choice_accuracy", tuple(evals.Example("Which?", one) for one in answers))
+
+  asked = Tasks({"t": ("t",)}, {}, {"test": [task(("a", "b"), ("c", "d"))]}, "", Evals()).asked
+  leaked = [any(key in asked for key in tasks.asked_in(one)) for one in task(("a", "b"), ("e", "f")).examples]
+  assert leaked == [True, False]
 
 
 def test_training_files_go_by_their_names_in_the_settings(own, tmp_path):

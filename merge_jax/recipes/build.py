@@ -85,7 +85,8 @@ def build(
       raise ValueError(f"{choice.method} works on differences to a base: add base: to the recipe.")
     sources = [_source(opened, names, part, i, target) for i in range(len(part.inputs))]
     if casting.computed(target.name, sources[0].spec):  # as the first model has it
-      jobs.append(Job(target.name, sources[0].spec, operator, (sources[0],), copied=True))
+      label = part.inputs[0].label
+      jobs.append(Job(target.name, sources[0].spec, operator, (sources[0],), models=(label,), copied=True))
       continue
     experts = [sources[i] for i in part.experts]
     used = (*part.experts, *(() if part.base is None else (part.base,)))
@@ -227,9 +228,7 @@ def _config(
       leader = part.inputs[0]
       first, end = assembly.layer_range(leader.layers, stack, names[leader.model], leader.label)
       origins += [(opened[leader.model].config or config, layer) for layer in range(first, end)]
-    in_like = next(
-      (s.length for s in layers.stacks(names[recipe.leader]) if s.prefix == stack.prefix), stack.length
-    )
+    in_like = next((s.length for s in layers.stacks(like.specs) if s.prefix == stack.prefix), stack.length)
     counted = module.name if set(have) == set(configs.OF_MODULES) else None
     config = configs.restack(config, in_like, origins, counted, stack.prefix)
   return config

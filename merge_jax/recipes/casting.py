@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 
 from merge_jax.checkpoints import Checkpoint
-from merge_jax.recipes import configs, layers, methods, spelling
+from merge_jax.recipes import configs, layers, methods
 from merge_jax.recipes.schema import Input, Model, Module, Recipe, Slice
 
 HEAD = "lm_head.weight"
@@ -148,9 +148,9 @@ def tensors(opened: Mapping[Model, Checkpoint]) -> tuple[dict[Model, dict[str, s
   """The names of each model's tensors, with where they are stored; and notes.
 
   Where one model has a head of its own, all have one: a tied model's is its embedding. Computed buffers
-  that not all models hold are left out. Spellings that differ are aligned, see `spelling.py`.
+  that not all models hold are left out.
   """
-  notes = list[str]()
+  notes = []
   heads = any(HEAD in checkpoint.specs for checkpoint in opened.values())
   own = any(map(untied, opened.values()))
   found = {}
@@ -161,11 +161,12 @@ def tensors(opened: Mapping[Model, Checkpoint]) -> tuple[dict[Model, dict[str, s
       if own and not untied(checkpoint):
         notes.append(f"{model} ties its head to its embedding; the result has a head of its own")
     found[model] = names
-  found, spelled = spelling.aligned(found)
-  notes += spelled
   everywhere = set.intersection(*(set(names) for names in found.values()))
-  for names in found.values():
-    for name in [name for name in names if name.endswith(BUFFERS) and name not in everywhere]:
+  for model, names in found.items():
+    specs = opened[model].specs
+    for name in names.keys() - everywhere & specs.keys():
+      if not computed(name, specs[name]):
+        continue
       del names[name]
       notes.append("buffers that not all models hold are left out")
   return found, tuple(dict.fromkeys(notes))

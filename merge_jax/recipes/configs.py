@@ -172,7 +172,7 @@ def layer_type(config: Mapping[str, Any], layer: int) -> str | None:
   types = config.get("layer_types")
   if isinstance(types, list):
     return str(_entry(types, layer, "layer_types"))
-  period = config.get("sliding_window_pattern", PATTERNS.get(str(config.get("model_type"))))
+  period = config.get("sliding_window_pattern") or PATTERNS.get(str(config.get("model_type")))
   if isinstance(period, int) and period > 1:
     return "sliding_attention" if (layer + 1) % period else "full_attention"
   first = config.get("max_window_layers")

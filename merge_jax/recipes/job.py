@@ -16,7 +16,7 @@ import numpy as np
 from merge_jax import checkpoints, host, preflight, storage
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.errors import unknown
-from merge_jax.recipes import build, manifest, measured, models, reading, vocabulary, writing
+from merge_jax.recipes import build, manifest, measured, models, reading, spelling, vocabulary, writing
 from merge_jax.recipes.built import Built, Planned, planned_of
 from merge_jax.recipes.schema import Recipe
 
@@ -55,8 +55,9 @@ def build_one(
     raise ValueError("--semantics=mergekit is for recipes in mergekit's format; this one is in our own.")
   files = measured.open_all(recipe, folder)
   kind: Any = build.semantics_of(recipe) if semantics == "auto" else semantics
-  opened = models.open_all(recipe, folder, made)
+  opened, said = spelling.aligned(models.open_all(recipe, folder, made))
   words = vocabulary.resolve(recipe, opened, folder, mergekit=kind == "mergekit")
+  words = words._replace(notes=(*said, *words.notes))
   built = build.build(recipe, words, semantics=kind, measurements=files, schedule=_schedule(recipe))
   read = {model.path for model in recipe.models()}
   return built._replace(stages=tuple(one for one in earlier if one.recipe.name in read))
@@ -202,7 +203,9 @@ def _folder(
   if not host.is_lead():
     path, *told = host.broadcast()
     if told != mine:
-      raise ValueError("This process has another merge than the lead: other inputs, versions or flags.")
+      raise ValueError(
+        "This process has another merge than the lead: other inputs, versions, flags or output."
+      )
     host.barrier("the plan")
     yield None if path is None else storage.path(path)
   elif stage and manifest.matches(place, record):

@@ -4,44 +4,94 @@
 of BERT call a norm's weight `gamma`, and its bias `beta`.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from merge_jax.checkpoints import Checkpoint, Index, Writer
+from merge_jax.checkpoints.folder_writer import FolderWriter
+from merge_jax.checkpoints.views import View
 from merge_jax.recipes import layers
 from merge_jax.recipes.schema import Model
 
 OLD = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
-Tensors = dict[str, str]
-"""The names that a model has, each with that it is stored under."""
 
 
-def aligned(names: Mapping[Model, Tensors]) -> tuple[dict[Model, Tensors], tuple[str, ...]]:
-  """The names of all models in one spelling, the longest and newest, and notes; those that agree stay.
+@dataclasses.dataclass(frozen=True)
+class Renamed(View):
+  """A checkpoint whose tensors have other names.
 
-  >>> old, new = ({f"{p}h.{i}.w": f"{p}h.{i}.w" for i in (0, 1)} for p in ("", "transformer."))
-  >>> found, notes = aligned({"a": old, "b": new})
-  >>> found["a"]["transformer.h.1.w"], notes
-  ('h.1.w', ('a: tensors are read with transformer. before their names, as b has them',))
+  Attributes:
+    stored: the names in `source`, by those here.
   """
-  if len({frozenset(own) for own in names.values()}) < 2:
-    return dict(names), ()
-  found, notes = dict(names), list[str]()
-  if not all(any(name.endswith(tuple(OLD)) for name in own) for own in names.values()):
-    for model, own in names.items():
-      found[model] = {_renewed(name): stored for name, stored in own.items()}
-      if found[model] != own:
-        notes.append(f"{model}: LayerNorm.gamma and beta are read as weight and bias")
-  roots = {model: next((one.prefix for one in layers.stacks(own)), "") for model, own in found.items()}
-  longest = max(roots, key=lambda model: len(roots[model]))
-  for model, root in roots.items():
-    before = roots[longest].removesuffix(root)
-    if root and before.endswith(".") and before + root == roots[longest]:
-      there = found[longest]
-      found[model] = {
-        before + name if before + name in there and name not in there else name: stored
-        for name, stored in found[model].items()
-      }
-      notes.append(f"{model}: tensors are read with {before} before their names, as {longest} has them")
+
+  stored: Mapping[str, str]
+
+  def result_dtype(self, name: str) -> np.dtype:
+    """That of the source."""
+    return self.source.result_dtype(self.stored.get(name, name))
+
+  def release(self, name: str) -> None:
+    """That of the source."""
+    self.source.release(self.stored.get(name, name))
+
+  def writer(self, folder: Path, specs: Mapping[str, Any], **options: Any) -> Writer:
+    """A writer of tensors of these names; of formats that have a structure that of the source."""
+    if self.format == "safetensors":
+      return FolderWriter(folder, specs, self, **options)
+    return self.source.writer(folder, specs, **options)
+
+  def _stored(self, name: str, index: Index | None) -> np.ndarray:
+    return self.source._stored(self.stored.get(name, name), index)
+
+
+def aligned(opened: Mapping[Model, Checkpoint]) -> tuple[dict[Model, Checkpoint], tuple[str, ...]]:
+  """The models with the names of their tensors in one spelling, the longest and newest; and notes."""
+  names = {model: [*one.specs, *one.aliases] for model, one in opened.items()}
+  found, notes = dict(opened), list[str]()
+  for model, (new, said) in spelled(names).items():
+    if said:
+      notes += [f"{model}: {one}" for one in said]
+      found[model] = _renamed(opened[model], dict(zip(names[model], new, strict=True)))
   return found, tuple(notes)
+
+
+def _renamed(one: Checkpoint, new: Mapping[str, str]) -> Renamed:
+  specs = {new[name]: spec for name, spec in one.specs.items()}
+  aliases = {new[alias]: new[name] for alias, name in one.aliases.items()}
+  return Renamed(one.path, specs, aliases, one.config, one, {name: old for old, name in new.items()})
+
+
+def spelled(names: Mapping[Model, Collection[str]]) -> dict[Model, tuple[list[str], list[str]]]:
+  """The names of all models in one spelling, and what is done to each for it.
+
+  >>> old, new = ([f"{prefix}h.{i}.w" for i in (0, 1)] for prefix in ("", "transformer."))
+  >>> spelled({"a": old, "b": new})["a"]
+  (['transformer.h.0.w', 'transformer.h.1.w'], ['tensors are read with transformer. before their names'])
+  """
+  found = {model: (list(own), list[str]()) for model, own in names.items()}
+  if len({frozenset(own) for own in names.values()}) < 2:
+    return found
+  roots = {model: next((one.prefix for one in layers.stacks(own)), "") for model, own in names.items()}
+  longest = max(roots.values(), key=len)
+  there = {_renewed(name) for model in names if roots[model] == longest for name in names[model]}
+  for own, said in found.values():
+    root = next((one.prefix for one in layers.stacks(own)), "")
+    before = longest.removesuffix(root)
+    if root and before.endswith(".") and before + root == longest:
+      own[:] = [before + name if _renewed(before + name) in there else name for name in own]
+      said.append(f"tensors are read with {before} before their names")
+  every = {name for own, _ in found.values() for name in own}
+  for own, said in found.values():
+    have = set(own)
+    renewed = [new if (new := _renewed(name)) in every - have else name for name in own]
+    if renewed != own:
+      own[:] = renewed
+      said.append("LayerNorm.gamma and beta are read as weight and bias")
+  return found
 
 
 def _renewed(name: str) -> str:

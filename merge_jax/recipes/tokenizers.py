@@ -128,8 +128,10 @@ def plan(
   rows = -(-size // multiple) * multiple
   rows_of = {key: np.full(rows, -1, np.int64) for key in vocabularies}
   fill: dict[int, tuple[Row, ...]] = {}
+  rowless = 0
   for text, i in ids.items():
     owned = {key: row for key, one in vocabularies.items() if (row := one.row(text)) >= 0}
+    rowless += not owned
     override = overrides.get(text, _Override())
     for key, row in owned.items():
       rows_of[key][i] = -1 if override.force else row
@@ -141,9 +143,8 @@ def plan(
   padding = np.array(
     [all(one[i] < 0 for one in rows_of.values()) and i not in fill for i in range(rows)], bool
   )
-  unknown_to_all = sum(all(one.row(text) < 0 for one in vocabularies.values()) for text in ids)
-  if unknown_to_all:
-    notes.append(f"{unknown_to_all} tokens of the tokenizer have no row in any model's embeddings")
+  if rowless:
+    notes.append(f"tokens of the tokenizer without a row in any model's embeddings: {rowless}")
   config = dict((opened[label].config if folder is None else sidecars.read_config(folder)) or {})
   said = config | dict(text_config(config))
   changes = {"vocab_size": rows} | {key: value for key, value in said.items() if key.endswith("_token_id")}

@@ -1,6 +1,7 @@
 """The grid: every method × number of experts × set of experts of every lineage, tuned, then tested."""
 
 import functools
+import hashlib
 import itertools
 import math
 import random
@@ -139,8 +140,8 @@ class Bench:
     """What scores the lineage's models."""
     if lineage.name not in self._reads:
       files = (lineage.base.folder / name for name in FILES)
-      told = tuple(file.read_bytes() if file.is_file() else b"" for file in files)
-      self._reads[lineage.name] = lineage.size, told
+      told = (file.read_bytes() if file.is_file() else b"" for file in files)
+      self._reads[lineage.name] = lineage.size, *(hashlib.sha256(one).digest() for one in told)
     how = self._reads[lineage.name]
     if how not in self._judges:
       self._judges[how] = self._make(lineage)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,9 +33,16 @@ class Tasks(NamedTuple):
 
   @property
   def asked(self) -> dict[str, str]:
-    """The task of everything that is asked on validation and test examples, see `asked_in`."""
-    tasks = [task for some in self.splits.values() for task in some]
-    return {asked_in(example): task.name for task in tasks for example in task.examples}
+    """The task of everything that is asked on validation and test examples, see `asked_in`.
+
+    A prompt that several examples of a task share is an instruction, not the question.
+    """
+    found = dict[str, str]()
+    for task in (task for some in self.splits.values() for task in some):
+      prompts = Counter(example.prompt for example in task.examples)
+      for one in task.examples:
+        found |= dict.fromkeys(asked_in(one)[prompts[one.prompt] > 1 :], task.name)
+    return found
 
   @property
   def category(self) -> dict[str, str]:
@@ -84,9 +92,12 @@ def read(settings: Study, files: Mapping[str, Path]) -> Tasks:
   return Tasks(_names(inside), _names(outside), splits, _digest(splits, settings.evals), settings.evals)
 
 
-def asked_in(example: evals.Example) -> str:
-  """What nobody may train on who is asked it: the prompt; of a text without one the text."""
-  return example.prompt.strip() or example.targets[example.answer].strip()
+def asked_in(example: evals.Example) -> tuple[str, str]:
+  """What nobody may train on who is asked it: the prompt, or of a text without one the text; and the prompt
+  with all answers.
+  """
+  prompt = example.prompt.strip()
+  return prompt or example.targets[example.answer].strip(), "\0".join((prompt, *example.targets))
 
 
 def _spec(name: str, files: Mapping[str, Path]) -> str:

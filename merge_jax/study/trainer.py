@@ -238,7 +238,8 @@ class Trainer:
   def _loaded(self, name: str, path: Path) -> evals.Task:
     """Training examples under their name in the settings, none of which models are judged by."""
     task = dataclasses.replace(task_files.load(str(path)), name=name)
-    leaked = [where for one in task.examples if (where := self._asked.get(asked_in(one))) is not None]
+    found = (next(filter(None, map(self._asked.get, asked_in(one))), None) for one in task.examples)
+    leaked = [where for where in found if where is not None]
     if leaked:
       raise ValueError(
         f"{path}: {len(leaked)} training examples are asked in the task {leaked[0]!r}, too; a model cannot "

@@ -80,6 +80,7 @@ def told_to_stop() -> Callable[[], bool]:
   def ask(*_: Any) -> None:
     asked[0] = True
 
-  signal.signal(signal.SIGTERM, ask)
-  signal.signal(signal.SIGINT, ask)
+  for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # a terminal that closes tells all of a group
+    if signal.getsignal(number) is not signal.SIG_IGN:
+      signal.signal(number, ask)
   return lambda: asked[0] or os.getppid() != parent

@@ -20,13 +20,9 @@ Write = Callable[[Path], None]
 
 def keep(target: Path, step: int, write: Write) -> None:
   """Writes `target/step-N` unless it is there."""
-  if not host.broadcast(there(target, step)):
-    write(target / f"step-{step}")
-
-
-def there(target: Path, step: int) -> bool:
-  """Whether the checkpoint of a step was written."""
-  return (target / f"step-{step}").is_dir()
+  folder = target / f"step-{step}"
+  if not host.broadcast(folder.is_dir()):
+    write(folder)
 
 
 def finish(target: Path, write: Write) -> None:

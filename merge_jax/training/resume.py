@@ -33,6 +33,7 @@ class _Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   start: str
   losses: list[float]
   tokens: int
+  keep_every: int | None = None
 
 
 def continued(
@@ -65,7 +66,7 @@ def continued(
     Diverged: see `train`; the states, which lead there, are removed.
     Stopped: see `stop`.
   """
-  about = _Record(recipe, data.digest(), digest(params), [], 0)
+  about = _Record(recipe, data.digest(), digest(params), [], 0, keep_every)
   state = begin(params, recipe, mesh)
   newest = host.broadcast(next((path.name for path in reversed(_saved(folder))), None))
   if newest is not None:  # of several processes all go on from it, or none
@@ -125,11 +126,10 @@ def train_into(
     along.keep(target, state.step, functools.partial(write, state))
 
   with states(target) as folder:
-    before = range(keep_every, reached(folder), keep_every) if keep_every else ()
-    if missing := host.broadcast([step for step in before if not along.there(target, step)]):
+    if (saved := _saved(folder)) and (kept := _record(saved[-1]).keep_every) not in (keep_every, None):
       raise ValueError(
-        f"{target} was begun with another keep_every: the model of step {missing[0]} was not kept, and the "
-        f"training is at step {reached(folder)}; repeat its command to continue, or remove {folder}."
+        f"{folder} holds a training that keeps a model every {kept} steps, not {keep_every} (0: none); "
+        "repeat its command to continue, or remove the folder to begin anew."
       )
     last = continued(apply, params, data, recipe, folder, keep_every=keep_every, keep=keep, **options)
     if keep_every:
@@ -211,7 +211,7 @@ def _remove(folders: Sequence[Path]) -> None:
 
 
 def _restore(path: Path, like: State, about: _Record) -> State:
-  record = storage.read_json(path / "state.json", _Record)
+  record = _record(path)
   changed = {"recipe": "the settings", "data": "the examples", "start": "the parameters to start from"}
   for field, what in changed.items():
     if getattr(record, field) != getattr(about, field):
@@ -230,6 +230,10 @@ def _restore(path: Path, like: State, about: _Record) -> State:
   tree = jax.tree.structure((like.params, like.optimizer))
   params, optimizer = jax.tree.unflatten(tree, [read(*item) for item in _named(like).items()])
   return State(params, optimizer, record.losses, record.tokens, like.frozen)
+
+
+def _record(path: Path) -> _Record:
+  return storage.read_json(path / "state.json", _Record)
 
 
 def _named(state: State) -> dict[str, Array]:
