@@ -61,6 +61,20 @@ def test_fisher(world, tmp_path):
   assert record.inputs.keys() == {*MODELS, "a_fisher.safetensors", "b_fisher.safetensors"}
 
 
+def test_statistics_are_of_a_models_own_names(world, tmp_path):
+  """One of the models leaves `model.` out, in its file as in what was measured of it."""
+  short = {name: name.removeprefix("model.") for name in SHAPES}
+  _, expected = merge(tmp_path, recipe("fisher", parameters="{normalization: none}"))
+  (tmp_path / "b" / "model.safetensors").unlink()
+  checkpoints.write(tmp_path / "b", {short[name]: value for name, value in world["b"]["values"].items()})
+  about = statistics_file.About(kind="fisher", tensors=list(short.values()), shared={})
+  fisher = {short[name]: value for name, value in world["b"]["fisher"].items()}
+  statistics_file.save("b_fisher.safetensors", fisher, about)
+  _, got = merge(tmp_path, recipe("fisher", parameters="{normalization: none}"), "again")
+  for name in SHAPES:
+    np.testing.assert_array_equal(got[name], expected[name])
+
+
 def test_fisher_normalised_over_the_model(world, tmp_path):
   _, got = merge(tmp_path, recipe("fisher"))
   norms = []

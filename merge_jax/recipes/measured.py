@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from merge_jax.recipes import models
+from merge_jax.recipes import models, spelling
 from merge_jax.recipes.schema import Input, Recipe
 from merge_jax.streaming import Readable, Source
 
@@ -50,9 +50,10 @@ def of_tensor(
     file = files[one.statistics]
     if file.about.kind != KINDS[method]:
       raise ValueError(f"{where}: {file.path} holds those of kind {file.about.kind!r}; {how}.")
-    if source.name not in file:
-      raise ValueError(f"{where}: {file.path} is of a model without tensor {source.name!r}; {how}.")
-    measured = file.find(source.name)
+    name = spelling.stored(source.checkpoint, source.name)  # as the model that was measured has it
+    if name not in file:
+      raise ValueError(f"{where}: {file.path} is of a model without tensor {name!r}; {how}.")
+    measured = file.find(name)
     shape = source.spec.shape if method == "fisher" else source.spec.shape[-1:] * 2
     if measured is not None and measured.spec.shape != shape:
       raise ValueError(f"{where}: {measured} has shape {measured.spec.shape}; expected {shape}, so {how}.")

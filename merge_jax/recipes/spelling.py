@@ -59,6 +59,11 @@ def aligned(opened: Mapping[Model, Checkpoint]) -> tuple[dict[Model, Checkpoint]
   return found, tuple(notes)
 
 
+def stored(checkpoint: Checkpoint, name: str) -> str:
+  """The name of a tensor in the model's own files."""
+  return checkpoint.stored.get(name, name) if isinstance(checkpoint, Renamed) else name
+
+
 def _renamed(one: Checkpoint, new: Mapping[str, str]) -> Renamed:
   specs = {new[name]: spec for name, spec in one.specs.items()}
   aliases = {new[alias]: new[name] for alias, name in one.aliases.items()}
