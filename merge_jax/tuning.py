@@ -51,7 +51,7 @@ def tune(
     apply: `(params, tokens, positions) -> logits`, handed to the objective.
     batches: one a step, in turn; each different shape compiles once.
     objective: `entropy`, `loss`, `matching`, or your own `(apply, params, batch) -> scalar`.
-    optimizer: of optax; None for Adam with a rate of 1e-3, that of AdaMerging.
+    optimizer: of optax, by gradients alone; None for Adam with a rate of 1e-3, that of AdaMerging.
     steps: how many.
     init: the first weights: a number for all, `[K]` for each model, or `Weights` by group or layer (see
       `per_layer`), whose patterns the result keeps.
@@ -99,9 +99,9 @@ def tune(
     values, state, result = step(prepared, values, state, batch)
     history.append(float(result))
     if not np.isfinite(history[-1]) or not np.all(np.isfinite(values)):
+      do = "try a lower learning rate" if number > 1 else "look at models, first weights and batch"
       raise RuntimeError(
-        f"The objective of step {number} is {history[-1]} and its weights are {values.tolist()}; try a lower "
-        "learning rate."
+        f"The objective of step {number} is {history[-1]}, the weights after it are {values.tolist()}; {do}."
       )
     if progress is not None:
       progress(number, history[-1])
@@ -119,7 +119,8 @@ def entropy(apply: Apply, params: PyTree, batch: Bucket) -> Array:
   Its optimum is a model that is sure of what it says, right or wrong: score on data that were not used.
   """
   logs = jax.nn.log_softmax(_logits(apply, params, batch))
-  return _mean(-jnp.sum(jnp.exp(logs) * logs, axis=-1), batch)
+  terms = jnp.where(logs > -jnp.inf, jnp.exp(logs) * logs, 0.0)  # what is masked has no part in it
+  return _mean(-jnp.sum(terms, axis=-1), batch)
 
 
 def loss(apply: Apply, params: PyTree, batch: Bucket) -> Array:

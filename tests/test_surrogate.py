@@ -377,6 +377,34 @@ def example(scored, points, space_, based=True, kinds=(), **fitness):
   return rows, Options("task_arithmetic", space_, made, len(points[0]), based=based, evidence=evidence)
 
 
+def test_on_the_mean_of_the_pool_no_look_is_the_same_model(scored):
+  """Weights of a part that all move alike change nothing there."""
+  points = [(1.0, 0.0, 0.0), (0.4, 0.6, 0.0), (0.7, 0.3, 0.0), (0.2, 0.8, 0.0), (0.5, 0.5, 0.0)]
+  records, options = example(scored, points, space("free", 3), based=False)
+  gram = np.eye(3) - 1 / 3  # of differences to the mean
+  view = View.of(records, dataclasses.replace(options, metric=gram))
+  assert view is not None
+  probes = [np.array(probe.point.weights) for probe in steps.around(view)]
+  assert probes and np.allclose([probe.sum() for probe in probes], 1)
+
+
+@pytest.mark.parametrize(
+  ("weights", "expected"),
+  [
+    ((0.5, 0.5, 0.5), (0.0, 0.5, 0.5)),  # the uniform soup
+    ((0.779, 0.717, -0.497), (0.0, 3.251, -2.251)),
+    ((-0.664, -0.726, -1.940), (0.0, 3.251, -2.251)),  # the same merge
+    ((1.2, -0.5, 0.3), None),  # what is left is the opposite
+    ((1.0, 0.0, 0.0), None),
+  ],
+)
+def test_a_merge_without_a_checkpoint_is_one_whatever_its_weights_sum_to(weights, expected):
+  found = leave_one_out.without(search.Point(weights), 0, based=False)
+  assert (found is None) == (expected is None)
+  if found is not None:
+    np.testing.assert_allclose(found.weights, expected, atol=0.01)
+
+
 def test_a_frozen_part_is_not_looked_at(scored):
   """Three parts of two checkpoints, the second part the same in all of them."""
   records, options = example(scored, UNLIKE["free"], space("free", 2, rows=3))

@@ -1,6 +1,7 @@
 """Scores from any program: it gets a model folder and writes a JSON file of scores."""
 
 import contextlib
+import json
 import math
 import os
 import shlex
@@ -161,11 +162,14 @@ class Command(NamedTuple):
 
 
 def parse_scores(text: bytes, tasks: Sequence[str]) -> Scores:
-  """Scores `{task: number}`, or `{task: [numbers]}` of examples; null is NaN, true 1.
+  """Scores `{task: number}`, or `{task: [numbers]}` of examples; null and Python's NaN are NaN, true 1.
 
   Raises:
     ScorerError: a task is missing, or is neither a number nor a list of some.
   """
+  if b"NaN" in text:  # as json.dump writes it, which is no JSON
+    with contextlib.suppress(KeyError, ValueError, RecursionError):
+      text = json.dumps(json.loads(text, parse_constant={"NaN": None}.__getitem__)).encode()
   try:
     scores = decode(text, dict[str, msgspec.Raw], "scores.json")
     for task in tasks:

@@ -48,7 +48,7 @@ def effects(
     return None
   largest = np.nan_to_num(np.abs(foreseen), nan=-np.inf).max(axis=1)
   chosen = [int(i) for i in np.argsort(-largest, kind="stable")[:CHECKED] if np.isfinite(largest[i])]
-  parts = [leave_one_out.without(point, i, based=options.based) for i in chosen]
+  parts = [leave_one_out.without(point, i, based=options.based, linear=options.linear) for i in chosen]
   made = measure([Candidate(KIND, options.method, part) for part in parts if part is not None])
   tasks, labels = problem.fitness.tasks, problem.labels
   return {

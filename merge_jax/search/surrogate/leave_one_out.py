@@ -10,11 +10,17 @@ from merge_jax.search.options import Options
 from merge_jax.search.point import Point
 from merge_jax.search.surrogate.view import View
 
+NOTHING = 1e-12
+"""A weight of no more is none."""
+LEAST = 0.1
+"""The share of a sum that must be left: less is blown up to a merge that has little to do with the first."""
 
-def without(point: Point, index: int, *, based: bool) -> Point | None:
+
+def without(point: Point, index: int, *, based: bool, linear: bool = True) -> Point | None:
   """A merge's point without one checkpoint; None if that has no weight, or if nothing is left.
 
-  On a base the weights of the others stay; without one they grow, so that their sum stays.
+  On a base the weights of the others stay; without one they grow, so that their sum stays. Where the mean of
+  the pool stands for a base, a linear merge stays when all weights move alike: first they come to sum to 1.
 
   >>> without(Point((0.5, 0.25, 0.25)), 0, based=False).weights
   (0.0, 0.5, 0.5)
@@ -23,14 +29,16 @@ def without(point: Point, index: int, *, based: bool) -> Point | None:
   >>> without(Point((1.0, 0.0)), 0, based=False)
   """
   weights = point.array
-  if not np.any(weights[..., index]):
+  if linear and not based:
+    weights += (1.0 - weights.sum(axis=-1, keepdims=True)) / weights.shape[-1]
+  if np.all(np.abs(weights[..., index]) < NOTHING):
     return None
   before = weights.sum(axis=-1, keepdims=True)
   weights[..., index] = 0.0
-  after = weights.sum(axis=-1, keepdims=True)
   if based:
     return Point.of(weights) if np.any(weights) else None
-  return Point.of(weights * (before / after)) if np.all(after > 0) else None
+  left = weights.sum(axis=-1, keepdims=True)
+  return Point.of(weights * (before / left)) if np.all(left > LEAST * before) else None
 
 
 def foreseen(records: Sequence[Record], options: Options, point: Point) -> np.ndarray | None:

@@ -84,7 +84,7 @@ def batch(view: View, radius: float, how: How) -> list[Step]:
 def around(view: View) -> list[Candidate]:
   """Short looks along the directions whose slopes are least known, to the side that is foreseen higher."""
   covariance, metric, options = view.model.process.slope_covariance(), view.metric, view.options
-  if not options.space.scaled:  # weights of a part must still sum to one
+  if not (options.space.scaled and options.based):  # weights that all move alike are no other model, or none
     sums = np.kron(np.eye(options.rows), np.ones(options.count)) @ metric.to_weights
     within = np.eye(len(covariance)) - np.linalg.pinv(sums) @ sums
     covariance = within @ covariance @ within
