@@ -12,6 +12,8 @@ import pytest
 import safetensors.numpy
 
 from merge_jax import checkpoints
+from merge_jax.recipes import manifest
+from merge_jax.streaming import Source
 
 RNG = np.random.default_rng(0)
 BASE = {
@@ -188,6 +190,19 @@ def test_files_name_and_digest_tell_adapters_apart(tmp_path, base):
   assert digest == first.digest() != base.digest()
   second = checkpoints.with_adapter(base, adapter(tmp_path / "a", tensors, lora_alpha=4))
   assert second.digest() != digest
+
+
+def test_what_is_told_of_an_adapted_tensor_names_both_folders(tmp_path, base):
+  """And the digest that a manifest has of it depends on neither place."""
+  digests = []
+  tensors = factors(Q0, (2, 4), (6, 2))
+  for place in ("lora", "far/lora"):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    folder = adapter(tmp_path / place, tensors)
+    adapted = checkpoints.with_adapter(base, folder)
+    assert str(Source(adapted, f"{Q0}.weight")) == f"'{Q0}.weight' of {base.path}+{folder}"
+    digests.append(manifest.of_model(adapted))
+  assert len(set(digests)) == 1
 
 
 def test_adapters_of_tied_heads(tmp_path):

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import yaml
+from orbax import checkpoint as ocp
 
 from merge_jax import checkpoints, preflight, recipes, storage
 from merge_jax.recipes import card, manifest, spelling
@@ -264,6 +265,26 @@ def test_only_what_another_model_calls_otherwise_is_renamed():
   half = [f"h.{i}.LayerNorm.{kind}" for i, kind in enumerate(("weight", "gamma"))]
   found = spelling.spelled({"both": norm, "half": half, "new": norm[::2]})
   assert [own for own, _ in found.values()] == [norm, norm[::2], norm[::2]]
+
+
+def test_layers_that_the_other_models_lack_are_aligned_too():
+  short = [f"layers.{i}.w" for i in range(3)] + ["norm.w"]
+  whole = [f"model.layers.{i}.w" for i in range(2)] + ["model.norm.w", "lm_head.w"]
+  found = spelling.spelled({"short": [*short, "lm_head.w"], "whole": whole})
+  assert found["short"][0] == [f"model.{name}" for name in short] + ["lm_head.w"]
+  old = [f"layer.{i}.LayerNorm.gamma" for i in range(3)]
+  found = spelling.spelled({"old": old, "new": ["layer.0.LayerNorm.weight"]})
+  assert found["old"][0] == [name.replace("gamma", "weight") for name in old]
+
+
+def test_the_container_of_a_tree_is_no_spelling(world, tmp_path):
+  tree = {"params": {name: value + 1 for name, value in world["a"].items()}}
+  with ocp.StandardCheckpointer() as saver:
+    saver.save(tmp_path / "tree", tree)
+  built, got = merge(kit("linear", ("tree", {}), ("a", {}), parameters={"weight": 1}))
+  assert built.notes[0] == "tree: tensors are read without params. before their names"
+  assert got.keys() == world["a"].keys()
+  np.testing.assert_allclose(got["model.norm.weight"], world["a"]["model.norm.weight"] + 0.5, rtol=1e-6)
 
 
 def test_unions_of_vocabularies_take_rows_from_other_spellings(world, tmp_path):

@@ -1,5 +1,6 @@
 """Recipes of data-weighted methods, with files of statistics as `launch.statistics` writes them."""
 
+import json
 import re
 
 import numpy as np
@@ -73,6 +74,28 @@ def test_statistics_are_of_a_models_own_names(world, tmp_path):
   _, got = merge(tmp_path, recipe("fisher", parameters="{normalization: none}"), "again")
   for name in SHAPES:
     np.testing.assert_array_equal(got[name], expected[name])
+
+
+def test_fisher_information_follows_the_rows_of_a_tokenizer(tmp_path, monkeypatch):
+  """In b tokens stand in another order, and one more; what a lacks weighs next to nothing there."""
+  monkeypatch.chdir(tmp_path)
+  values, fisher = {}, {}
+  for model, words in (("a", ["?", "x", "y"]), ("b", ["y", "?", "z", "x"])):
+    values[model] = np.arange(len(words), dtype=np.float32)[:, None] + (10 if model == "b" else 0)
+    fisher[model] = np.arange(1, len(words) + 1, dtype=np.float32)[:, None]
+    (tmp_path / model).mkdir()
+    checkpoints.write(tmp_path / model, {"model.embed_tokens.weight": values[model]})
+    (tmp_path / model / "config.json").write_text(json.dumps({"vocab_size": len(words)}))
+    tokens = {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)}, "unk_token": "?"}
+    (tmp_path / model / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": tokens}))
+    about = statistics_file.About(kind="fisher", tensors=["model.embed_tokens.weight"], shared={})
+    statistics_file.save(f"{model}_fisher.safetensors", {"model.embed_tokens.weight": fisher[model]}, about)
+  text = recipe("fisher", parameters="{normalization: none}") + "tokenizer: union\n"
+  _, got = merge(tmp_path, text)
+  (a, b), (fa, fb) = ((each["a"][:, 0], each["b"][:, 0]) for each in (values, fisher))
+  order = [1, 3, 0]
+  expected = [*(fa * a + fb[order] * b[order]) / (fa + fb[order]), b[2]]
+  np.testing.assert_allclose(got["model.embed_tokens.weight"][:, 0], expected, rtol=1e-5)
 
 
 def test_fisher_normalised_over_the_model(world, tmp_path):

@@ -58,6 +58,11 @@ class Adapted(View):
     """Both names."""
     return f"{self.source.name}+{self.folder.name}"
 
+  @property
+  def where(self) -> str:
+    """Both folders."""
+    return f"{self.source.where}+{self.folder}"
+
   def files(self) -> tuple[Path, ...]:
     """Those of the model and of the adapter."""
     return (*self.source.files(), *self._own())

@@ -60,6 +60,11 @@ class Checkpoint(abc.ABC):
     inexact = (s for s in self.specs.values() if jax.numpy.issubdtype(s.dtype, np.inexact))
     return sum(spec.size for spec in inexact)
 
+  @property
+  def where(self) -> str:
+    """Where its tensors are from, for people."""
+    return str(self.path)
+
   def result_dtype(self, name: str) -> np.dtype:
     """What a merge of this tensor is written in unless the user says otherwise: its stored dtype.
 

@@ -76,8 +76,12 @@ def read_object(path: Path) -> dict[str, Any]:
   return config
 
 
-TIED = ("cohere", "cohere2", "gemma", "gemma2", "gemma3_text")
+TIED = ("cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "gpt2")
 """Kinds of models that are tied unless their config says otherwise: transformers leaves out a default."""
+
+
+EMBEDDINGS = ("model.embed_tokens.weight", "transformer.wte.weight", "wte.weight")
+"""Where what a head may be tied to is stored."""
 
 
 def tied(config: Mapping[str, Any] | None, names: Iterable[str], where: Path) -> dict[str, str]:
@@ -92,8 +96,9 @@ def tied(config: Mapping[str, Any] | None, names: Iterable[str], where: Path) ->
     raise ValueError(
       f"{where / 'config.json'}: tie_word_embeddings is {shown(ties)}; expected true or false."
     )
-  pairs = {"lm_head.weight": "model.embed_tokens.weight"} if ties else {}
-  return {a: c for a, c in pairs.items() if {a, c} <= set(names)}
+  there = set(names)
+  embedding = next((name for name in EMBEDDINGS if name in there), None)
+  return {"lm_head.weight": embedding} if ties and embedding and "lm_head.weight" in there else {}
 
 
 def update_dtype(folder: Path, dtypes: Iterable[np.dtype]) -> None:

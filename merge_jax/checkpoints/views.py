@@ -31,6 +31,11 @@ class View(Checkpoint, abc.ABC):
     """That of the source."""
     return self.source.name
 
+  @property
+  def where(self) -> str:
+    """That of the source."""
+    return self.source.where
+
   def result_dtype(self, name: str) -> np.dtype:
     """That of the source."""
     return self.source.result_dtype(name)

@@ -13,6 +13,7 @@ from merge_jax.checkpoints import Checkpoint, Index, Writer
 from merge_jax.errors import unknown
 from merge_jax.recipes import casting
 from merge_jax.recipes.tokenizers import TokenizerPlan, configured, vocabulary_size
+from merge_jax.streaming import Readable
 
 NAMES = (
   "embed_tokens", "wte", "lm_head", "embed_out", "embed_in", "shared", "word_embeddings", "tok_embeddings",
@@ -129,9 +130,19 @@ class Remapped(Checkpoint):
   turned: frozenset[str]
 
   @property
+  def own(self) -> Checkpoint:
+    """The model that this is a view of."""
+    return self.models[self.label]
+
+  @property
   def format(self) -> str:
     """The model's own."""
-    return self.models[self.label].format
+    return self.own.format
+
+  @property
+  def where(self) -> str:
+    """The model's own."""
+    return self.own.where
 
   def result_dtype(self, name: str) -> np.dtype:
     """That of the model's own tensor."""
@@ -162,6 +173,43 @@ class Remapped(Checkpoint):
   def writer(self, folder: Path, specs: Mapping[str, Any], **options: Any) -> Writer:
     """A writer of the model's format, with its side files."""
     return self.models[self.label].writer(folder, specs, **options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reordered:
+  """Statistics of a model's embeddings with the rows of a plan's tokenizer; 0 for a token that it lacks.
+
+  Attributes:
+    measured: of the model's own rows.
+    rows: of every token, see `TokenizerPlan.rows_of`.
+    turned: a single row with a column for every token.
+  """
+
+  measured: Readable
+  rows: np.ndarray
+  turned: bool
+
+  @property
+  def spec(self) -> jax.ShapeDtypeStruct:
+    """Shape and dtype as it is read."""
+    own, count = self.measured.spec, len(self.rows)
+    shape = (1, count) if self.turned else (count, *own.shape[1:])
+    return jax.ShapeDtypeStruct(shape, own.dtype)
+
+  def read(self) -> np.ndarray:
+    """The numbers, on the host."""
+    stored = self.measured.read()
+    own = stored.T if self.turned else stored
+    result = np.zeros((len(self.rows), *own.shape[1:]), own.dtype)
+    result[self.rows >= 0] = own[self.rows[self.rows >= 0]]
+    return result.T if self.turned else result
+
+  def release(self) -> None:
+    """Lets go of what reading took."""
+    self.measured.release()
+
+  def __str__(self) -> str:
+    return str(self.measured)
 
 
 def remap(plan: TokenizerPlan, label: str, models: Mapping[str, Checkpoint]) -> Checkpoint:

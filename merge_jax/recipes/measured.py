@@ -41,7 +41,9 @@ def of_tensor(
   """
   if method not in KINDS:
     return None
-  found = []
+  from merge_jax.recipes.embeddings import Remapped, Reordered  # slow to import
+
+  found: list[Readable | None] = []
   for one, source in zip(experts, sources, strict=True):
     where = f"{method}: statistics of {one.label}"
     how = f"make them with python -m merge_jax statistics --kind={KINDS[method]}"
@@ -50,10 +52,14 @@ def of_tensor(
     file = files[one.statistics]
     if file.about.kind != KINDS[method]:
       raise ValueError(f"{where}: {file.path} holds those of kind {file.about.kind!r}; {how}.")
-    name = spelling.stored(source.checkpoint, source.name)  # as the model that was measured has it
+    remapped = source.checkpoint if isinstance(source.checkpoint, Remapped) else None
+    own = source.checkpoint if remapped is None else remapped.own
+    name = spelling.stored(own, source.name)  # as the model that was measured has it
     if name not in file:
       raise ValueError(f"{where}: {file.path} is of a model without tensor {name!r}; {how}.")
-    measured = file.find(name)
+    measured: Readable | None = file.find(name)
+    if method == "fisher" and measured is not None and remapped and source.name in remapped.remapped:
+      measured = Reordered(measured, remapped.plan.rows_of[remapped.label], source.name in remapped.turned)
     shape = source.spec.shape if method == "fisher" else source.spec.shape[-1:] * 2
     if measured is not None and measured.spec.shape != shape:
       raise ValueError(f"{where}: {measured} has shape {measured.spec.shape}; expected {shape}, so {how}.")

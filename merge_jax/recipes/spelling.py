@@ -51,8 +51,9 @@ class Renamed(View):
 def aligned(opened: Mapping[Model, Checkpoint]) -> tuple[dict[Model, Checkpoint], tuple[str, ...]]:
   """The models with the names of their tensors in one spelling, the longest and newest; and notes."""
   names = {model: [*one.specs, *one.aliases] for model, one in opened.items()}
+  files = [model for model, one in opened.items() if one.format == "safetensors"]
   found, notes = dict(opened), list[str]()
-  for model, (new, said) in spelled(names).items():
+  for model, (new, said) in spelled(names, files or opened).items():
     if said:
       notes += [f"{model}: {one}" for one in said]
       found[model] = _renamed(opened[model], dict(zip(names[model], new, strict=True)))
@@ -70,8 +71,15 @@ def _renamed(one: Checkpoint, new: Mapping[str, str]) -> Renamed:
   return Renamed(one.path, specs, aliases, one.config, one, {name: old for old, name in new.items()})
 
 
-def spelled(names: Mapping[Model, Collection[str]]) -> dict[Model, tuple[list[str], list[str]]]:
+def spelled(
+  names: Mapping[Model, Collection[str]], leading: Collection[Model] = ()
+) -> dict[Model, tuple[list[str], list[str]]]:
   """The names of all models in one spelling, and what is done to each for it.
+
+  Args:
+    names: of each model.
+    leading: models whose longest spelling counts; what others have before it is the container of a tree, such
+      as `params.`. None: all.
 
   >>> old, new = ([f"{prefix}h.{i}.w" for i in (0, 1)] for prefix in ("", "transformer."))
   >>> spelled({"a": old, "b": new})["a"]
@@ -81,20 +89,23 @@ def spelled(names: Mapping[Model, Collection[str]]) -> dict[Model, tuple[list[st
   if len({frozenset(own) for own in names.values()}) < 2:
     return found
   roots = {model: next((one.prefix for one in layers.stacks(own)), "") for model, own in names.items()}
-  longest = max(roots.values(), key=len)
+  longest = max((roots[model] for model in leading or names), key=len)
   there = {_renewed(name) for model in names if roots[model] == longest for name in names[model]}
-  for own, said in found.values():
-    root = next((one.prefix for one in layers.stacks(own)), "")
-    before = longest.removesuffix(root)
+  for model, (own, said) in found.items():
+    root = roots[model]
+    before, behind = longest.removesuffix(root), root.removesuffix(longest)
     if root and before.endswith(".") and before + root == longest:
-      own[:] = [before + name if _renewed(before + name) in there else name for name in own]
+      inner = f"{root}."
+      own[:] = [before + n if n.startswith(inner) or _renewed(before + n) in there else n for n in own]
       said.append(f"tensors are read with {before} before their names")
+    elif longest and behind.endswith(".") and behind + longest == root:
+      own[:] = [name.removeprefix(behind) for name in own]
+      said.append(f"tensors are read without {behind} before their names")
   every = {name for own, _ in found.values() for name in own}
   for own, said in found.values():
     have = set(own)
-    renewed = [new if (new := _renewed(name)) in every - have else name for name in own]
-    if renewed != own:
-      own[:] = renewed
+    if any(_renewed(name) in every - have for name in own):
+      own[:] = [name if _renewed(name) in have else _renewed(name) for name in own]
       said.append("LayerNorm.gamma and beta are read as weight and bias")
   return found
 

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from merge_jax import storage
 from merge_jax.checkpoints import Checkpoint, sidecars
+from merge_jax.checkpoints.views import View
 from merge_jax.decoding import decode
 from merge_jax.errors import in_library
 
@@ -62,6 +63,8 @@ def of(model: Checkpoint | Path) -> dict[str, bytes]:
 
 def _planned(model: Checkpoint | Path) -> Mapping[str, bytes] | None:
   """What a model that is not written yet (`built.Planned`) will have; None: the files of its path."""
+  while isinstance(model, View):
+    model = model.source
   return getattr(model, "tokenizer", None)
 
 

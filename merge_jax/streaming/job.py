@@ -50,7 +50,7 @@ class Source(NamedTuple):
     self.checkpoint.release(self.name)
 
   def __str__(self) -> str:
-    return f"{self.name!r} of {self.checkpoint.path}"
+    return f"{self.name!r} of {self.checkpoint.where}"
 
 
 class Job(NamedTuple):
