@@ -277,6 +277,18 @@ def test_layers_that_the_other_models_lack_are_aligned_too():
   assert found["old"][0] == [name.replace("gamma", "weight") for name in old]
 
 
+def test_the_result_of_a_stage_has_its_spelling_before_it_is_there(world, tmp_path):
+  short = {name.removeprefix("model."): value for name, value in world["a"].items()}
+  save(tmp_path / "short", short)
+  first = kit("linear", ("a", {}), ("b", {}), parameters={"weight": 1}, name="one")
+  last = kit("linear", ("one", {}), ("short", {}), parameters={"weight": 1})
+  here("recipe.yml").write_text(yaml.safe_dump_all([first, last], sort_keys=False))
+  planned = recipes.check("recipe.yml")[-1]
+  built = recipes.run("recipe.yml", "out")
+  assert [job.name for job in planned.jobs] == [job.name for job in built.jobs]
+  assert checkpoints.open(here("out")).specs.keys() == world["a"].keys()
+
+
 def test_the_container_of_a_tree_is_no_spelling(world, tmp_path):
   tree = {"params": {name: value + 1 for name, value in world["a"].items()}}
   with ocp.StandardCheckpointer() as saver:

@@ -51,9 +51,9 @@ class Renamed(View):
 def aligned(opened: Mapping[Model, Checkpoint]) -> tuple[dict[Model, Checkpoint], tuple[str, ...]]:
   """The models with the names of their tensors in one spelling, the longest and newest; and notes."""
   names = {model: [*one.specs, *one.aliases] for model, one in opened.items()}
-  files = [model for model, one in opened.items() if one.format == "safetensors"]
+  flat = [model for model, one in opened.items() if one.format != "orbax"]  # a tree may have a container
   found, notes = dict(opened), list[str]()
-  for model, (new, said) in spelled(names, files or opened).items():
+  for model, (new, said) in spelled(names, flat or opened).items():
     if said:
       notes += [f"{model}: {one}" for one in said]
       found[model] = _renamed(opened[model], dict(zip(names[model], new, strict=True)))
@@ -78,8 +78,8 @@ def spelled(
 
   Args:
     names: of each model.
-    leading: models whose longest spelling counts; what others have before it is the container of a tree, such
-      as `params.`. None: all.
+    leading: models whose longest spelling counts, all if there are none; what others have before it is the
+      container of a tree, such as `params.`.
 
   >>> old, new = ([f"{prefix}h.{i}.w" for i in (0, 1)] for prefix in ("", "transformer."))
   >>> spelled({"a": old, "b": new})["a"]
