@@ -52,7 +52,7 @@ def run(main: Callable[[], int | None], elsewhere: Mapping[str, str] = MappingPr
         status = main()
         host.end()
     except (Exception, KeyboardInterrupt) as caught:
-      error = RuntimeError(_NOWHERE) if isinstance(caught, AssertionError) and _is_nowhere() else caught
+      error = _nowhere() if isinstance(caught, AssertionError) and _is_nowhere() else caught
       mendable = isinstance(error, ValueError | OSError | RuntimeError | KeyboardInterrupt)
       if mendable and not flags.FLAGS.traceback:
         status = _say(host.cause(error))
@@ -72,7 +72,9 @@ def run(main: Callable[[], int | None], elsewhere: Mapping[str, str] = MappingPr
   app.run(guarded, flags_parser=functools.partial(_config.parse, elsewhere))
 
 
-_NOWHERE = f"JAX finds no device of JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}; change it or unset it."
+def _nowhere() -> RuntimeError:
+  where = os.environ.get("JAX_PLATFORMS")
+  return RuntimeError(f"JAX finds no device of JAX_PLATFORMS={where}; change it or unset it.")
 
 
 def _is_nowhere() -> bool:

@@ -7,7 +7,8 @@ import select
 import sys
 from typing import Any
 
-_failed: list[OSError] = []
+_failed: set[int] = set()
+"""Numbers of the errors of what was lost."""
 
 
 def spare() -> None:
@@ -27,7 +28,7 @@ def spare() -> None:
 
 def lost() -> str:
   """Why something could not be printed, or ""; a reader that has enough (a closed pipe) is no reason."""
-  return next((os.strerror(one.errno or 0) for one in _failed if one.errno != errno.EPIPE), "")
+  return ", ".join(map(os.strerror, sorted(_failed - {errno.EPIPE})))
 
 
 class _Lossy(io.FileIO):
@@ -43,5 +44,5 @@ class _Lossy(io.FileIO):
         select.select([], [self], [])
       return written
     except OSError as error:
-      _failed.append(error)
+      _failed.add(error.errno or 0)
       return len(data)

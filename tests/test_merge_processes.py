@@ -143,5 +143,5 @@ def test_what_the_lead_refuses_and_what_followers_plan_otherwise(world):
     assert result.status == 1 and "out exists and is not empty" in result.errors, (index, result)
   for flags in (("--output_dir=other", "--seed={index}"), ("--output_dir=other{index}",)):
     for result in run(2, TIES, *flags):
-      assert result.status == 1 and "has another merge than the lead" in result.errors, result
+      assert result.status == 1 and "has another job than the lead" in result.errors, result
   assert not list(world.glob(".o*")) and not list(world.glob("other*"))

@@ -164,9 +164,8 @@ def tensors(opened: Mapping[Model, Checkpoint]) -> tuple[dict[Model, dict[str, s
   everywhere = set.intersection(*(set(names) for names in found.values()))
   for model, names in found.items():
     specs = opened[model].specs
-    for name in names.keys() - everywhere & specs.keys():
-      if not computed(name, specs[name]):
-        continue
+    further = (name for name in names if name not in everywhere and name in specs)
+    for name in [name for name in further if computed(name, specs[name])]:
       del names[name]
       notes.append("buffers that not all models hold are left out")
   return found, tuple(dict.fromkeys(notes))

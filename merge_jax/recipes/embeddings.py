@@ -168,7 +168,11 @@ class Remapped(Checkpoint):
 
   def files(self) -> tuple[Path, ...]:
     """Those of the model."""
-    return self.models[self.label].files()
+    return self.own.files()
+
+  def digest(self) -> str:
+    """That of the model."""
+    return self.own.digest()
 
   def writer(self, folder: Path, specs: Mapping[str, Any], **options: Any) -> Writer:
     """A writer of the model's format, with its side files."""

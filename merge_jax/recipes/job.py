@@ -198,25 +198,21 @@ def _folder(
   verify: bool,
 ) -> Iterator[Path | None]:
   """The hidden folder to fill, which the lead makes; then it is `place`. None: a stage that is there."""
-  job = json.dumps([msgspec.to_builtins(record), max_shard_gb])
-  mine = [job, verify, str(place.resolve())]
+  job = {**msgspec.to_builtins(record), "--max_shard_gb": max_shard_gb}
+  host.refuse_another({"--output_dir": str(place.resolve()), "--verify": verify, **job})
   if not host.is_lead():
-    path, *told = host.broadcast()
-    if told != mine:
-      raise ValueError(
-        "This process has another merge than the lead: other inputs, versions, flags or output."
-      )
+    path = host.broadcast()
     host.barrier("the plan")
     yield None if path is None else storage.path(path)
   elif stage and manifest.matches(place, record):
-    host.broadcast([None, *mine])
+    host.broadcast(None)
     host.barrier("the plan")
     yield None
   else:
     if stage and storage.is_filled(place):  # of another merge, or what is left of its removal
       storage.remove_tree(place)
-    with storage.new_folder(place, owned=owned, resume=job) as partial:
-      host.broadcast([str(partial), *mine])
+    with storage.new_folder(place, owned=owned, resume=json.dumps(job)) as partial:
+      host.broadcast(str(partial))
       host.barrier("the plan")
       yield partial
   host.barrier("the folder's name")

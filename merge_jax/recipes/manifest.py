@@ -10,8 +10,6 @@ import msgspec
 
 import merge_jax
 from merge_jax import storage
-from merge_jax.checkpoints import Checkpoint
-from merge_jax.checkpoints.views import View
 from merge_jax.recipes.built import Built
 
 NAME = "merge_manifest.json"
@@ -46,7 +44,7 @@ def make(built: Built, seed: int) -> Manifest:
 
 
 def _inputs(built: Built) -> dict[str, str]:
-  inputs = {str(model): of_model(checkpoint) for model, checkpoint in built.origins.items()}
+  inputs = {str(model): checkpoint.digest() for model, checkpoint in built.origins.items()}
   for stage in built.stages:
     inputs = _inputs(stage) | inputs
   inputs |= {name: digest([file.path]) for name, file in built.measurements.items()}
@@ -56,12 +54,6 @@ def _inputs(built: Built) -> dict[str, str]:
     files = [folder / name for name in (*tokenizer_files.names(folder), "config.json")]
     inputs[f"tokenizer of {folder}"] = digest(file for file in files if storage.lexists(file))
   return inputs
-
-
-def of_model(checkpoint: Checkpoint) -> str:
-  """Of a model with an adapter from the digests of both, which lie anywhere."""
-  own = getattr(checkpoint, "own", checkpoint)  # with rows in another order
-  return own.digest() if isinstance(own, View) else digest(own.files())
 
 
 def digest(files: Iterable[Path]) -> str:

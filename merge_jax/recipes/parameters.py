@@ -168,13 +168,4 @@ def flag(value: Scalar, where: str) -> bool:
   return bool(found)
 
 
-_FLAGS = {
-  "true": True,
-  "yes": True,
-  "on": True,
-  "1": True,
-  "false": False,
-  "no": False,
-  "off": False,
-  "0": False,
-}
+_FLAGS = dict(true=True, yes=True, on=True, false=False, no=False, off=False) | {"1": True, "0": False}

@@ -30,7 +30,7 @@ from merge_jax.study.lineages import (
   Member,
   opened,
   require_alike,
-)  # fmt: skip
+)
 from merge_jax.study.settings import Size, Training
 from merge_jax.study.tasks import asked_in
 from merge_jax.training import Recipe, State, corpus, pool, read_recipe, result, train_into
