@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from merge_jax import checkpoints, storage
-from merge_jax.checkpoints import folder_writer
 from merge_jax.checkpoints.folder_writer import FolderWriter
+from merge_jax.storage import behind
 
 TENSORS = {f"w{i}": np.arange(25, dtype=np.float32) + i for i in range(9)} | {
   "empty": np.zeros((0, 2), np.float32),
@@ -185,7 +185,7 @@ def test_a_disk_that_refuses_is_one_sentence_and_the_rest_resumes(
       raise OSError(code, os.strerror(code))
     return real(*args)
 
-  monkeypatch.setattr(folder_writer.os, "pwrite", pwrite)
+  monkeypatch.setattr(os, "pwrite", pwrite)
   with pytest.raises(OSError, match=message) as raised:
     fill(target)
   assert "\n" not in str(raised.value) and not target.exists()
@@ -193,6 +193,23 @@ def test_a_disk_that_refuses_is_one_sentence_and_the_rest_resumes(
   assert [path.name for path in partial.iterdir()] == ["model-00001-of-00005.safetensors"]
   monkeypatch.undo()
   assert fill(target) == {"w0", "w1"} and content(target) == whole
+
+
+def test_what_a_disk_refuses_while_it_is_flushed_is_told_once_and_counts(tmp_path, whole, monkeypatch):
+  flushed, refused = [], OSError(errno.EIO, os.strerror(errno.EIO))
+
+  def flush(descriptor):
+    flushed.append(descriptor)
+    raise refused
+
+  monkeypatch.setattr(behind, "EVERY", 1)
+  monkeypatch.setattr(behind, "_flush", flush)
+  with pytest.raises(OSError, match=r"model-00001-of-00005.safetensors: the disk fails"):
+    fill(tmp_path / "out")
+  assert flushed and not (tmp_path / "out").exists()
+  monkeypatch.setattr(behind, "_flush", flushed.append)
+  fill(tmp_path / "out")
+  assert content(tmp_path / "out") == whole and len(flushed) > 5
 
 
 def test_a_full_disk_is_found_before_a_byte_is_written(tmp_path):

@@ -190,7 +190,7 @@ def test_a_full_disk_is_one_sentence_and_the_rest_goes_on(world, monkeypatch, ca
     return real(*arguments)
 
   with monkeypatch.context() as patch:
-    patch.setattr(folder_writer.os, "pwrite", pwrite)
+    patch.setattr(os, "pwrite", pwrite)
     with pytest.raises(OSError, match="the disk is full") as caught:
       run(max_shard_gb=SHARD)
   assert "\n" not in str(caught.value) and not Path("out").exists()

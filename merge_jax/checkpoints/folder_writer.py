@@ -7,7 +7,6 @@ completes the files that it has for itself; the lead does all else.
 import contextlib
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
@@ -32,7 +31,7 @@ class _Shard:
   header: bytes
   size: int
   left: set[str]
-  descriptor: int | None = None
+  open: storage.WriteBehind | None = None
   ours: bool = False
 
 
@@ -137,14 +136,12 @@ class FolderWriter(Writer):
     self._put_parts(name, [np.asarray(value)])
 
   def _put_parts(self, name: str, parts: Iterable[np.ndarray]) -> None:
-    shard, start = self._places[name]
-    at = start
+    shard, at = self._places[name]
     for part in parts:
       content = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
       with storage.writing(shard.file):
-        _write(self._descriptor(shard), content, at)
+        self._opened(shard).write(content, at)
       at += len(content)
-    storage.begin_writing_back(self._descriptor(shard), start, at - start)
     with storage.writing(shard.file):
       with self._lock:
         shard.left.remove(name)
@@ -152,31 +149,28 @@ class FolderWriter(Writer):
       if last:
         self._close(shard)
 
-  def _descriptor(self, shard: _Shard) -> int:
+  def _opened(self, shard: _Shard) -> storage.WriteBehind:
     with self._lock:
-      if shard.descriptor is None:
-        new = os.O_NOFOLLOW if shard.ours else os.O_EXCL
-        file = self._room / shard.file.name
-        shard.descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | new, 0o666)
-        os.truncate(shard.descriptor, shard.size)
-      return shard.descriptor
+      if shard.open is None:
+        shard.open = storage.WriteBehind(self._room / shard.file.name, shard.size, new=not shard.ours)
+      return shard.open
 
   def _close(self, shard: _Shard) -> None:
     """The tensors reach the disk before the header that vouches for them."""
-    descriptor = self._descriptor(shard)
-    os.fsync(descriptor)
-    _write(descriptor, memoryview(shard.header), 0)
-    os.fsync(descriptor)
-    os.close(descriptor)
-    shard.descriptor = None
+    file = self._opened(shard)
+    file.sync()
+    file.write(memoryview(shard.header), 0)
+    file.sync()
+    file.close()
+    shard.open = None
     storage.deliver(self._room / shard.file.name, shard.file)
 
   def _complete(self) -> None:
     if self._together:
       for shard in self._shards:
-        if shard.descriptor is not None:
+        if shard.open is not None:
           with storage.writing(shard.file):
-            os.fsync(shard.descriptor)
+            shard.open.sync()
       host.barrier("all tensors")
     if not self._lead:
       self._let_go()
@@ -205,10 +199,10 @@ class FolderWriter(Writer):
 
   def _let_go(self) -> list[_Shard]:
     """Closes the files that are open."""
-    found = [shard for shard in self._shards if shard.descriptor is not None]
+    found = [shard for shard in self._shards if shard.open is not None]
     for shard in found:
-      os.close(self._descriptor(shard))
-      shard.descriptor = None
+      self._opened(shard).close()
+      shard.open = None
     return found
 
 
@@ -229,9 +223,3 @@ def _is_complete(shard: _Shard) -> bool:
   if shard.file.is_symlink() or not shard.file.is_file() or shard.file.stat().st_size != shard.size:
     return False
   return b"".join(storage.read_ranges(shard.file, [(0, len(shard.header))])) == shard.header
-
-
-def _write(descriptor: int, content: memoryview, at: int) -> None:
-  while len(content):  # one call takes at most 2 GiB
-    count = os.pwrite(descriptor, content, at)
-    content, at = content[count:], at + count

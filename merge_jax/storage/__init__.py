@@ -3,6 +3,7 @@
 On local disks, and on object stores (`remote.py`): what differs between them is decided here alone.
 """
 
+from merge_jax.storage.behind import WriteBehind as WriteBehind
 from merge_jax.storage.folders import PARTIAL as PARTIAL
 from merge_jax.storage.folders import destination as destination
 from merge_jax.storage.folders import disk_destination as disk_destination
@@ -46,7 +47,6 @@ from merge_jax.storage.remote import Remote as Remote
 from merge_jax.storage.remote import path as path
 from merge_jax.storage.remote import side_by_side as side_by_side
 from merge_jax.storage.space import available_memory as available_memory
-from merge_jax.storage.space import begin_writing_back as begin_writing_back
 from merge_jax.storage.space import gib as gib
 from merge_jax.storage.space import require_space as require_space
 from merge_jax.storage.space import writing as writing

@@ -1,7 +1,6 @@
 """Room in memory and on a disk, asked before it is used, and one sentence for what a disk refuses."""
 
 import contextlib
-import ctypes
 import errno
 import os
 import shutil
@@ -42,13 +41,6 @@ def writing(path: Path) -> Iterator[None]:
       raise
     reason = f"{_REFUSED[error.errno]} ({os.strerror(error.errno)})"
     raise OSError(f"{path}: {reason}; make room there, or choose another place.") from None
-
-
-def begin_writing_back(descriptor: int, start: int, length: int) -> None:
-  """Lets the disk begin with what was written, so that fsync waits less; a hint that Linux alone hears."""
-  hint = getattr(ctypes.CDLL(None), "sync_file_range", None)
-  if hint is not None:
-    hint(descriptor, ctypes.c_int64(start), ctypes.c_int64(length), 2)  # SYNC_FILE_RANGE_WRITE
 
 
 def gib(count: float) -> str:
