@@ -28,6 +28,24 @@ def test_fraction_is_exact_for_the_float32_density(size, density):
     assert k == int(size * density + 1e-9)  # what the decimal means
 
 
+@pytest.mark.parametrize("function", ["fraction", "carry", "at_least", "smaller", "larger", "minus", "of"])
+def test_counts_on_the_host_are_those_of_programs(function):
+  generator = np.random.default_rng(0)
+  a, b = (generator.integers(0, 3, (50, 3)).astype(np.uint32) * 32_767 for _ in range(2))
+  arguments = {
+    "fraction": (counting.limbs(10**11 + 7), np.float32([*generator.random(50), 0, 1, np.nan, 1e-45])),
+    "carry": (a * np.uint32(7),),
+    "minus": (np.maximum(a, b) + np.uint32(1), np.minimum(a, b)),
+    "smaller": (a, b[0]),
+    "larger": (a[0], b),
+    "of": (a[:, 0] > 0,),
+  }.get(function, (a, b))
+  host = getattr(counting, function)(*arguments)
+  traced = jax.jit(getattr(counting, function))(*arguments)
+  assert not isinstance(host, jax.Array) and host.dtype == traced.dtype
+  np.testing.assert_array_equal(host, traced)
+
+
 def test_counts_beyond_uint32():
   rows = np.full(400_000, 12_288, np.uint32)  # 4.9e9
   total = counting.sum_counts(jnp.asarray(rows), 400_000 * 12_288)

@@ -8,9 +8,11 @@ import pytest
 
 import merge_jax as mj
 from merge_jax import streaming
-from merge_jax.operators import counting, hashing, leafwise, naming, rows, selection
+from merge_jax.operators import counting, hashing, leafwise, naming, rows, selection, sums
+from merge_jax.operators.contrib import sphere
 from merge_jax.operators.core import Leaf, Ranked, Total
 from merge_jax.operators.pytrees import pytree
+from merge_jax.operators.reduce import Reducer
 from merge_jax.streaming import blocks, order
 from tests.cases import CASES, every
 from tests.cases.common import make_tree
@@ -64,6 +66,16 @@ def test_a_block_has_the_random_bits_of_its_place():
   np.testing.assert_array_equal(part, whole[1024:2048])
   words = hashing.bits(hashing.Key(jax.random.key_data(KEY), 2), jnp.zeros((7, 640)))
   np.testing.assert_array_equal(words, whole.reshape(7, 640))
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1])
+@pytest.mark.parametrize(
+  "kind", [jax.random.key, jax.random.PRNGKey, lambda s: jax.random.key(s, impl="rbg")]
+)
+def test_keys_on_the_host_are_those_of_programs(kind, seed):
+  key, models, name = kind(seed), ["a", "some/folder", 3], "model.layers.0.w"
+  expected = [jax.random.key_data(naming.key_of(key, model, name)) for model in models]
+  np.testing.assert_array_equal(naming.words_of(key, models, name), np.stack(expected))
 
 
 @pytest.mark.parametrize("place", [0, 3, 2**31, 2**32 + 17, 2**40])
@@ -156,6 +168,99 @@ def test_ranks_of_whole_models_are_told_the_same_in_streams_and_in_memory():
   result = Result(jobs)
   streaming.stream(jobs, result)
   chex.assert_trees_all_equal(dict(result), mj.merge(Halved(), [tree]))
+
+
+SCALED = [mj.slerp(0.3), mj.model_stock(), mj.karcher(), mj.multislerp()]
+
+
+@pytest.mark.parametrize("operator", SCALED, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("size", [1.0, 1e-4, 1e-12, 1e-25, 1e-30, 1e12, 5e17, 1e30, 0.0])
+def test_norms_of_any_size_are_those_in_memory(operator, size, monkeypatch):
+  """Streams try the numbers as they are, and scale them where squares might end."""
+  monkeypatch.setattr(blocks, "LONGEST", 1024)
+  shapes, measured = {"w": (40, 65), "v": (10,)}, []
+  base = make_tree(0, size, shapes=shapes)
+  experts = [make_tree(seed, 0.1 * size, base, shapes=shapes) for seed in (1, 2)]
+  experts[1]["v"] = base["v"]  # a task vector of zeros
+  base = base if operator.needs_base else None
+  jobs = jobs_of(
+    operator, [Memory(tree, str(i)) for i, tree in enumerate(experts)], base and Memory(base, "b")
+  )
+  real = leafwise.measure
+  monkeypatch.setattr(leafwise, "measure", lambda *args: measured.append(len(args[2])) or real(*args))
+  result = Result(jobs)
+  streaming.stream(jobs, result)
+  assert (0 in measured) == (not 1e-5 < size < 1e10 or operator.needs_base)
+  expected = mj.merge(operator, experts, base=base)
+  chex.assert_trees_all_close(dict(result), expected, rtol=1e-6, atol=1e-7 * size)
+
+
+def test_squares_that_end_differently_in_two_blocks_are_scaled(monkeypatch):
+  monkeypatch.setattr(blocks, "LONGEST", 1024)
+  a, half = np.full(2048, 1e25, np.float32), np.full(1024, 1e25, np.float32)
+  trees = [{"w": a}, {"w": np.concatenate([half, -0.5 * half])}]
+  jobs = jobs_of(mj.slerp(0.5), [Memory(tree, str(i)) for i, tree in enumerate(trees)], None)
+  result = Result(jobs)
+  streaming.stream(jobs, result)
+  chex.assert_trees_all_close(dict(result), mj.merge(mj.slerp(0.5), trees), rtol=1e-6)
+
+
+@pytree
+class Counted(mj.Operator):
+  """How many elements of the model lie in tensors with a norm: of the whole model, after a scale."""
+
+  elementwise = True
+
+  def survey(self):
+    def squares(leaf, surveyed):
+      return jnp.stack([jnp.sum(sums.scaled(x, sums.exponent(surveyed[0])) ** 2) for x in leaf.experts])
+
+    def count(leaf, surveyed):
+      return jnp.where(surveyed[1][0] > 0, jnp.sum(jnp.where(leaf.experts[0] == 0, 0.0, 1.0)), 0.0)
+
+    return sums.scale(lambda surveyed: [surveyed[1]]), Total(squares, whole=False), Total(count)
+
+  def prepare(self, leaf, surveyed):
+    return surveyed[2]
+
+  def combine(self, leaf, prepared, weights):
+    return jnp.full_like(leaf.experts[0], prepared)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-25])
+def test_surveys_of_whole_models_see_scales_that_did(size):
+  tree = make_tree(0, size)
+  jobs = jobs_of(Counted(), [Memory(tree, "0")], None)
+  result = Result(jobs)
+  streaming.stream(jobs, result)
+  chex.assert_trees_all_equal(dict(result), mj.merge(Counted(), [tree]))
+  assert result.popitem()[1].max() > 0
+
+
+@pytree
+class Sized(Reducer):
+  """The norm of what is left of the first task vector, everywhere."""
+
+  elementwise = True
+
+  def survey(self):
+    return sums.scale(lambda surveyed: [surveyed[1]]), Total(sphere.norms, whole=False)
+
+  def reduce(self, deltas, weights, surveyed):
+    norm = jnp.ldexp(jnp.sqrt(surveyed[1][0]), sums.exponent(surveyed[0]))
+    return jnp.full_like(deltas[0], norm)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-25])
+def test_scales_are_judged_by_the_results_of_their_own_block(size):
+  base, tree = make_tree(0, 0.0), make_tree(1, size)
+  rule = mj.TaskVector((mj.trim(0.5, scope="tensor"),), Sized())
+  jobs = jobs_of(rule, [Memory(tree, "0")], Memory(base, "b"))
+  result = Result(jobs)
+  streaming.stream(jobs, result)
+  expected = mj.merge(rule, [tree], base=base)
+  chex.assert_trees_all_close(dict(result), expected, rtol=1e-6)
+  assert min(x.min() for x in result.values()) > 0
 
 
 def test_most_rules_go_by_blocks():

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
-import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from merge_jax.errors import shown
@@ -49,15 +49,19 @@ class Total(NamedTuple):
       pytree of numbers. Blocks, shards and processes add up alike; an element that is 0 in all models adds
       nothing.
     finish: the total and the number of elements (float32) to the result; None: the total is the result.
+      Where they are concrete they are NumPy's, and what NumPy can compute needs no compilation.
     whole: of all tensors of the model, or else of one tensor at a time.
     kind: numbers that are added, counts as limbs (`counting.py`), or numbers from 0 on of which the largest
       is wanted.
+    usual: of one tensor at a time: a result that does as well for nearly every tensor, and a function that
+      tells from the results of all surveys with it whether it did. Streams try it, and save a pass.
   """
 
   measure: Callable[[Leaf, Surveyed], PyTree]
   finish: Callable[[PyTree, Array], PyTree] | None = None
   whole: bool = True
   kind: Literal["sum", "count", "largest"] = "sum"
+  usual: tuple[PyTree, Callable[[Surveyed], bool]] | None = None
 
 
 class Ranked(NamedTuple):
@@ -71,7 +75,7 @@ class Ranked(NamedTuple):
       below 2^31, for example one of magnitudes for each model.
     ranks: the number of elements, the number of models and the results of the surveys before (None for each
       where the elements are those of all tensors) to `each` k for every array of keys, in order; numbers of
-      elements are limbs `[3]`: one program serves all sizes.
+      elements are limbs `[3]`: one program serves all sizes; concrete ones are NumPy's, as of `Total.finish`.
     whole: the elements are those of all tensors, or else of one tensor at a time.
     exact: equal keys are told apart by their position, the first in row-major order first; for one
       tensor alone.
@@ -79,7 +83,7 @@ class Ranked(NamedTuple):
   """
 
   keys: Callable[[Leaf, Surveyed], tuple[Array, ...]]
-  ranks: Callable[[Array, int, Surveyed], Sequence[Array]]
+  ranks: Callable[[Any, int, Surveyed], Sequence[Any]]
   whole: bool = True
   exact: bool = False
   each: int = 1
@@ -124,9 +128,9 @@ class Operator(abc.ABC):
   per_model: ClassVar[tuple[str, ...]] = ()
   """The numbers that may be one for each model."""
 
-  def default_weights(self, count: int) -> Array:
+  def default_weights(self, count: int) -> np.ndarray:
     """Weights where the caller gives none: one for each model."""
-    return jnp.ones(count)
+    return np.ones(count)
 
   def survey(self) -> tuple[Survey, ...]:
     """The statistics that `prepare` needs, in order; most rules need none."""
@@ -161,7 +165,7 @@ class Weights:
   Raises:
     ValueError: other than one row for each pattern.
 
-  >>> weights = Weights(jnp.array([[1.0, 0.0], [0.5, 0.5]]), (r".*embed.*", r".*"))
+  >>> weights = Weights(np.array([[1.0, 0.0], [0.5, 0.5]]), (r".*embed.*", r".*"))
   >>> weights.row("model.norm.weight").tolist()
   [0.5, 0.5]
   """

@@ -17,6 +17,7 @@ from jax import Array
 
 from merge_jax.operators import layout
 
+_WORD = 0xFFFFFFFF
 _GOLDEN = np.uint32(0x9E3779B9)  # 2^32 / golden ratio: neighbours differ in many bits
 
 
@@ -45,6 +46,26 @@ def mix(x: Array) -> Array:
 def words(key: Array) -> Array:
   """The words of a random key."""
   return key if key.dtype == jnp.uint32 else jax.random.key_data(key).reshape(-1)
+
+
+def fold_in(words: tuple[int, int], data: int) -> tuple[int, int]:
+  """`jax.random.fold_in` for the words of a Threefry key and a number below 2^32, on the host.
+
+  To trace and compile JAX's took a twentieth of a DARE merge of 200 MB. Source: Threefry-2x32 with 20 rounds,
+  Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (SC 2011).
+
+  >>> jax.random.key_data(jax.random.fold_in(jax.random.key(3), 7)).tolist() == list(fold_in((0, 3), 7))
+  True
+  """
+  schedule = (*words, words[0] ^ words[1] ^ 0x1BD11BDA)
+  x, y = words[0], data + words[1] & _WORD  # the counter is (0, data)
+  for i in range(5):
+    for turn in ((13, 15, 26, 6), (17, 29, 16, 24))[i % 2]:
+      x = x + y & _WORD
+      y = (y << turn & _WORD | y >> 32 - turn) ^ x
+    x = x + schedule[(i + 1) % 3] & _WORD
+    y = y + schedule[(i + 2) % 3] + i + 1 & _WORD
+  return x, y
 
 
 def bits(key: Key, like: Array) -> Array:

@@ -72,13 +72,7 @@ def measure(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> P
 def finish(operator: Operator, index: int, total: PyTree, size: int) -> PyTree:
   """The result of one of the operator's surveys, a `Total`, from the sum of what its leaves add."""
   survey: Any = operator.survey()[index]
-  return total if survey.finish is None else _finish(operator, index, total, np.float32(size))
-
-
-@functools.partial(jax.jit, static_argnames="index")
-def _finish(operator: Operator, index: int, total: PyTree, size: Array) -> PyTree:
-  survey: Any = operator.survey()[index]
-  return survey.finish(total, size)
+  return total if survey.finish is None else survey.finish(total, np.float32(size))
 
 
 @functools.partial(jax.jit, static_argnames="axes")
@@ -97,8 +91,7 @@ def _keys(operator: Operator, leaf: Leaf, surveyed: Surveyed) -> tuple[Array, ..
   return tuple(x for x in survey.keys(leaf, surveyed) for _ in range(survey.each))
 
 
-@functools.partial(jax.jit, static_argnames="count")
-def ranks(operator: Operator, size: Array, count: int, surveyed: Surveyed) -> Sequence[Array]:
+def ranks(operator: Operator, size: np.ndarray, count: int, surveyed: Surveyed) -> Sequence[Any]:
   """The ranks that the operator's next survey, a `Ranked`, asks for."""
   survey = _next(operator, surveyed)
   return survey.ranks(size, count, (None,) * len(surveyed) if survey.whole else surveyed)

@@ -170,7 +170,7 @@ def _surveys(part: Operator, entries: Sequence[Entry], leaves: Mapping[str, Leaf
   return surveyed
 
 
-def _per_slice(entry: Entry, values: Sequence[Array]) -> Array:
+def _per_slice(entry: Entry, values: Sequence[Any]) -> Any:
   """What belongs to the slices of a stacked leaf, stacked; or to the leaf itself."""
   return values[0] if entry.axes.stack is None else jnp.stack(values)
 

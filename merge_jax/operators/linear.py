@@ -5,12 +5,13 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed, Total
 from merge_jax.operators.pytrees import STATIC, check_number, pytree
-from merge_jax.operators.sums import exponent, largest, scaled, totals
+from merge_jax.operators.sums import exponent, scale, scaled, totals
 
 
 def weighted_sum(arrays: tuple[Array, ...], weights: Array) -> Array:
@@ -38,8 +39,8 @@ class Linear(Operator):
   normalize: bool = dataclasses.field(default=True, kw_only=True, metadata=STATIC)
   elementwise = True
 
-  def default_weights(self, count: int) -> Array:
-    return jnp.full(count, 1.0 / count)
+  def default_weights(self, count: int) -> np.ndarray:
+    return np.full(count, 1.0 / count)
 
   def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
     return weighted_sum(leaf.experts, weights / jnp.sum(weights) if self.normalize else weights)
@@ -106,7 +107,7 @@ class Slerp(Operator):
 
   def survey(self) -> tuple[Total, ...]:
     """How large the models are, how far b reaches along a, and what else there is of b."""
-    return largest(), Total(_along, whole=False), Total(_rest, whole=False)
+    return scale(_squares), Total(_along, whole=False), Total(_rest, whole=False)
 
   def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
     """The angle between b and the nearer of a and -a; whether that is -a; whether a + b matters."""
@@ -152,6 +153,12 @@ def _rest(leaf: Leaf, surveyed: Surveyed) -> Array:
   _, along = _line(surveyed[1])
   rest = _minus(b, along, a)
   return jnp.stack(totals([rest * a, rest * rest]))
+
+
+def _squares(surveyed: Surveyed) -> list[Array]:
+  """Of a, and roughly of b."""
+  (square, product), (_, rest) = surveyed[1:]
+  return [square, product / square * product + rest]
 
 
 def _line(sums: Array) -> tuple[Array, Array]:

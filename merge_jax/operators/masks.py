@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -72,18 +72,18 @@ class Trim(Mask):
     def keys(leaf: Leaf, _: Surveyed) -> tuple[Array, ...]:
       return tuple(map(selection.magnitude, leaf.experts))
 
-    def ranks(size: Array, count: int, _: Surveyed) -> list[Array]:
-      return list(jax.vmap(self.rank, (None, 0))(size, self.numbers("density", count)))
+    def ranks(size: Any, count: int, _: Surveyed) -> list[Any]:
+      return list(self.rank(size, self.numbers("density", count)))
 
     if self.scope == "row":
       return None
     return Ranked(keys, ranks, whole=self.scope == "model", exact=self.keep == "exact")
 
-  def rank(self, size: Array, density: Array) -> Array:
-    """The rank of the threshold among `size` (limbs) magnitudes: the authors' is the (k+1)-th largest."""
+  def rank(self, size: Any, density: Any) -> Any:
+    """Ranks `[..., 3]` of the thresholds among `size` magnitudes (limbs): the authors' is the (k+1)-th."""
     k = counting.fraction(size, density)
-    more = (density > 0) & (density < 1) & ((self.keep == "threshold") | ~jnp.any(k > 0))
-    return counting.carry(k + jnp.where(more, counting.limbs(1), 0))
+    more = (density > 0) & (density < 1) & ((self.keep == "threshold") | ~(k > 0).any(-1))
+    return counting.carry(k + counting.of(more))
 
   def choose(self, leaf: Leaf, ordered: PyTree) -> Sequence[PyTree]:
     if self.scope != "row":

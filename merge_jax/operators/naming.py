@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from merge_jax.errors import shown
-from merge_jax.operators import layout
+from merge_jax.operators import hashing, layout
 
 
 class Axes(NamedTuple):
@@ -178,8 +178,12 @@ def key_of(key: Array, model: int | str, name: str) -> Array:
 
 def words_of(key: Array, models: Sequence[str], name: str) -> np.ndarray:
   """The words of `key_of` for several models, `[K, words]`, on the host."""
-  numbers = np.array([_number(model) for model in models], np.uint32)
-  return np.asarray(_words(key, numbers, np.uint32(_number(name))))
+  numbers, last = [_number(model) for model in models], _number(name)
+  if jax.random.key_impl(key) == "threefry2x32":
+    first, second = np.asarray(jax.random.key_data(key)).tolist()
+    words = (hashing.fold_in((first, second), number) for number in numbers)
+    return np.array([hashing.fold_in(one, last) for one in words], np.uint32)
+  return np.asarray(_words(key, np.array(numbers, np.uint32), np.uint32(last)))
 
 
 def _number(label: Any) -> int:

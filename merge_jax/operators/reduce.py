@@ -5,6 +5,7 @@ import dataclasses
 from typing import Literal, get_args
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from merge_jax.operators import counting
@@ -102,4 +103,4 @@ def _signs(leaf: Leaf, _: Surveyed) -> PyTree:
 
 def _majority(total: PyTree, _: Array) -> Array:
   positive, negative = map(counting.carry, total)
-  return jnp.where(counting.at_least(negative, positive), jnp.float32(-1), jnp.float32(1))
+  return 1.0 - 2.0 * counting.at_least(negative, positive).astype(np.float32)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from merge_jax.operators.core import Leaf, PyTree, Survey, Surveyed, Total
@@ -97,12 +98,13 @@ class Mask(Sparsifier):
         name = jax.tree_util.keystr(path, simple=True)
         raise ValueError(f"{name} has shape {shape}; expected one number, or one for each of {count} models.")
       for i, row in enumerate(rows):
-        row.append(jnp.asarray(value)[i] if shape else value)
+        row.append(value[i] if shape else value)
     return [jax.tree.unflatten(structure, row) for row in rows]
 
   def numbers(self, name: str, count: int) -> Array:
     """One of its numbers for each of K models, float32 `[K]`; errors as of `each`."""
-    return jnp.stack([jnp.asarray(getattr(one, name), jnp.float32) for one in self.each(count)])
+    values = [getattr(one, name) for one in self.each(count)]
+    return (jnp if any(isinstance(x, Array) for x in values) else np).array(values, np.float32)
 
   def survey(self) -> tuple[Survey, ...]:
     order = self.order()

@@ -110,7 +110,7 @@ def _searched(operator: Operator, rows: Sequence[Row], size: int) -> selection.S
   """The operator's next survey, a `Ranked`, over tensors of `size` elements."""
   traced, of, (first, surveyed, _) = _staged() or _traced(operator, rows), counting.limbs(size), rows[0]
   ranks = leafwise.ranks(operator, of, len(first.experts), surveyed)
-  states = _start(of, jnp.stack(ranks))
+  states = _start(of, (jnp if traced else np).stack(ranks))
   every = max(1, size // SAMPLE)
   samples = _sorted([leafwise.sample(operator, *row, every) for row in rows], traced)
 
@@ -141,7 +141,7 @@ def _added(parts: list[PyTree], traced: bool, largest: bool = False) -> PyTree:
     add = jnp.maximum if largest else jnp.add
     return functools.reduce(lambda a, b: jax.tree.map(add, a, b), parts)
   add = np.maximum if largest else np.add
-  return jax.tree.map(lambda *x: jnp.asarray(functools.reduce(add, map(np.asarray, x))), *parts)
+  return jax.tree.map(lambda *x: functools.reduce(add, map(np.asarray, x)), *parts)
 
 
 def _sorted(parts: list[tuple[Array, ...]], traced: bool) -> Any:

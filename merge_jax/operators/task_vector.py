@@ -95,7 +95,11 @@ class TaskVector(Operator):
       return lambda leaf, surveyed: function(self._sparse(leaf, surveyed, i)[0], surveyed[before:])
 
     if isinstance(survey, Total):
-      return survey._replace(measure=within(survey.measure))
+      usual = survey.usual
+      if usual is not None:
+        value, did = usual
+        usual = value, lambda surveyed: did(surveyed[before:])
+      return survey._replace(measure=within(survey.measure), usual=usual)
     if isinstance(survey, Ranks):
       return Ranks(within(survey.keys))
     ranks = survey.ranks

@@ -32,11 +32,12 @@ def write(
   writer = FolderWriter(folder, built.specs, built.like, max_shard_bytes=limit, resume=True, together=True)
   digests: dict[str, str] = {}
   others = len(writer.others)
+  drawn = any(job.operator.needs_key for job in built.jobs)  # a key is a twentieth of a merge of 200 MB
   scale = len(built.jobs) / max(len(built.jobs) - others, 1)
   with writer as out, host.reporting():
     sink: Any = _Digesting(out, digests) if verify else out
     streaming.stream(
-      built.jobs, sink, key=jax.random.key(record.seed),
+      built.jobs, sink, key=jax.random.key(record.seed) if drawn else None,
       progress=lambda done: progress(round((done - others) * scale)), **options,
     )  # fmt: skip
   if host.is_lead():

@@ -1,5 +1,6 @@
 """Files that go to the disk while they are still being written."""
 
+import contextlib
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,7 +51,8 @@ class WriteBehind:
       self._unflushed += length
       if self._unflushed >= EVERY and (self._flushed is None or self._flushed.done()):
         self._refused()
-        self._flushed, self._unflushed = self._pool.submit(_flush, self._descriptor), 0
+        with contextlib.suppress(RuntimeError):  # no thread is to be had: `sync` does it
+          self._flushed, self._unflushed = self._pool.submit(_flush, self._descriptor), 0
 
   def sync(self) -> None:
     """Returns when all that was written is on the disk."""
@@ -63,5 +65,7 @@ class WriteBehind:
       self._flushed.result()
 
   def close(self) -> None:
-    self._pool.shutdown()
-    os.close(self._descriptor)
+    try:
+      self._pool.shutdown()
+    finally:
+      os.close(self._descriptor)

@@ -101,8 +101,11 @@ def _kinds(jobs: Sequence[Job], length: int) -> Iterable[Job]:
 
 
 def _compile(job: Job, nothing: survey.Read) -> None:
-  """Merges zeros for once: workers that start with the same program would all trace and compile it."""
-  for _ in _merged(job, nothing(job), survey.of_models([job], nothing, map)):
+  """Merges zeros for once: workers that start with the same program would all trace and compile it.
+
+  What is hardly ever needed (see `Total.usual`) is left to them.
+  """
+  for _ in _merged(job, nothing(job), survey.of_models([job], nothing, map), trusting=True):
     pass
 
 
@@ -118,11 +121,13 @@ def _surveys(
   return {group: survey.of_models(members[group], read, each) for group in sorted(wanted)}
 
 
-def _merged(job: Job, parts: Sequence[Block], whole: Surveyed) -> Iterator[np.ndarray]:
+def _merged(
+  job: Job, parts: Sequence[Block], whole: Surveyed, *, trusting: bool = False
+) -> Iterator[np.ndarray]:
   """What each block of a tensor merges to, flat."""
   weights = job.operator.default_weights(len(job.experts)) if job.weights is None else job.weights
   numbers, dtype = np.asarray(weights, np.float32), np.dtype(job.spec.dtype)
-  surveyed = survey.of_tensor(job, parts, whole)
+  surveyed = survey.of_tensor(job, parts, whole, trusting=trusting)
   for block in parts:
     merged = leafwise.merge(job.operator, block.leaf, block.relative(surveyed), numbers, block.axes, dtype)
     yield np.asarray(merged).reshape(-1)[: block.size]

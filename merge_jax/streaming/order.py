@@ -106,11 +106,12 @@ class _Search:
 
   def count(self, keys: np.ndarray) -> None:
     """Looks at the keys of the next block."""
-    width = self.high - self.low
-    inside = np.subtract(keys, np.uint32(self.low)) <= np.uint32(width)
-    places = np.flatnonzero(inside).astype(np.uint32) if width else _NOWHERE
-    tied = 0 if width else int(np.count_nonzero(inside))
-    self.above += int(np.count_nonzero(keys > np.uint32(self.high)))
+    above = keys > np.uint32(self.high)
+    inside = (keys >= np.uint32(self.low)) ^ above
+    wide = self.low < self.high
+    places = np.flatnonzero(inside).astype(np.uint32) if wide else _NOWHERE
+    tied = 0 if wide else int(np.count_nonzero(inside))
+    self.above += int(np.count_nonzero(above))
     self.parts.append(_Part(tied, keys[places], places))
 
   def close(self) -> None:

@@ -49,11 +49,27 @@ def of_models(jobs: Sequence[Job], read: Read, each: Each) -> Surveyed:
   return whole
 
 
-def of_tensor(job: Job, blocks: Sequence[Block], whole: Surveyed) -> Surveyed:
-  """The results of all surveys for one tensor, as far as those of the whole model in `whole` allow."""
+def of_tensor(job: Job, blocks: Sequence[Block], whole: Surveyed, *, trusting: bool = False) -> Surveyed:
+  """The results of all surveys for one tensor, as far as those of the whole model in `whole` allow.
 
+  What is usual is tried first; `trusting`: and is not looked at again. Not where a survey of the whole model
+  may be of its results, which then are not all there to be judged.
+  """
+  surveys = job.operator.survey()
+  judges = [one.usual[1] for one in surveys if isinstance(one, Total) and one.usual]
+  if judges and not any(one.whole for one in surveys):
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not do may be infinite
+      surveyed = _of_tensor(job, blocks, whole, usual=True)
+      if trusting or all(did(surveyed) for did in judges):
+        return surveyed
+  return _of_tensor(job, blocks, whole, usual=False)
+
+
+def _of_tensor(job: Job, blocks: Sequence[Block], whole: Surveyed, *, usual: bool) -> Surveyed:
   def alone(operator: Any, leaf: Any, surveyed: Surveyed, axes: Any) -> PyTree:
     survey = operator.survey()[len(surveyed)]
+    if usual and isinstance(survey, Total) and survey.usual is not None:
+      return survey.usual[0]
     if isinstance(survey, Ranks):
       keys = (order.keys(operator, block, surveyed, flat=False) for block in blocks)
       return OfBlocks([tuple(map(order.ranks_in_rows, of_block)) for of_block in keys])

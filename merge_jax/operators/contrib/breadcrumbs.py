@@ -2,10 +2,8 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -35,7 +33,7 @@ class TrimOutliers(Mask):
   Raises:
     ValueError: unknown variants, concrete numbers outside [0, 1].
 
-  >>> import merge_jax as mj
+  >>> import jax.numpy as jnp, merge_jax as mj
   >>> rule = mj.TaskVector((trim_outliers(0.5, 0.25),))
   >>> experts = [{"w": jnp.array([0.1, -3.0, 1.0, 0.2])}]
   >>> mj.merge(rule, experts, base={"w": jnp.zeros(4)})["w"].round(1).tolist()
@@ -53,15 +51,12 @@ class TrimOutliers(Mask):
     check_number("density", self.density, 0.0, 1.0)
     check_number("gamma", self.gamma, 0.0, 1.0)
 
-  def ranks(self, size: Array, density: ArrayLike, gamma: ArrayLike) -> tuple[Array, Array]:
+  def ranks(self, size: Any, density: Any, gamma: Any) -> tuple[Any, Any]:
     """How many of `size` are outliers, and how many those are with what is kept; all are limbs."""
-    outliers = counting.fraction(size, jnp.asarray(gamma, jnp.float32))
-    kept = counting.fraction(size, jnp.asarray(density, jnp.float32))
-    rest = counting.minus(size, kept)
+    outliers, kept = (counting.fraction(size, x) for x in (gamma, density))
     if self.scope == "tensor":
-      outliers = jnp.where(counting.at_least(rest, outliers), outliers, rest)
-    both = counting.carry(outliers + kept)
-    return outliers, jnp.where(counting.at_least(size, both), both, size)
+      outliers = counting.smaller(outliers, counting.minus(size, kept))
+    return outliers, counting.smaller(counting.carry(outliers + kept), size)
 
   @property
   def rowwise(self) -> bool:  # type: ignore[override]
@@ -77,9 +72,8 @@ class TrimOutliers(Mask):
     def keys(leaf: Leaf, _: Surveyed) -> tuple[Array, ...]:
       return tuple(map(selection.magnitude, leaf.experts))
 
-    def ranks(size: Array, count: int, _: Surveyed) -> list[Array]:
-      numbers = self.numbers("density", count), self.numbers("gamma", count)
-      outliers, both = jax.vmap(self.ranks, (None, 0, 0))(size, *numbers)
+    def ranks(size: Any, count: int, _: Surveyed) -> list[Any]:
+      outliers, both = self.ranks(size, self.numbers("density", count), self.numbers("gamma", count))
       return [k for pair in zip(outliers, both, strict=True) for k in pair]
 
     return None if self.scope == "row" else Ranked(keys, ranks, whole=False, exact=True, each=2)
@@ -129,7 +123,7 @@ def breadcrumbs(
 
   Source: Model Breadcrumbs (arXiv 2312.06795).
 
-  >>> import merge_jax as mj
+  >>> import jax.numpy as jnp, merge_jax as mj
   >>> base, experts = {"w": jnp.zeros(4)}, [{"w": jnp.array([4.0, 3.0, 2.0, 1.0])}]
   >>> mj.merge(mj.breadcrumbs(0.5, 0.25), experts, base=base)["w"].tolist()
   [0.0, 3.0, 2.0, 0.0]
@@ -157,7 +151,7 @@ def breadcrumbs_ties(
 
   Sources: arXiv 2312.06795 (Breadcrumbs), 2306.01708 (TIES); the combination is mergekit's.
 
-  >>> import merge_jax as mj
+  >>> import jax.numpy as jnp, merge_jax as mj
   >>> base, experts = {"w": jnp.zeros(4)}, [{"w": jnp.array([4.0, 3.0, 2.0, 1.0])}]
   >>> mj.merge(mj.breadcrumbs_ties(0.5, 0.25, scope="tensor"), experts, base=base)["w"].tolist()
   [0.0, 3.0, 2.0, 0.0]

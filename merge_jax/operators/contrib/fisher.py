@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal, get_args
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -54,9 +55,9 @@ class Fisher(Operator):
     pytrees.check_number("floor", self.floor, 0.0)
     pytrees.check_choice("normalization", self.normalization, get_args(Normalize))
 
-  def default_weights(self, count: int) -> Array:
+  def default_weights(self, count: int) -> np.ndarray:
     """1/K for every model."""
-    return jnp.full(count, 1.0 / count)
+    return np.full(count, 1.0 / count)
 
   def survey(self) -> tuple[Survey, ...]:
     """The norm of each model's information."""

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -49,8 +50,8 @@ class Karcher(Operator):
     check_number("tol", self.tol, 0.0)
     check_whole("max_iter", self.max_iter, 0)
 
-  def default_weights(self, count: int) -> Array:
-    return jnp.full(count, 1.0 / count)
+  def default_weights(self, count: int) -> np.ndarray:
+    return np.full(count, 1.0 / count)
 
   def survey(self) -> tuple[Survey, ...]:
     return sphere.survey()

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from merge_jax.errors import shown
@@ -79,7 +80,7 @@ class Knots(Operator):
   def normalize(self) -> bool:  # type: ignore[override]
     return self.rule.normalize
 
-  def default_weights(self, count: int) -> Array:
+  def default_weights(self, count: int) -> np.ndarray:
     """Those of the rule."""
     return self.rule.default_weights(count)
 

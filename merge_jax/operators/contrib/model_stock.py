@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from typing import Literal, get_args
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from merge_jax.operators.contrib import sphere
 from merge_jax.operators.core import Leaf, Operator, PyTree, Survey, Surveyed, Total
 from merge_jax.operators.differences import task_vectors
 from merge_jax.operators.pytrees import STATIC, check_choice, check_number, pytree
-from merge_jax.operators.sums import exponent, largest, totals
+from merge_jax.operators.sums import exponent, largest, scale, totals
 
 By = Literal["tensor", "row"]
 
@@ -65,7 +66,9 @@ class ModelStock(Operator):
     def products(leaf: Leaf, surveyed: Surveyed) -> PyTree:
       return jnp.stack(totals(_products(leaf, surveyed[0])))
 
-    return (largest(), Total(products, whole=False)) if self.by == "tensor" else ()
+    if self.by == "row":
+      return ()
+    return scale(lambda surveyed: [_squares(surveyed[1])]), Total(products, whole=False)
 
   def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
     """t, for each row `[rows, 1]` where it differs."""
@@ -73,7 +76,7 @@ class ModelStock(Operator):
     if count < 2:
       raise ValueError("ModelStock takes its angle from pairs of models, got 1; pass two or more.")
     if self.by == "row":
-      most = largest().measure(leaf, ())
+      most = largest(leaf)
       surveyed = most, [jnp.sum(x, axis=1, keepdims=True) for x in _products(leaf, most)]
     most, products = surveyed
     norms = [sphere.root(products[i]) for i in range(count)]
@@ -99,6 +102,11 @@ class ModelStock(Operator):
 
 
 model_stock = ModelStock
+
+
+def _squares(products: Array) -> Array:
+  """Those of K models, of K + K (K - 1) / 2 sums of `_products`."""
+  return products[: (math.isqrt(8 * len(products) + 1) - 1) // 2]
 
 
 def _products(leaf: Leaf, most: Array) -> list[Array]:

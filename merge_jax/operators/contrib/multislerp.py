@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -47,8 +48,8 @@ class MultiSlerp(Operator):
   def needs_base(self) -> bool:  # type: ignore[override]
     return self.task_vectors
 
-  def default_weights(self, count: int) -> Array:
-    return jnp.full(count, 1.0 / count)
+  def default_weights(self, count: int) -> np.ndarray:
+    return np.full(count, 1.0 / count)
 
   def survey(self) -> tuple[Survey, ...]:
     return sphere.survey()

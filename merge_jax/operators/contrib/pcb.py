@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +55,8 @@ class PCB(Operator):
     check_number("density", self.density, 0.0, 1.0)
     check_number("q", self.q, 0.0, 0.5)
 
-  def default_weights(self, count: int) -> Array:
-    return jnp.full(count, 1.2)
+  def default_weights(self, count: int) -> np.ndarray:
+    return np.full(count, 1.2)
 
   def survey(self) -> tuple[Survey, ...]:
     """The range of each model's magnitudes, then that of its scores: cuts, and what they leave open."""
@@ -70,13 +71,11 @@ class PCB(Operator):
 
   def _magnitudes(self, size: Array) -> tuple[Array, Array]:
     """Ranks of the least and the largest, from the largest on; limbs."""
-    q = jnp.asarray(self.q, jnp.float32)
-    low, high = (counting.minus(size, counting.fraction(size, x)) for x in (q, 1.0 - q))
+    low, high = (counting.minus(size, counting.fraction(size, x)) for x in (self.q, _rest(self.q)))
     return low, counting.carry(high + counting.limbs(1))
 
   def _scores(self, size: Array) -> tuple[Array, Array]:
-    rest = counting.fraction(size, 1.0 - jnp.asarray(self.density, jnp.float32))
-    return counting.minus(size, rest), counting.limbs(1)
+    return counting.minus(size, counting.fraction(size, _rest(self.density))), counting.limbs(1)
 
   def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
     """For each model the range of its magnitudes, and that of its scores."""
@@ -144,6 +143,11 @@ def _magnitude(key: Array) -> Array:
   return jax.lax.bitcast_convert_type(key, jnp.float32)
 
 
+def _rest(share: Any) -> Any:
+  """1 - share, in float32."""
+  return np.float32(1) - (share.astype(np.float32) if isinstance(share, Array) else np.float32(share))
+
+
 def _order(
   key: Callable[[Array], Array],
   values: Callable[[Leaf, Surveyed], tuple[Array, ...]],
@@ -162,9 +166,8 @@ def _order(
     one = counting.limbs(1)
     found = []
     for k in ranks(size):
-      k = jnp.where(counting.at_least(k, one), k, one)
-      k = jnp.where(counting.at_least(size, k), k, size)
-      found += [k, jnp.where(counting.at_least(k, one), counting.minus(k, one), k)]
+      k = counting.smaller(counting.larger(k, one), size)
+      found += [k, counting.minus(k, counting.smaller(k, one))]
     return found * count
 
   def missed(leaf: Leaf, surveyed: Surveyed) -> list[Array]:

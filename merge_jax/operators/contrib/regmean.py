@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.scipy.linalg import cho_solve
 from jax.typing import ArrayLike
@@ -52,9 +53,9 @@ class RegMean(Operator):
   def __post_init__(self) -> None:
     check_number("off_diagonal", self.off_diagonal, 0.0, 1.0)
 
-  def default_weights(self, count: int) -> Array:
+  def default_weights(self, count: int) -> np.ndarray:
     """1/K for every model."""
-    return jnp.full(count, 1.0 / count)
+    return np.full(count, 1.0 / count)
 
   def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
     weights = weights / jnp.sum(weights)

@@ -12,7 +12,7 @@ from merge_jax.operators.core import Leaf, PyTree, Ranked, Survey, Surveyed, Tot
 from merge_jax.operators.pytrees import STATIC, check_number, pytree
 from merge_jax.operators.reduce import Reducer
 from merge_jax.operators.sparsify import Deltas, Sparsifier
-from merge_jax.operators.sums import exponent, rounded, scaled, totals
+from merge_jax.operators.sums import exponent, maximum, rounded, scaled, totals
 from merge_jax.operators.task_vector import TaskVector
 
 
@@ -53,7 +53,7 @@ class KeepVariance(Sparsifier):
       return (selection.magnitude(_variance(leaf.experts, surveyed[0])),)
 
     def ranks(size: Array, count: int, surveyed: Surveyed) -> tuple[Array, ...]:
-      return (counting.fraction(surveyed[1], jnp.asarray(self.select_topk, jnp.float32)),)
+      return (counting.fraction(surveyed[1], self.select_topk),)
 
     return (
       _largest(),
@@ -87,7 +87,8 @@ def _largest() -> Total:
   """The survey of the largest finite magnitude of all models."""
 
   def measure(leaf: Leaf, _: Surveyed) -> Array:
-    return jnp.max(functools.reduce(jnp.maximum, (jnp.abs(_finite(x)) for x in leaf.experts)))
+    sizes = (jnp.abs(x) for x in leaf.experts)
+    return maximum(functools.reduce(jnp.maximum, (jnp.where(x < jnp.inf, x, 0.0) for x in sizes)))
 
   return Total(measure, whole=False, kind="largest")
 

@@ -17,7 +17,7 @@ from jax import Array
 
 from merge_jax.operators.core import Leaf, Survey, Surveyed, Total
 from merge_jax.operators.differences import vectors
-from merge_jax.operators.sums import exponent, largest, scaled, totals
+from merge_jax.operators.sums import exponent, scale, scaled, totals
 
 
 class Directions(NamedTuple):
@@ -59,7 +59,7 @@ def survey() -> tuple[Survey, ...]:
     squares = totals([(x - y) ** 2 for x, y in itertools.combinations(units, 2)])
     return jnp.stack([*squares, jnp.zeros_like(scales[0])])  # one model has no pair
 
-  return largest(), Total(norms, whole=False), Total(chords, whole=False)
+  return scale(lambda surveyed: [surveyed[1]]), Total(norms, whole=False), Total(chords, whole=False)
 
 
 def directions(surveyed: Surveyed) -> Directions:
