@@ -31,11 +31,17 @@ flags.disclaim_key_flags()  # what is defined here is a job's own, and in its --
 STOPPED = errors.Stopped.status  # exit status after SIGTERM or Ctrl-C: the same command continues
 
 
-def run(main: Callable[[], int | None], elsewhere: Mapping[str, str] = MappingProxyType({})) -> None:
+def run(
+  main: Callable[[], int | None],
+  elsewhere: Mapping[str, str] = MappingProxyType({}),
+  *,
+  resumes: bool = True,
+) -> None:
   """Runs a job's `main` under absl; errors that a user can mend are one sentence and status 1.
 
-  `elsewhere` says what is here in place of flags that another tool has. Of several processes
-  (`define_distributed`) the lead alone prints what is no error, and all end together.
+  `elsewhere` says what is here in place of flags that another tool has; `resumes`: what was interrupted goes
+  on when it is started again. Of several processes (`define_distributed`) the lead alone prints what is no
+  error, and all end together.
   """
 
   def guarded(argv: list[str]) -> None:
@@ -43,6 +49,7 @@ def run(main: Callable[[], int | None], elsewhere: Mapping[str, str] = MappingPr
       words = " ".join(argv[1:])
       print(f"error: Unexpected words: {words}. Lists are separated by commas.", file=sys.stderr)
       sys.exit(1)
+    interrupted = False
     gc.freeze()
     logging.set_verbosity(logging.WARNING)  # JAX tells at INFO which back ends it did not find
     try:
@@ -52,10 +59,11 @@ def run(main: Callable[[], int | None], elsewhere: Mapping[str, str] = MappingPr
         status = main()
         host.end()
     except (Exception, KeyboardInterrupt) as caught:
+      interrupted = isinstance(caught, KeyboardInterrupt)
       error = _nowhere() if isinstance(caught, AssertionError) and _is_nowhere() else caught
       mendable = isinstance(error, ValueError | OSError | RuntimeError | KeyboardInterrupt)
       if mendable and not flags.FLAGS.traceback:
-        status = _say(host.cause(error))
+        status = _say(host.cause(error), resumes)
       elif host.count() == 1:
         raise
       else:
@@ -66,6 +74,8 @@ def run(main: Callable[[], int | None], elsewhere: Mapping[str, str] = MappingPr
     if why := _streams.lost():
       print(f"error: not all could be printed: {why}.", file=sys.stderr)
       status = status or 1
+    if interrupted:  # JAX's threads may still compute: a way out that takes it down under them has crashed
+      host.leave_now(status or 0)
     sys.exit(status or 0)
 
   _streams.spare()
@@ -87,10 +97,11 @@ def _is_nowhere() -> bool:
     return True
 
 
-def _say(error: BaseException) -> int:
+def _say(error: BaseException, resumes: bool) -> int:
   """Prints the error; the status to exit with."""
   interrupted = isinstance(error, KeyboardInterrupt)
-  text = "interrupted; the same command continues." if interrupted else errors.sentence(error)
+  again = "continues" if resumes else "begins again"
+  text = f"interrupted; the same command {again}." if interrupted else errors.sentence(error)
   who = "" if host.is_lead() else f"process {host.index()}: "
   print(f"{who}error: {text}", file=sys.stderr)
   return STOPPED if interrupted or isinstance(error, errors.Stopped) else 1

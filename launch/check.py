@@ -51,4 +51,4 @@ def _recipe() -> int:
 
 
 if __name__ == "__main__":
-  _common.run(main)
+  _common.run(main, resumes=False)

@@ -50,6 +50,8 @@ def main() -> None:
   """Scores one checkpoint after the other, by the code and the defaults of `launch.recycle`."""
   if not _CHECKPOINTS.value or not _TASKS.value:
     raise ValueError("Give --checkpoints=a,b and --tasks=a.jsonl,b.jsonl:loss.")
+  if twice := next((path for path in _CHECKPOINTS.value if _CHECKPOINTS.value.count(path) > 1), ""):
+    raise ValueError(f"--checkpoints: got {twice} twice; name each checkpoint once.")
   output = storage.destination(_OUTPUT.value, "--output")
   pool = [checkpoints.open(path) for path in _CHECKPOINTS.value]
   preflight.require(list(preflight.ties([(str(one.path), one) for one in pool])))
@@ -153,4 +155,4 @@ def _kind(checkpoint: Checkpoint) -> tuple[Any, ...]:
 
 
 if __name__ == "__main__":
-  _common.run(main)
+  _common.run(main, resumes=False)

@@ -110,4 +110,4 @@ def described() -> Any:
 
 
 if __name__ == "__main__":
-  _common.run(main)
+  _common.run(main, resumes=False)

@@ -76,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  _common.run(main)
+  _common.run(main, resumes=False)

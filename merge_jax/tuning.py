@@ -12,6 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax import operators as mj
+from merge_jax.errors import shown
 from merge_jax.evals.batching import Batches, Bucket, pack
 from merge_jax.evals.branches import Rows
 from merge_jax.evals.tokens import Tokens
@@ -62,7 +63,8 @@ def tune(
     The weights after the last step, and the objective before each step, float64 `[steps]`.
 
   Raises:
-    ValueError: no step or batch, bounds that exclude the first weights, weights that do not fit the models.
+    ValueError: no step or batch, bounds that exclude the first weights, weights that do not fit the models,
+      batches of another objective.
     RuntimeError: an objective or weights that are not finite.
 
   Sources: AdaMerging (arXiv 2310.02575), Expert Merging (arXiv 2509.25712).
@@ -75,8 +77,10 @@ def tune(
   >>> weights.values.round(2).tolist()
   [[0.5, 0.75]]
   """
-  if steps < 1 or not batches:
+  if not isinstance(steps, int | np.integer) or steps < 1 or not batches:
     raise ValueError(f"tune: got {steps} steps and {len(batches)} batches; expected one of each or more.")
+  if clip is not None and not clip[0] <= clip[1]:
+    raise ValueError(f"tune: got clip={clip}; expected the lower bound first.")
   start = init if isinstance(init, mj.Weights) else mj.Weights(_row(init, prepared.count), ("(?s:.*)",))
   values, patterns = jnp.asarray(start.values, jnp.float32), start.patterns
   if clip is not None and not bool(jnp.all((values >= clip[0]) & (values <= clip[1]))):
@@ -119,7 +123,8 @@ def entropy(apply: Apply, params: PyTree, batch: Bucket) -> Array:
   Its optimum is a model that is sure of what it says, right or wrong: score on data that were not used.
   """
   logs = jax.nn.log_softmax(_logits(apply, params, batch))
-  terms = jnp.where(logs > -jnp.inf, jnp.exp(logs) * logs, 0.0)  # what is masked has no part in it
+  seen = jnp.where(logs > -jnp.inf, logs, 0.0)  # what is masked has no part in it, nor in the gradient
+  terms = jnp.where(logs > -jnp.inf, jnp.exp(seen) * seen, 0.0)
   return _mean(-jnp.sum(terms, axis=-1), batch)
 
 
@@ -134,9 +139,13 @@ def matching(apply: Apply, params: PyTree, batch: Matched) -> Array:
 
   Of the paper's two parts this is the one on logits; hidden states are not compared.
   """
+  if not isinstance(batch, Matched):
+    raise ValueError(f"matching: got a batch that is {type(batch).__name__}; make batches by `matched`.")
   wanted = jax.nn.log_softmax(batch.logits.astype(jnp.float32))
   given = jax.nn.log_softmax(_logits(apply, params, batch.rows))
-  return _mean(jnp.sum(jnp.exp(wanted) * (wanted - given), axis=-1), batch.rows)
+  seen = wanted > -jnp.inf  # what the expert masks has no part in it
+  apart = jnp.where(seen, wanted, 0.0) - jnp.where(seen, given, 0.0)
+  return _mean(jnp.sum(jnp.exp(wanted) * apart, axis=-1), batch.rows)
 
 
 def summed(objective: Objective) -> Objective:
@@ -166,8 +175,10 @@ def unlabelled(tokens: Tokens, prompts: Sequence[str], *, last: bool = False, **
     options: of `evals.pack`: `batch_tokens`, `max_shapes`, `vocabulary`.
 
   Raises:
-    ValueError: a prompt without tokens.
+    ValueError: a prompt without tokens; one text in place of several.
   """
+  if isinstance(prompts, str):
+    raise ValueError(f"unlabelled: got one text, {shown(prompts)}; expected a list of them.")
   ids = tokens.prompts(prompts)
   if [] in ids:
     raise ValueError(f"Prompt {ids.index([]) + 1} of {len(ids)} has no tokens; leave it out.")
@@ -179,12 +190,16 @@ def matched(apply: Apply, experts: Iterable[PyTree], prompts: Iterable[Sequence[
   """Every expert's logits on batches of its own prompts, the experts in turn, for `matching`.
 
   They are kept for all batches: rows × asked × vocabulary floats; a few prompts of each expert are enough.
+  A ValueError: other than one list of batches for each expert.
   """
   call = jax.jit(apply)
-  each = [
-    [Matched(one, call(params, one.tokens, one.positions)) for one in own]
-    for params, own in zip(experts, prompts, strict=True)
-  ]
+  each: list[list[Matched]] = []
+  for params, own in itertools.zip_longest(experts, prompts):  # one expert at a time may be in memory
+    if params is None or own is None:
+      raise ValueError(
+        f"matched: {'experts' if params is None else 'lists of batches'} end after {len(each)}."
+      )
+    each.append([Matched(one, call(params, one.tokens, one.positions)) for one in own])
   return [one for turn in itertools.zip_longest(*each) for one in turn if one is not None]
 
 
@@ -199,6 +214,8 @@ def per_layer(names: Iterable[str], row: Sequence[float]) -> mj.Weights:
 
 
 def _logits(apply: Apply, params: PyTree, batch: Bucket) -> Array:
+  if isinstance(batch, Matched):
+    raise ValueError("The batches are those of `matched`, for `matching`; expected those of `rows`.")
   return apply(params, batch.tokens, batch.positions).astype(jnp.float32)
 
 

@@ -113,6 +113,7 @@ def test_a_signal_finishes_the_record_and_has_its_own_status(world, tmp_path, se
     ("recycle", ["--config=nowhere.py"], "nowhere.py"),
     ("evaluate", ["--checkpoints", "a", "b", "--tasks=t", "--output=x"], "Unexpected words: b. Lists are"),
     ("evaluate", ["--checkpoints=a", "--tasks=t", "--output="], "--output is empty"),
+    ("evaluate", ["--checkpoints=a,b,a", "--tasks=t", "--output=x"], "--checkpoints: got a twice"),
     ("plan", ["--config_json=x/config.json", "--output=x/config.json"], "config.json is the input"),
     ("recycle", ["--tasks=a.jsonl", "--output_dir=x"], "There is no checkpoint"),
     further("recycle", ["--checkpoints=a,,b", "--tasks=a.jsonl", "--output_dir=x"], "entry 2 of 3 is empty"),
@@ -436,6 +437,24 @@ def test_what_cannot_be_printed_costs_no_result(tmp_path, streams, status):
   done = subprocess.run(shell, shell=True, cwd=tmp_path, env=environment, text=True, capture_output=True)
   assert (done.stdout, done.stderr, (tmp_path / "status").read_text()) == ("", "", f"{status}\n")
   assert (tmp_path / "result").read_text() == "whole"
+
+
+@pytest.mark.parametrize(("resumes", "again"), [(True, "continues"), (False, "begins again")])
+def test_an_interrupted_job_says_what_the_same_command_does(resumes, again):
+  """And leaves at once, whatever JAX's threads do."""
+  code = f"""if True:
+    import atexit, os, signal, sys, time
+    sys.argv[0] = "-m"
+    from {JOBS} import _common
+    def main():
+      print("so far")
+      atexit.register(time.sleep, 60)
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(60)
+    _common.run(main, resumes={resumes})"""
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=50)
+  said = f"error: interrupted; the same command {again}.\n"
+  assert (done.returncode, done.stdout, done.stderr) == (75, "so far\n", said)
 
 
 def test_a_terminal_without_our_characters_costs_no_run():

@@ -1,5 +1,6 @@
 """Weights by gradients: known optima, objectives from their formulas, one compilation."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,6 +103,30 @@ def test_the_objective_falls_within_bounds_in_one_compilation(objective):
   np.testing.assert_allclose([history[0], first], objective(table, merged, ROWS[0]), rtol=1e-6)
 
 
+@pytest.mark.parametrize("objective", [tuning.entropy, tuning.matching])
+def test_masked_logits_have_no_part_in_values_and_gradients(objective):
+  def masked(*args):
+    logits = table(*args)
+    return jnp.where(jnp.arange(logits.shape[-1]) < 90, logits, -jnp.inf)
+
+  def short(*args):
+    return table(*args)[..., :90]
+
+  def measured(apply):
+    batches = tuning.matched(apply, EXPERTS, [ROWS] * len(EXPERTS)) if objective is tuning.matching else ROWS
+    of = lambda weights: objective(apply, mj.combine(PREPARED, weights), batches[0])  # noqa: E731
+    return jax.value_and_grad(of)(jnp.array([0.3, 0.5]))
+
+  chex.assert_trees_all_close(measured(masked), measured(short), rtol=1e-5)
+
+
+def test_what_is_matched_is_as_many_as_the_experts():
+  with pytest.raises(ValueError, match="lists of batches end after 1"):
+    tuning.matched(table, EXPERTS, [ROWS])
+  with pytest.raises(ValueError, match="expected a list of them"):
+    tuning.unlabelled(TOKENS, "abc")
+
+
 def test_a_decoder_is_tuned_layer_by_layer():
   model = models.build(pools.CONFIG | {"num_hidden_layers": 1})
   base = model.init(jax.random.key(0))
@@ -130,6 +155,10 @@ def test_a_decoder_is_tuned_layer_by_layer():
   [
     (dict(steps=0), ValueError, "0 steps and 2 batches"),
     (dict(batches=[]), ValueError, "500 steps and 0 batches"),
+    (dict(steps=2.5), ValueError, "2.5 steps"),
+    (dict(clip=(1.0, 0.0)), ValueError, "the lower bound first"),
+    (dict(objective=tuning.matching), ValueError, "make batches by `matched`"),
+    (dict(batches=tuning.matched(table, EXPERTS[:1], [ROWS])), ValueError, "expected those of `rows`"),
     (dict(init=2.0), ValueError, r"not within clip=\(0.0, 1.0\)"),
     (dict(init=[0.1, 0.2, 0.3]), ValueError, "do not fit 2 models"),
     (dict(objective=lambda a, p, b: jnp.sum(p["bias"]) * jnp.nan), RuntimeError, "step 1 is nan"),

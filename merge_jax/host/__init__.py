@@ -18,6 +18,7 @@ from merge_jax.host.ending import reporting as reporting
 from merge_jax.host.ending import stopping as stopping
 from merge_jax.host.job import GRACE as GRACE
 from merge_jax.host.job import Ended as Ended
+from merge_jax.host.job import leave_now as leave_now
 from merge_jax.host.starting import HEARTBEAT as HEARTBEAT
 from merge_jax.host.starting import count as count
 from merge_jax.host.starting import end as end
