@@ -150,9 +150,8 @@ def fraction(size: Any, density: Any) -> Any:
   """
   if _module(size, density) is np:
     share = np.asarray(density, np.float32)
-    return np.array([_fraction(whole(size), float(x)) for x in share.flat], np.uint32).reshape(
-      *share.shape, 3
-    )
+    counts = [_fraction(whole(size), float(x)) for x in share.flat]
+    return np.array(counts, np.uint32).reshape(*share.shape, 3)
   density = jnp.asarray(density, jnp.float32)[..., None]
   size = jnp.broadcast_to(size, (*density.shape[:-1], 3))
   mantissa, exponent = jnp.frexp(density)
