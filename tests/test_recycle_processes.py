@@ -134,7 +134,7 @@ def test_bad_input_is_one_sentence_of_the_lead_and_leaves_no_trace(world, tmp_pa
   [
     ("evaluate", ["--checkpoints=pool/m0", "--batch_tokens=10{index}", "--output=x"], "--batch_tokens is"),
     ("train", ["--init=pool/m{index}", "--output_dir=x"], "checkpoint 0 is"),
-    further("evaluate", ["--checkpoints=pool/m0,pool/m{index}", "--output=x"], "checkpoint 1 is"),
+    further("evaluate", ["--checkpoints=pool/m2,pool/m{index}", "--output=x"], "checkpoint 1 is"),
     further("train", ["--init=pool/m0", "--output_dir=x", "--config.seed={index}"], "config.seed is 1 here"),
   ],
 )  # fmt: skip
