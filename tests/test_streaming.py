@@ -213,7 +213,8 @@ class Counted(mj.Operator):
 
   def survey(self):
     def squares(leaf, surveyed):
-      return jnp.stack([jnp.sum(sums.scaled(x, sums.exponent(surveyed[0])) ** 2) for x in leaf.experts])
+      numbers = sums.scaled(leaf.experts, sums.exponent(surveyed[0]))
+      return jnp.stack([jnp.sum(x * x) for x in numbers])
 
     def count(leaf, surveyed):
       return jnp.where(surveyed[1][0] > 0, jnp.sum(jnp.where(leaf.experts[0] == 0, 0.0, 1.0)), 0.0)

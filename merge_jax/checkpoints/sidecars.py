@@ -19,6 +19,28 @@ SIDECARS = (
 )  # fmt: skip
 """Patterns of the files beside the tensors that a merged checkpoint carries over, where they are: configs,
 tokenizers, processors, and the code that some configs name, which is copied and never run."""
+WITHOUT_EFFECT = frozenset((
+  "architectures", "attention_dropout", "auto_map", "bos_token_id", "chunk_size_feed_forward",
+  "dtype", "eos_token_id", "id2label", "is_decoder", "is_encoder_decoder", "is_llama_config",
+  "label2id", "layer_types", "max_window_layers", "mlp_dropout", "name_or_path",
+  "output_attentions", "output_hidden_states", "pad_token_id", "problem_type", "resid_pdrop",
+  "embd_pdrop", "return_dict", "sep_token_id", "cls_token_id", "decoder_start_token_id",
+  "sliding_window", "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript",
+  "transformers_version", "transformers.js_config", "unk_token_id", "use_cache", "use_sliding_window",
+  "model_type", "license", "cache_implementation", "model_max_length", "sliding_window_size",
+  "output_router_logits", "router_aux_loss_coef", "router_jitter_noise", "use_parallel_embedding",
+  # of training tools
+  "attn_implementation", "finetuning_task", "max_sequence_length", "neftune_noise_alpha", "unsloth_fixed",
+  "unsloth_version",
+  # of generation, which old exports write here
+  "bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping",
+  "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id",
+  "forced_eos_token_id", "length_penalty", "max_length", "max_new_tokens", "min_length",
+  "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences", "output_scores",
+  "remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "suppress_tokens",
+  "temperature", "top_k", "top_p", "typical_p",
+))  # fmt: skip
+"""Fields of `config.json` that do not change what the forward pass computes, unless a family reads them."""
 TEMPLATES = "additional_chat_templates"
 """The folder that holds the chat templates beside the default one, for tools and documents."""
 

@@ -143,13 +143,13 @@ slerp = Slerp
 
 
 def _along(leaf: Leaf, surveyed: Surveyed) -> Array:
-  a, b = (scaled(x, exponent(surveyed[0])) for x in leaf.experts)
+  a, b = scaled(leaf.experts, exponent(surveyed[0]))
   return jnp.stack(totals([a * a, a * b]))  # never vdot: that does not shard in Explicit mode
 
 
 def _rest(leaf: Leaf, surveyed: Surveyed) -> Array:
   """What b has beside its share of a, times a, and squared."""
-  a, b = (scaled(x, exponent(surveyed[0])) for x in leaf.experts)
+  a, b = scaled(leaf.experts, exponent(surveyed[0]))
   _, along = _line(surveyed[1])
   rest = _minus(b, along, a)
   return jnp.stack(totals([rest * a, rest * rest]))

@@ -1,6 +1,7 @@
 """Sparsifiers: which elements of the task vectors are kept, and how what is kept is rescaled."""
 
 import abc
+import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -118,22 +119,17 @@ class Mask(Sparsifier):
 
   def apply(self, fitted: PyTree, deltas: Deltas) -> Deltas:
     chosen, norms = fitted
-    each = self.each(len(deltas))
-    return tuple(
-      one._apply(chosen[i], None if norms is None else norms[i], deltas[i]) for i, one in enumerate(each)
-    )
+    norms = [None] * len(deltas) if norms is None else norms
+    return tuple(map(_applied, self.each(len(deltas)), chosen, norms, deltas))
 
   def _chosen(self, leaf: Leaf, surveyed: Surveyed) -> Sequence[PyTree]:
     return self.choose(leaf, None if self.order() is None else surveyed[0])
 
   def _norms(self, leaf: Leaf, surveyed: Surveyed) -> Array:
     """For each model the L1 norms of the task vector, and of what is kept of it, `[K, 2]`."""
-    rows = zip(self.each(len(leaf.experts)), self._chosen(leaf, surveyed), leaf.experts, strict=True)
-    sizes: list[Array] = []
-    for one, chosen, delta in rows:
-      size = jnp.where(jnp.isfinite(delta), jnp.abs(delta), 0.0)
-      sizes += [size, jnp.where(one.kept(chosen, delta), size, 0.0)]
-    return jnp.stack(totals(sizes)).reshape(-1, 2)
+    each = self.each(len(leaf.experts))
+    sizes = map(_sizes, each, self._chosen(leaf, surveyed), leaf.experts)
+    return jnp.stack(totals([*itertools.chain.from_iterable(sizes)])).reshape(-1, 2)
 
   def _apply(self, chosen: PyTree, norms: PyTree, delta: Array) -> Array:
     sparse = jnp.where(self.kept(chosen, delta) | ~jnp.isfinite(delta), delta, 0.0)
@@ -143,6 +139,21 @@ class Mask(Sparsifier):
     if self.rescale == "inverse":
       return sparse / jnp.maximum(self.probability(chosen, delta), jnp.finfo(delta.dtype).tiny)
     return sparse
+
+
+# Functions that programs call for each model, not inlined: they are traced and lowered once.
+
+
+@jax.jit
+def _applied(block: Mask, chosen: PyTree, norms: PyTree, delta: Array) -> Array:
+  return block._apply(chosen, norms, delta)
+
+
+@jax.jit
+def _sizes(block: Mask, chosen: PyTree, delta: Array) -> tuple[Array, Array]:
+  """Magnitudes, and those of what is kept, else 0."""
+  size = jnp.where(jnp.isfinite(delta), jnp.abs(delta), 0.0)
+  return size, jnp.where(block.kept(chosen, delta), size, 0.0)
 
 
 def random_keys(leaf: Leaf) -> Sequence[PyTree]:

@@ -78,8 +78,12 @@ class TaskVector(Operator):
     return tuple(surveys)
 
   def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
-    _, fits, left = self._sparse(leaf, surveyed, len(self.sparsify))
-    return fits, left
+    if not self.sparsify:
+      return [], surveyed
+    *_, last = self.sparsify
+    seen, fits, left = self._sparse(leaf, surveyed, len(self.sparsify) - 1)
+    fit, left = _fit(last, seen, left)  # what it leaves, `combine` makes
+    return [*fits, fit], left
 
   def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
     fits, surveyed = prepared
@@ -110,15 +114,21 @@ class TaskVector(Operator):
   def _sparse(self, leaf: Leaf, surveyed: Surveyed, blocks: int) -> tuple[Leaf, list[PyTree], Surveyed]:
     """Task vectors after some blocks, with keys for the next one; what was fitted; results left over."""
     deltas, fits = task_vectors(leaf)[1], []
-    for i in range(blocks + 1):
-      keys = None if leaf.keys is None else tuple(Key(key, i, leaf.start) for key in leaf.keys)
-      seen = Leaf(deltas, keys=keys)
-      if i < blocks:
-        block = self.sparsify[i]
-        count = len(block.survey())
-        fits.append(block.fit(seen, surveyed[:count]))
-        surveyed, deltas = surveyed[count:], block.apply(fits[-1], deltas)
-    return seen, fits, surveyed
+
+    def seen(i: int) -> Leaf:
+      return Leaf(deltas, keys=leaf.keys and tuple(Key(key, i, leaf.start) for key in leaf.keys))
+
+    for i, block in enumerate(self.sparsify[:blocks]):
+      fit, surveyed = _fit(block, seen(i), surveyed)
+      deltas = block.apply(fit, deltas)
+      fits.append(fit)
+    return seen(blocks), fits, surveyed
+
+
+def _fit(block: Sparsifier, seen: Leaf, surveyed: Surveyed) -> tuple[PyTree, Surveyed]:
+  """What a block fits from its own results, the first; those of the others."""
+  count = len(block.survey())
+  return block.fit(seen, surveyed[:count]), surveyed[count:]
 
 
 def task_arithmetic(*, scaling: ArrayLike = 1.0, normalize: bool = False) -> TaskVector:

@@ -4,10 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from merge_jax import storage
-from merge_jax.checkpoints import Checkpoint
+from merge_jax.checkpoints import Checkpoint, sidecars
 from merge_jax.errors import in_library, shown
-from merge_jax.models import differences
-from merge_jax.models.config import WITHOUT_EFFECT
 from merge_jax.operators.planning import merges
 from merge_jax.preflight.findings import Finding
 
@@ -76,10 +74,14 @@ def configs(pool: Models) -> Iterator[Finding]:
 
 def _differences(a: Config, b: Config, where_a: str, where_b: str) -> list[str]:
   """Field by field; as they are where no built-in model reads them."""
+  if a == b:
+    return []
+  from merge_jax.models import differences  # slow to import, and seldom needed
+
   try:
-    return [] if a == b else differences(a, b, where_a, where_b)
+    return differences(a, b, where_a, where_b)
   except ValueError:
-    names = sorted(name for name in a.keys() | b.keys() if name not in WITHOUT_EFFECT)
+    names = sorted(name for name in a.keys() | b.keys() if name not in sidecars.WITHOUT_EFFECT)
     pairs = [(name, a.get(name), b.get(name)) for name in names]
     return [f"{name} is {shown(x)} in {where_a}, {shown(y)} in {where_b}" for name, x, y in pairs if x != y]
 

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 from merge_jax.checkpoints import Checkpoint, hub, sidecars
 from merge_jax.errors import shown
-from merge_jax.models.config import WITHOUT_EFFECT
 from merge_jax.preflight import structure
 from merge_jax.recipes import configs
 from merge_jax.recipes.schema import Model, Recipe
 
-IGNORED = (WITHOUT_EFFECT | {"vocab_size", "tie_word_embeddings", *configs.COUNTS}) - {
+IGNORED = (sidecars.WITHOUT_EFFECT | {"vocab_size", "tie_word_embeddings", *configs.COUNTS}) - {
   "layer_types", "max_window_layers", "sliding_window", "use_sliding_window", "model_type",
 }  # fmt: skip
 """Keys of configs in which models that merge may differ."""

@@ -13,7 +13,7 @@ from merge_jax.operators.contrib import sphere
 from merge_jax.operators.core import Leaf, Operator, PyTree, Survey, Surveyed, Total
 from merge_jax.operators.differences import task_vectors
 from merge_jax.operators.pytrees import STATIC, check_choice, check_number, pytree
-from merge_jax.operators.sums import exponent, largest, scale, totals
+from merge_jax.operators.sums import exponent, largest, scale, scaled, totals
 
 By = Literal["tensor", "row"]
 
@@ -77,20 +77,13 @@ class ModelStock(Operator):
       raise ValueError("ModelStock takes its angle from pairs of models, got 1; pass two or more.")
     if self.by == "row":
       most = largest(leaf)
-      surveyed = most, [jnp.sum(x, axis=1, keepdims=True) for x in _products(leaf, most)]
+      surveyed = most, jnp.stack([jnp.sum(x, axis=1, keepdims=True) for x in _products(leaf, most)])
     most, products = surveyed
-    norms = [sphere.root(products[i]) for i in range(count)]
-    floor = jnp.asarray(self.floor, norms[0].dtype)
-
-    def cosine(i: int, j: int, dot: Array) -> Array:
-      product = norms[i] * norms[j]
-      size = jnp.ldexp(product, 2 * exponent(most))
-      shrink = jnp.where(size < floor, size / jnp.where(floor == 0, 1.0, floor), 1.0)
-      return shrink * jnp.clip(dot / jnp.where(product == 0, 1.0, product), -1.0, 1.0)
-
-    pairs = itertools.combinations(range(count), 2)
-    cosines = [cosine(i, j, products[count + at]) for at, (i, j) in enumerate(pairs)]
-    mean = sum(cosines[1:], cosines[0]) / len(cosines)
+    norms, dots = sphere.root(products[:count]), products[count:]
+    lengths = jnp.stack([x * y for x, y in itertools.combinations(norms, 2)])
+    (least,) = scaled([jnp.asarray(self.floor, lengths.dtype)], 2 * exponent(most))
+    shrink = jnp.where(lengths < least, lengths / jnp.where(least == 0, 1.0, least), 1.0)
+    mean = jnp.mean(shrink * jnp.clip(dots / jnp.where(lengths == 0, 1.0, lengths), -1.0, 1.0), axis=0)
     below = 1.0 + (count - 1) * mean
     none = jnp.abs(below) < 1e-6
     t = jnp.where(none, 0.0, count * mean / jnp.where(none, 1.0, below))

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.linalg import cho_solve
 from jax.typing import ArrayLike
 
 from merge_jax.operators import layout
@@ -116,6 +115,8 @@ def _solve(gram: Array, right: Array) -> Array:
     return spectral.matmul(vectors * inverse[None, :], spectral.matmul(vectors.T, b))
 
   def by_factor(b: Array) -> Array:
+    from jax.scipy.linalg import cho_solve  # slow to import, in every job
+
     return cho_solve((factor, True), b)
 
   found = jax.lax.custom_linear_solve(

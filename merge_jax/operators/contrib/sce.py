@@ -95,7 +95,7 @@ def _largest() -> Total:
 
 def _variance(deltas: Deltas, most: Array) -> Array:
   """Times K, `Σ (τᵢ - mean)²`, scaled so that tiny ones do not underflow; the same bits in all programs."""
-  deltas = tuple(rounded(scaled(delta, exponent(most))) for delta in deltas)
+  deltas = tuple(map(rounded, scaled(deltas, exponent(most))))
   mean = rounded(sum(deltas[1:], deltas[0]) * (1.0 / len(deltas)))
   squares = [rounded((delta - mean) ** 2) for delta in deltas]
   return sum(squares[1:], squares[0])
@@ -125,7 +125,7 @@ class EnergyMean(Reducer):
     """Those of the selection, or how large the task vectors are; the squares of what is selected."""
 
     def squares(leaf: Leaf, surveyed: Surveyed) -> Array:
-      finite = tuple(scaled(_finite(x), exponent(surveyed[0])) ** 2 for x in leaf.experts)
+      finite = tuple(x * x for x in scaled([*map(_finite, leaf.experts)], exponent(surveyed[0])))
       if self.select is not None:
         kept = self.select.kept(self.select.fit(leaf, surveyed[:3]), leaf.experts)
         finite = tuple(jnp.where(kept, x, 0.0) for x in finite)
@@ -150,7 +150,8 @@ class EnergyMean(Reducer):
 def _shares(squares: Array, power: Array, floor: float) -> Array:
   """Shares `[K]` of the models in the energy of a tensor; equal ones where there is none."""
   whole = jnp.sum(squares)
-  none = (whole == 0) | (jnp.ldexp(whole, 2 * power) < floor)
+  (least,) = scaled([jnp.asarray(floor, whole.dtype)], 2 * power)
+  none = (whole == 0) | (whole < least)
   return jnp.where(none, 1.0 / len(squares), squares / jnp.where(whole == 0, 1.0, whole))
 
 

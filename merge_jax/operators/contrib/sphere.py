@@ -34,8 +34,9 @@ class Directions(NamedTuple):
 
 def scaled_vectors(leaf: Leaf, most: Array) -> tuple[Array, ...]:
   """Task vectors, or models where there is no base, over the power of two of the largest magnitude."""
-  experts = tuple(scaled(x, exponent(most)) for x in leaf.experts)
-  return vectors(Leaf(experts, None if leaf.base is None else scaled(leaf.base, exponent(most))))
+  power = exponent(most)
+  base = None if leaf.base is None else scaled([leaf.base], power)[0]
+  return vectors(Leaf(scaled(leaf.experts, power), base))
 
 
 def root(square: Array) -> Array:
