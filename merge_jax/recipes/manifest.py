@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ def make(built: Built, seed: int) -> Manifest:
 
 
 def _inputs(built: Built) -> dict[str, str]:
-  inputs = {str(model): checkpoint.digest() for model, checkpoint in built.origins.items()}
+  with ThreadPoolExecutor() as pool:  # reading and hashing, both beside Python
+    digests = pool.map(lambda checkpoint: checkpoint.digest(), built.origins.values())
+    inputs = dict(zip(map(str, built.origins), digests, strict=True))
   for stage in built.stages:
     inputs = _inputs(stage) | inputs
   inputs |= {name: digest([file.path]) for name, file in built.measurements.items()}
