@@ -105,6 +105,8 @@ def main() -> None:
   if host.is_lead():
     storage.write_json(output, scores)
   print(f"scores: {output}")
+  if lm_eval and not lm_eval.logged:
+    raise OSError(f"{_LOGS.value}: lm-eval could not write all of its logs there; the scores are whole.")
 
 
 class _LmEval:
@@ -116,15 +118,16 @@ class _LmEval:
   """
 
   def __init__(self, specs: Sequence[str], options: Evals):
+    self._logs = None
+    if _LOGS.value:
+      self._logs = folder = storage.disk_destination(_LOGS.value, "--lm_eval_logs")
+      storage.refuse_unwritable(folder / "results.json" if folder.is_dir() else folder)
     from merge_jax.evals.harness import library
 
     found = [library.named(spec) for spec in specs]
     if chosen := next((name.metric for name in found if name.metric), ""):
       raise ValueError(f"--tasks: lm-eval gives all metrics of a task here; leave out :{chosen}.")
-    self._names, self._options = [name.task for name in found], options
-    if _LOGS.value:
-      folder = storage.path(_LOGS.value)
-      storage.refuse_unwritable(folder / "results.json" if folder.is_dir() else folder)
+    self._names, self._options, self.logged = [name.task for name in found], options, True
     self._manager, _ = library.load(self._names, include=_INCLUDE.value, shots=_SHOTS.value)
 
   def of(self, checkpoint: Checkpoint, model: suites.Model, layout: sharding.Layout) -> Any:
@@ -135,11 +138,12 @@ class _LmEval:
     """Its scores of one of them."""
     from merge_jax.evals.harness import run
 
-    logs = storage.path(_LOGS.value) if _LOGS.value and host.is_lead() else None
-    return run.evaluate(
+    scores, logged = run.evaluate(
       judge.on(params), self._names, self._manager, shots=_SHOTS.value, limit=_LIMIT.value,
-      chat=_CHAT.value, called=path, logs=logs,
+      chat=_CHAT.value, called=path, logs=self._logs if host.is_lead() else None,
     )  # fmt: skip
+    self.logged &= logged
+    return scores
 
 
 def _itself(params: Any, weights: Any, numbers: Any) -> Any:

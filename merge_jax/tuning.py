@@ -1,7 +1,7 @@
 """Weights found by gradients through the merge itself: a differentiable alternative to a search."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from merge_jax.errors import shown
 from merge_jax.evals.batching import Batches, Bucket, pack
 from merge_jax.evals.branches import Rows
 from merge_jax.evals.tokens import Tokens
-from merge_jax.operators import grouping
+from merge_jax.operators import grouping, lifting
 
 PyTree = Any
 Apply = Callable[..., Array]
@@ -39,7 +39,7 @@ def tune(
   *,
   optimizer: optax.GradientTransformation | None = None,
   steps: int = 500,
-  init: ArrayLike | mj.Weights = 0.3,
+  init: ArrayLike | Mapping[str, ArrayLike] | mj.Weights = 0.3,
   clip: tuple[float, float] | None = (0.0, 1.0),
   progress: Callable[[int, float], None] | None = None,
 ) -> tuple[mj.Weights, np.ndarray]:
@@ -54,8 +54,8 @@ def tune(
     objective: `entropy`, `loss`, `matching`, or your own `(apply, params, batch) -> scalar`.
     optimizer: of optax, by gradients alone; None for Adam with a rate of 1e-3, that of AdaMerging.
     steps: how many.
-    init: the first weights: a number for all, `[K]` for each model, or `Weights` by group or layer (see
-      `per_layer`), whose patterns the result keeps.
+    init: the first weights: a number for all, one for each model, in order `[K]` or by name, or `Weights` by
+      group or layer (see `per_layer`), whose patterns the result keeps.
     clip: bounds of every weight, or None.
     progress: called with the number of steps done and the objective.
 
@@ -64,8 +64,11 @@ def tune(
 
   Raises:
     ValueError: no step or batch, bounds that exclude the first weights, weights that do not fit the models,
-      batches of another objective.
+      batches of another objective, an optimizer that is none of optax.
     RuntimeError: an objective or weights that are not finite.
+
+  Tensors in float16 or float8 are merged in float32 here: gradients with respect to single parameters are too
+  small for their exponents.
 
   Sources: AdaMerging (arXiv 2310.02575), Expert Merging (arXiv 2509.25712).
 
@@ -77,11 +80,14 @@ def tune(
   >>> weights.values.round(2).tolist()
   [[0.5, 0.75]]
   """
+  if not isinstance(batches, list | tuple):
+    raise ValueError(f"tune: batches are {type(batches).__name__}; expected a list of them.")
   if not isinstance(steps, int | np.integer) or steps < 1 or not batches:
     raise ValueError(f"tune: got {steps} steps and {len(batches)} batches; expected one of each or more.")
-  if clip is not None and not clip[0] <= clip[1]:
-    raise ValueError(f"tune: got clip={clip}; expected the lower bound first.")
-  start = init if isinstance(init, mj.Weights) else mj.Weights(_row(init, prepared.count), ("(?s:.*)",))
+  if not isinstance(optimizer, optax.GradientTransformation | None):
+    raise ValueError(f"tune: optimizer is {shown(optimizer)}; expected one of optax, as optax.adam(0.01).")
+  clip, dtype = _bounds(clip), _dtype(prepared)
+  start = init if isinstance(init, mj.Weights) else mj.Weights(_row(init, prepared), ("(?s:.*)",))
   values, patterns = jnp.asarray(start.values, jnp.float32), start.patterns
   if clip is not None and not bool(jnp.all((values >= clip[0]) & (values <= clip[1]))):
     raise ValueError(f"tune: the first weights {values.tolist()} are not within clip={clip}; change either.")
@@ -90,7 +96,7 @@ def tune(
   @jax.jit
   def step(prepared: mj.Prepared, values: Array, state: Any, batch: Any) -> tuple[Array, Any, Array]:
     def of(values: Array) -> Array:
-      return objective(apply, mj.combine(prepared, mj.Weights(values, patterns)), batch)
+      return objective(apply, mj.combine(prepared, mj.Weights(values, patterns), dtype=dtype), batch)
 
     result, gradient = jax.value_and_grad(of)(values)
     with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic promotes
@@ -112,9 +118,30 @@ def tune(
   return mj.Weights(values, patterns), np.array(history)
 
 
-def _row(init: ArrayLike, count: int) -> Array:
-  values = jnp.asarray(init, jnp.float32)
-  return jnp.full((1, count), values) if values.ndim == 0 else values[None]
+def _bounds(clip: Any) -> tuple[float, float] | None:
+  if clip is None:
+    return None
+  try:
+    low, high = map(float, clip)
+  except (TypeError, ValueError):
+    raise ValueError(f"tune: got clip={shown(clip)}; expected two numbers, or None.") from None
+  if not low <= high:
+    raise ValueError(f"tune: got clip={clip}; expected the lower bound first.")
+  return low, high
+
+
+def _dtype(prepared: mj.Prepared) -> Any:
+  """What is merged in, if not as it is stored: parameters' gradients have the same dtype."""
+  merged = (prepared.leaves[entry.name] for entry in prepared.plan.entries if entry.merged)
+  if all(jnp.finfo(leaf.experts[0].dtype).minexp <= jnp.finfo(jnp.float32).minexp for leaf in merged):
+    return None
+  return jnp.float64 if prepared.wide else jnp.float32
+
+
+def _row(init: ArrayLike | Mapping[str, ArrayLike], prepared: mj.Prepared) -> Array:
+  chosen = lifting.in_row(init, prepared.names) if isinstance(init, Mapping) else init
+  values = jnp.asarray(chosen, jnp.float32)
+  return jnp.full((1, prepared.count), values) if values.ndim == 0 else values[None]
 
 
 def entropy(apply: Apply, params: PyTree, batch: Bucket) -> Array:

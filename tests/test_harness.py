@@ -83,7 +83,7 @@ def evaluated(model, include, logs=None):
   from merge_jax.evals.harness import run
 
   manager, _ = library.load(NAMES, include=str(include))
-  return run.evaluate(model, NAMES, manager, called="ours", logs=logs)
+  return run.evaluate(model, NAMES, manager, called="ours", logs=logs).scores
 
 
 @needs_lm_eval
@@ -168,6 +168,23 @@ def test_evaluate_gives_scores_and_logs(world, tmp_path):
   logs = [json.loads(path.read_text()) for path in (tmp_path / "logs").rglob("results_*.json")]
   assert len(logs) == 2 and all(log["versions"] == {"choose": 2.0} for log in logs)
   assert len(list((tmp_path / "logs").rglob("samples_choose_*.jsonl"))) == 2
+
+
+@needs_lm_eval
+def test_scores_are_kept_where_logs_cannot_be(world, tmp_path):
+  paths, include = world
+  (tmp_path / "logs").mkdir()
+  (tmp_path / "logs" / str(paths[0]).replace("/", "__")).write_text("a file where its folder should be")
+  words = [
+    sys.executable, "-m", "merge_jax", "evaluate", f"--checkpoints={paths[0]}", "--tasks=lm_eval:choose",
+    f"--output={tmp_path / 'scores.json'}", f"--lm_eval_include={include}", "--lm_eval_limit=8",
+    f"--lm_eval_logs={tmp_path / 'logs'}", "--max_shapes=1",
+  ]  # fmt: skip
+  done = subprocess.run(
+    words, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
+  )
+  assert done.returncode == 1 and "could not write all of its logs" in done.stderr
+  assert json.loads((tmp_path / "scores.json").read_text())[str(paths[0])]
 
 
 def evals_stacked(params, suite):

@@ -267,6 +267,13 @@ def test_flags_for_tasks_of_lm_eval_are_refused_where_there_are_none(world, tmp_
   )  # fmt: skip
 
 
+def test_logs_of_lm_eval_are_not_lost_on_a_store(world, tmp_path):
+  _, paths, _ = world
+  given = (f"--checkpoints={paths[0]}", "--tasks=lm_eval:x", f"--output={tmp_path / 'x'}")
+  code, _, errors = launch("evaluate", *given, "--lm_eval_logs=gs://bucket/logs")
+  assert code == 1 and "gs://bucket" in errors  # whether the store's package is there or not
+
+
 def test_a_head_that_a_config_ties_away_is_refused(world, tmp_path):
   _, paths, tasks = world
   pool, tensors = tmp_path / "m", dict(checkpoints.open(paths[0]).load())

@@ -627,8 +627,9 @@ def test_documents_that_use_each_other(world):
   assert "A merge of 3 models" in page and DOCUMENTS.strip("\n") in page
   with pytest.raises(ValueError, match="made from each other"):
     merge(DOCUMENTS.replace("model: b}", "model: half}").replace("model: a}", "model: b}"), "x")
-  with pytest.raises(ValueError, match="the name '' is no plain word"):
-    merge(DOCUMENTS.replace("name: half", "name: ''"), "x")
+  for name in ("''", '"a\\0b"', "'..'", "a/b", "x" * 300):
+    with pytest.raises(ValueError, match=r"the name .* is no plain word"):
+      merge(DOCUMENTS.replace("name: half", f"name: {name}"), "x")
   named = f"name: other\n{DOCUMENTS}".replace("\n\n", "\n")  # the result is what no other uses
   assert all((value == got[name]).all() for name, value in merge(named, "named")[1].items())
   with pytest.raises(ValueError, match="'other' and 'half' are used by no document"):

@@ -406,6 +406,7 @@ def test_a_donated_result_leaves_the_pool(jit):
     (lambda: mj.merge(mj.linear(), EXPERTS3, [1.0]), r"shape \(1,\) do not fit 3"),
     (lambda: mj.merge(mj.linear(), EXPERTS3, [1.0, -1.0, 0.0]), "sum to 0"),
     (lambda: mj.merge(mj.uniform(), EXPERTS3, [1.0, 2.0, 0.0]), "takes no weights"),
+    (lambda: mj.merge(mj.slerp(0.5), EXPERTS[:2], [1.0, 2.0]), "takes no weights"),
     (lambda: mj.merge(mj.ties(), EXPERTS), "pass base="),
     (lambda: mj.merge(mj.linear(), EXPERTS3, base=BASE), "does not use a base"),
     (lambda: mj.merge(mj.dare_ties(0.5), EXPERTS, base=BASE), "pass key="),

@@ -29,6 +29,7 @@ def bad(text, *words):
     ("a: !!bool perhaps", ["not valid YAML"]),
     ("a: !!timestamp perhaps", ["not valid YAML"]),
     ("a: !!int ''", ["not valid YAML"]),
+    ("a:\n  - !!set {b, c}", ["r.yml:2", "!!set has no order"]),
     ("a: &x [*x]", ["contains itself"]),
     ("a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
       f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 10)}]\n" for i in range(6)
@@ -87,6 +88,7 @@ ALONG = "method: linear\nmodels: {x: {path: a, step: 1}}\nschedule: {name: ema}\
     (KIT + "parameters: {lambda: {vale: 1}}", ["lambda", "'vale'", "value"]),
     (KIT + "parameters: {lambda: {filter: mlp}}", ["'value'", "missing"]),
     (KIT + "parameters: {lambda: []}", ["empty list"]),
+    (KIT + f"parameters: {{lambda: [1, {'9' * 400}, 1]}}", ["parameters.lambda is [1, 9999", "a number"]),
     (KIT + "parameters: {lambda: [{value: 1, filter: a}, 2]}", ["lambda[1]", "{value: 2}"]),
     (KIT + "parameters: {lambda: .nan}", ["lambda", "finite"]),
     (KIT.replace("model: a", "model: 7"), ["models[0].model is 7"]),

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from merge_jax import checkpoints, recycle, storage
 from merge_jax.checkpoints import safetensors_file
 from merge_jax.evals.function_suite import FunctionSuite
-from merge_jax.recipes import manifest
+from merge_jax.recipes import manifest, reading
 from merge_jax.recycle import settings, suites
 from merge_jax.recycle.pool import InputsChanged
 from merge_jax.storage import commits, leases
@@ -151,6 +151,8 @@ def test_what_is_not_there_is_one_sentence(store, path, message):
 def test_what_is_written_to_disks_alone_does_not_land_in_a_local_folder_called_gs(store):
   with pytest.raises(ValueError, match="--output_dir: gs://bucket/x is on an object store; write to a disk"):
     storage.disk_destination("gs://bucket/x", "--output_dir")
+  with pytest.raises(ValueError, match=r"gs://bucket/x.yml: recipes are read from disks"):
+    reading.read("gs://bucket/x.yml")
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -1,7 +1,10 @@
 """Data of the study on T0 and BIG-bench, from made-up archives of their layout."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from tokenizers import Tokenizer
 import configs.study_t0
 from merge_jax.evals import tasks
 from merge_jax.study import settings
-from merge_jax.study.data import leaks, t0, t0_corpora, t0_rows, t0_sources
+from merge_jax.study.data import leaks, t0, t0_bigbench, t0_corpora, t0_rows, t0_sources
 from merge_jax.study.data.t0_bigbench import HELD_OUT
 from merge_jax.study.data.t0_sources import HELD_IN, PASSAGES, SOURCES
 
@@ -201,7 +204,10 @@ def test_tokenizer_is_deterministic_and_ends():
     ({"metrics": {"choice": "loss"}}, "did you mean 'choices'"),
     ({"puzzle": 3}, "did you mean 'puzzles'"),
     ({"test": 1.5}, "test is 1.5"),
-    ({"max_characters": 100}, "is left to train or to evaluate"),
+    ({"max_characters": 100}, "no two choices, or are longer than options.max_characters, 100"),
+    ({"test": 0.001}, "test is 0.001: no row of 'cosmos_qa' is left to train or to evaluate"),
+    ({"test": 0.999}, "test is 0.999: no row of"),
+    ({"tokenizer": __file__}, r"test_study_t0.py is not a tokenizer"),
   ],
 )
 def test_options_that_cannot_be(given, tmp_path, options, message):
@@ -221,6 +227,57 @@ def test_archives_that_cannot_be(given, tmp_path):
     t0_sources.read_t0(tmp_path / "t0", ("samsum",))
   with pytest.raises(ValueError, match="data set 'imdx' has no file of 200 lines"):
     t0_sources.read_t0(tmp_path / "t0", ("imdx",))
+
+
+def test_short_prompts_of_one_data_set_are_in_no_other_training_file(given, tmp_path):
+  shared = "".join(json.dumps({"prompt": f"sum up {i}", "completion": f"s {i}"}) + "\n\n" for i in range(200))
+  other = "".join(
+    json.dumps({"prompt": f"sum up {i}", "completion": "t"}) + "\n" for i in range(300, 100, -1)
+  )
+  write_t0(tmp_path / "t0", {"samsum": shared, "gigaword": other})
+  where = {"t0": str(tmp_path / "t0"), "bigbench": str(given / "bb")}
+  data = t0.make(tmp_path / "out", SMALL | {"readings": 0, "corpora": False} | where)
+  asked = {line["prompt"] for path in data.tasks.values() for line in lines(path)}
+  assert "sum up 199" in asked
+  assert not any(line["prompt"] in asked for path in data.train.values() for line in lines(path))
+  assert len(lines(data.train["gigaword"])) == 3 * 120  # of three equal templates
+
+
+def test_what_is_there_twice_is_named(given, tmp_path):
+  write_bigbench(tmp_path / "bb")
+  content = (tmp_path / "bb" / "winowhy" / "task.json").read_text()
+  for name in ("._task.json", "old_task.json"):  # as archives of macOS have them, and people
+    (tmp_path / "bb" / "winowhy" / name).write_text("no JSON")
+  spec = json.loads(content)
+  spec["examples"] += [{"input": "?", "target_scores": {"a": 1, "a ": 0, "b": 0}}]
+  (tmp_path / "bb" / "winowhy" / "task.json").write_text(json.dumps(spec))
+  found = t0_bigbench.read(tmp_path / "bb", lambda key, values: None)
+  assert len(found["winowhy"]) == 40
+  (tmp_path / "bb" / "zz" / "winowhy").mkdir(parents=True)
+  (tmp_path / "bb" / "zz" / "winowhy" / "task.json").write_text(content)
+  with pytest.raises(ValueError, match=r"'winowhy' twice, as winowhy/task.json and zz/winowhy/task.json"):
+    t0_bigbench.read(tmp_path / "bb", lambda key, values: None)
+  write_t0(tmp_path / "t0", {})
+  again = tmp_path / "t0" / "more" / "data_per_template"
+  again.mkdir(parents=True)
+  first = next((tmp_path / "t0").rglob("samsum_first.jsonl"))
+  (again / first.name).write_text(first.read_text())
+  with pytest.raises(ValueError, match=r"'samsum_first' twice"):
+    t0_sources.read_t0(tmp_path / "t0", ("samsum",))
+
+
+def test_entries_do_not_depend_on_the_process():
+  pytest.importorskip("reasoning_gym")
+  code = (
+    "from merge_jax.study.data import t0_corpora; import zlib; "
+    "print(zlib.crc32(repr(list(t0_corpora.puzzles(8, 0))).encode()))"
+  )
+  words = [sys.executable, "-c", code]
+  found = {
+    subprocess.run(words, env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, check=True).stdout
+    for seed in "12"
+  }
+  assert len(found) == 1
 
 
 def test_wordings_are_no_passages():

@@ -150,6 +150,27 @@ def test_a_decoder_is_tuned_layer_by_layer():
   assert weights.values.shape == (2, 2) and all(history[10:] < history[:2])
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float8_e4m3fn, jnp.bfloat16])
+def test_narrow_models_have_the_gradients_of_wide_ones(dtype):
+  def squares(apply, params, batch):  # a gradient of 1e-9 for each parameter, below the least float16
+    return jnp.mean((params["w"].astype(jnp.float32) - batch) ** 2) * 1e-4
+
+  def found(dtype):
+    trees = [jax.random.normal(jax.random.key(i), (256, 256)).astype(jnp.float8_e4m3fn) for i in range(4)]
+    (base, *experts), target = [{"w": tree.astype(dtype)} for tree in trees[:3]], trees[3]
+    prepared = mj.prepare(mj.task_arithmetic(), experts, base=base)
+    options = dict(steps=8, optimizer=optax.adam(0.01))
+    return tuning.tune(prepared, None, [target.astype(jnp.float32)], squares, **options)[0].values
+
+  chex.assert_trees_all_close(found(dtype), found(jnp.float32), rtol=2e-3)
+
+
+def test_first_weights_may_be_by_name():
+  prepared = mj.prepare(mj.task_arithmetic(), dict(zip(("z", "a"), EXPERTS, strict=True)), base=BASE)
+  weights, _ = tuning.tune(prepared, table, ROWS, tuning.loss, init={"a": 0.1, "z": 0.4}, steps=1)
+  chex.assert_trees_all_close(weights.values, jnp.array([[0.4, 0.1]]), atol=2e-3)
+
+
 @pytest.mark.parametrize(
   ("options", "error", "message"),
   [
@@ -157,6 +178,11 @@ def test_a_decoder_is_tuned_layer_by_layer():
     (dict(batches=[]), ValueError, "500 steps and 0 batches"),
     (dict(steps=2.5), ValueError, "2.5 steps"),
     (dict(clip=(1.0, 0.0)), ValueError, "the lower bound first"),
+    (dict(clip=1.0), ValueError, "clip=1.0; expected two numbers, or None"),
+    (dict(clip=(0.0, None)), ValueError, "expected two numbers"),
+    (dict(optimizer=0.1), ValueError, "optimizer is 0.1; expected one of optax"),
+    (dict(batches=np.ones(3)), ValueError, "batches are ndarray; expected a list"),
+    (dict(init={"a": 0.1, "b": 0.2}), ValueError, r"the models are \[0, 1\]"),
     (dict(objective=tuning.matching), ValueError, "make batches by `matched`"),
     (dict(batches=tuning.matched(table, EXPERTS[:1], [ROWS])), ValueError, "expected those of `rows`"),
     (dict(init=2.0), ValueError, r"not within clip=\(0.0, 1.0\)"),

@@ -181,7 +181,7 @@ def _by_name(prepared: Prepared, weights: Any) -> Weights:
     raise ValueError(f"{type(prepared.operator).__name__} takes no weights; use linear() for a weighted one.")
   given = isinstance(weights, Weights)
   if isinstance(weights, Mapping):
-    weights = _in_order(weights, prepared.names)
+    weights = in_row(weights, prepared.names)
   elif not prepared.ordered:
     raise ValueError(f"Weights are in a row, {UNORDERED}")
   values = planning.beside(_numbers(weights.values if given else weights), prepared.leaves.values())
@@ -211,7 +211,8 @@ def _by_name(prepared: Prepared, weights: Any) -> Weights:
   return result
 
 
-def _in_order(weights: Mapping[Any, ArrayLike], names: Sequence[int | str]) -> list[ArrayLike]:
+def in_row(weights: Mapping[Any, ArrayLike], names: Sequence[int | str]) -> list[ArrayLike]:
+  """Weights by model in the models' order; ValueError if they are not of these models."""
   for one in (*weights, *names):
     if one not in names or one not in weights:
       raise ValueError(
@@ -238,7 +239,8 @@ def combine(prepared: Prepared, weights: WeightsLike = None, *, dtype: Any = Non
     prepared: what `prepare` returned.
     weights: `[K]`, one for each model by its name, or `Weights` by tensor name; None takes the operator's
       default.
-    dtype: of the merged floating tensors; None keeps that of the first expert.
+    dtype: of the merged floating tensors; None keeps that of the first expert. Gradients of parameters have
+      it, too: float32 keeps those that float16 or float8 would lose.
 
   Returns:
     A tree like the first expert, computed in float32 (float64 where an input is) and rounded once.

@@ -77,7 +77,8 @@ class Slerp(Operator):
       θ = [sin((1-t)Ω) θ₁ + sin(tΩ) θ₂] / sin Ω        Ω = angle between θ₁ and θ₂ as vectors
 
   Attributes:
-    t: 0 gives the first model, 1 the second; others extrapolate. None takes `w₂ / (w₁ + w₂)`.
+    t: 0 gives the first model, 1 the second; others extrapolate, and weights are refused. None takes
+      `w₂ / (w₁ + w₂)`.
     lerp_above: linear where the cosine is above it, or below its negative; mergekit has 0.9995, which most
       fine-tunes of one base reach.
 
@@ -104,6 +105,10 @@ class Slerp(Operator):
   @property
   def normalize(self) -> bool:  # type: ignore[override]
     return self.t is None
+
+  @property
+  def weightless(self) -> bool:  # type: ignore[override]
+    return self.t is not None
 
   def survey(self) -> tuple[Total, ...]:
     """How large the models are, how far b reaches along a, and what else there is of b."""

@@ -34,7 +34,8 @@ def merges(dtype: Any, where: str) -> bool:
     raise ValueError(f"{where} is {dtype}; complex tensors do not merge: pass real and imaginary parts.")
   floating = jnp.issubdtype(dtype, jnp.floating)
   if floating and dtype.itemsize > (8 if jax.config.read("jax_enable_x64") else 4):
-    raise ValueError(f"{where} is {dtype}, which JAX would narrow: cast it, or set JAX_ENABLE_X64=1.")
+    wider = ", or set JAX_ENABLE_X64=1" if dtype.itemsize == 8 else ""
+    raise ValueError(f"{where} is {dtype}, which JAX would narrow: cast it{wider}.")
   return floating
 
 

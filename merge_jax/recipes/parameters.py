@@ -9,6 +9,7 @@ Of several scopes (a model's own, its slice's, its module's, the recipe's) the f
 a tensor counts; within a list the first filter that matches. These are mergekit's rules.
 """
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ def _values(raw: Any, where: str) -> tuple[Scalar, ...]:
   if not items:
     raise ValueError(f"{where} is an empty list; expected a value, or values over the layers.")
   for item in items:
-    if not isinstance(item, Scalar):
+    if not isinstance(item, Scalar) or (isinstance(item, int) and abs(item) > sys.float_info.max):
       raise ValueError(
         f"{where} is {shown(raw)}; expected a number, true or false, a word, or a list of them."
       )

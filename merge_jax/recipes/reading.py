@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from merge_jax import storage
 from merge_jax.errors import shown
 from merge_jax.recipes import mergekit, own, yaml_reader
 from merge_jax.recipes.schema import Recipe
@@ -25,7 +26,9 @@ def read(path: str | Path) -> list[Recipe]:
   Raises:
     FileNotFoundError, ValueError: no such file, or not recipes; one sentence with file and place.
   """
-  file = Path(path).expanduser()
+  file = storage.path(path)
+  if isinstance(file, storage.Remote):
+    raise ValueError(f"{file}: recipes are read from disks; copy it to one.")
   documents = yaml_reader.read(file)
   if not documents:
     raise ValueError(f"{file}: is empty; expected a recipe.")
@@ -50,6 +53,10 @@ def parse(raw: Any, where: str, text: str = "") -> Recipe:
   raise ValueError(f"{where}: got {shown(got)}; expected method: (our format) or merge_method: (mergekit's).")
 
 
+def _is_word(name: str) -> bool:
+  return name.isprintable() and Path(name).name == name != ".." and 0 < len(name.encode()) <= 200
+
+
 def _ordered(recipes: Sequence[Recipe], file: Path) -> list[Recipe]:
   """Recipes after those whose names they use as models; the result is last.
 
@@ -63,8 +70,8 @@ def _ordered(recipes: Sequence[Recipe], file: Path) -> list[Recipe]:
   for name in names:
     if names.count(name) > 1:
       raise ValueError(f"{file}: two documents are called {name!r}; expected a name for each.")
-    if name is not None and (Path(name).name != name or name in ("", "..")):
-      raise ValueError(f"{file}: the name {name!r} is no plain word.")
+    if name is not None and not _is_word(name):
+      raise ValueError(f"{file}: the name {shown(name)} is no plain word, as a folder may be called.")
   by_name = {recipe.name: recipe for recipe in recipes}
   graph: dict[str | None, set[str | None]]
   graph = {r.name: {m.path for m in r.models() if m.path in by_name} for r in recipes}

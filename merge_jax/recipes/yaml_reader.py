@@ -19,8 +19,8 @@ def read(path: Path) -> list[Any]:
   """The documents of a YAML file, empty ones left out.
 
   Raises:
-    FileNotFoundError, ValueError: no such file; not UTF-8 or YAML; a key twice; a tag that makes an
-      object; anchors that expand to more than `LIMIT` nodes or contain themselves.
+    FileNotFoundError, ValueError: no such file; not UTF-8 or YAML; a key twice; a tag that makes a
+      set or an object; anchors that expand to more than `LIMIT` nodes or contain themselves.
   """
   raw = storage.read_bytes(path)
   if len(raw) > LARGEST:
@@ -83,6 +83,8 @@ def _check(root: yaml.Node, where: str) -> None:
       raise ValueError(f"{where}:{node.start_mark.line + 1}: an anchor contains itself.")
     if id(node) not in sizes:
       open_.add(id(node))
+      if node.tag == "tag:yaml.org,2002:set":
+        raise ValueError(f"{where}:{node.start_mark.line + 1}: a !!set has no order; write a list.")
       if isinstance(node, yaml.MappingNode):
         _unique(node, where)
       sizes[id(node)] = 1 + sum(map(size, _children(node)))

@@ -2,10 +2,23 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from merge_jax.evals.harness import PREFIX, library
 from merge_jax.evals.harness.model import Model
+
+
+class Evaluated(NamedTuple):
+  """What an evaluation came to.
+
+  Attributes:
+    scores: every metric of every task and group, as `lm_eval:TASK:METRIC`, with `:FILTER` where there are
+      several.
+    logged: whether all logs that were asked for are written.
+  """
+
+  scores: dict[str, float]
+  logged: bool
 
 
 def evaluate(
@@ -18,7 +31,7 @@ def evaluate(
   chat: bool = False,
   called: str = "merge_jax",
   logs: Path | None = None,
-) -> dict[str, float]:
+) -> Evaluated:
   """Scores of a model on tasks of the library.
 
   Args:
@@ -31,12 +44,8 @@ def evaluate(
     called: name of the model in logs.
     logs: folder for `results_*.json` and `samples_*.jsonl` as lm-eval writes them; None: none.
 
-  Returns:
-    Every metric of every task and group, as `lm_eval:TASK:METRIC`, with `:FILTER` where there are several.
-
   Raises:
     ValueError: what the model cannot be asked.
-    OSError: the logs could not be written.
   """
   from lm_eval import evaluator
   from lm_eval.loggers import EvaluationTracker
@@ -49,15 +58,15 @@ def evaluate(
     fewshot_as_multiturn=chat, evaluation_tracker=tracker, log_samples=tracker is not None,
     bootstrap_iters=1000, fewshot_random_seed=library.SEED,
   )  # fmt: skip
+  logged = True
   if tracker is not None and logs is not None:
     samples = found.pop("samples")
     before = set(logs.rglob("*.json*"))
     tracker.save_results_aggregated(results=found, samples=samples)
     for name in found["configs"]:
       tracker.save_results_samples(task_name=name, samples=samples[name])
-    if len(set(logs.rglob("*.json*")) - before) != 1 + len(found["configs"]):  # it tells nobody
-      raise OSError(f"{logs}: lm-eval could not write its logs there.")
-  return _scores(found["results"])
+    logged = len(set(logs.rglob("*.json*")) - before) == 1 + len(found["configs"])  # it tells nobody
+  return Evaluated(_scores(found["results"]), logged)
 
 
 def _scores(results: dict[str, dict[str, Any]]) -> dict[str, float]:

@@ -56,13 +56,15 @@ def from_files(options: Mapping[str, Any]) -> Data:
   given = decoding.convert(dict(options), Files, "config: data.options")
   parts = (given.train, given.pretrain, given.instruct)
   train, pretrain, instruct = ({n: task_files.path_of(one) for n, one in part.items()} for part in parts)
-  tokenizer = ""
-  if given.tokenizer:
-    content = storage.path(given.tokenizer).read_bytes()
-    with in_library(f"config: data.options.tokenizer: {given.tokenizer} is not a tokenizer"):
-      Tokenizer.from_buffer(content)
-    tokenizer = content.decode()
-  return Data(tokenizer, train, {}, pretrain, instruct)
+  return Data(tokenizer(given.tokenizer) if given.tokenizer else "", train, {}, pretrain, instruct)
+
+
+def tokenizer(path: str) -> str:
+  """The content of a `tokenizer.json`; ValueError if it is none."""
+  content = storage.read_bytes(storage.path(path))
+  with in_library(f"config.data.options.tokenizer: {path} is not a tokenizer"):
+    Tokenizer.from_buffer(content)
+  return content.decode()
 
 
 def once(folder: Path, kind: str, said: Mapping[str, Any], write: Callable[[Path], None]) -> Path:

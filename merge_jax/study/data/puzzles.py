@@ -7,7 +7,7 @@ on are told in none of them.
 
 import dataclasses
 import random
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from merge_jax import decoding
 from merge_jax.errors import unknown
 from merge_jax.evals.splits import position
 from merge_jax.study.data import Data, once, write_lines
+from merge_jax.study.data.entries import entries
 from merge_jax.study.data.puzzle_table import TABLE
 from merge_jax.training import puzzles
 
@@ -58,20 +59,6 @@ class Items:
 
   train: list[tuple[str, str]]
   evaluation: list[tuple[str, str]]
-
-
-class Ordered(frozenset[str]):
-  """Letters in order: the library draws from sets, whose order changes from process to process.
-
-  >>> list(Ordered("hash") - {"s"})
-  ['a', 'h']
-  """
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(sorted(super().__iter__()))
-
-  def __sub__(self, other: Set[Any]) -> "Ordered":
-    return Ordered(super().__sub__(other))
 
 
 def make(folder: Path, options: Mapping[str, Any], seed: int = 0) -> Data:
@@ -137,17 +124,12 @@ def draw(name: str, options: Options, seed: int) -> Items:
   Raises:
     ValueError: too few of them to evaluate on.
   """
-  import reasoning_gym
-
   puzzle, limit = TABLE[name], 20 * (options.train + options.evaluation) + 2000
-  # Entry i of the library depends on seed + i.
   first = (seed * len(TABLE) + list(TABLE).index(name)) * 1_000_000
-  entries = reasoning_gym.create_dataset(puzzle.dataset, size=limit, seed=first, **puzzle.options)
-  if hasattr(entries, "letters"):
-    entries.letters = Ordered(entries.letters)
+  drawn = entries(puzzle.dataset, limit, first, **puzzle.options)
   items, seen, last = Items([], []), set[str](), 0
   for i in range(limit):
-    for question, answer in puzzle.items(entries[i]["metadata"]):
+    for question, answer in puzzle.items(drawn[i]["metadata"]):
       if (
         question in seen or not (question + answer).isascii()
       ):  # of names in texts; no model has their tokens

@@ -25,12 +25,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from merge_jax import decoding, storage
 from merge_jax.errors import unknown
 from merge_jax.evals.metrics import METRICS
+from merge_jax.study import data
 from merge_jax.study.data import Data, leaks, once, t0_bigbench, t0_corpora, t0_rows, t0_sources, write_lines
 from merge_jax.study.data.t0_rows import Record, answer, guessing, length
 from merge_jax.study.data.t0_sources import ROWS, SOURCES
 from merge_jax.training.puzzles import END, PAD
 
-VERSION = 1
+VERSION = 2
 """Of what is written; part of the folder's name."""
 ABOUT = "about.json"
 """What was made: examples, rows left out, and what guessing gives."""
@@ -91,12 +92,23 @@ def make(folder: Path, options: Mapping[str, Any], seed: int = 0) -> Data:
     if metric not in METRICS or not METRICS[metric].fits("choices" if kind == "choices" else "targets"):
       fitting = [m.name for m in METRICS.values() if m.fits("choices" if kind == "choices" else "targets")]
       raise ValueError(unknown(f"metric of {kind!r}", metric, fitting, "config.data.options.metrics"))
+  for name, source in _sources().items():
+    if not 0 < len(t0_rows.test_rows(source, chosen.test)) < ROWS:
+      raise ValueError(
+        f"config.data.options.test is {chosen.test}: no row of {name!r} is left to train or to evaluate on."
+      )
+  if chosen.tokenizer:
+    data.tokenizer(chosen.tokenizer)
   sources = {"t0": chosen.t0, "bigbench": chosen.bigbench} | {
     name: path for name in ("tokenizer", "text") if (path := getattr(chosen, name))
   }
   said = msgspec.to_builtins(chosen) | {name: _identity(name, path) for name, path in sources.items()}
   said |= {"seed": seed, "version": VERSION}
   return _found(once(folder, "t0", said, lambda partial: _write(partial, chosen, seed)))
+
+
+def _sources() -> dict[str, t0_sources.Source]:
+  return {name: source for group in SOURCES.values() for name, source in group.items()}
 
 
 def _identity(name: str, given: str) -> str:
@@ -129,7 +141,7 @@ def _write(folder: Path, options: Options, seed: int) -> None:
   def shuffle(key: str, values: list[Any]) -> None:
     random.Random(f"{seed}/{key}").shuffle(values)
 
-  sources = {name: source for group in SOURCES.values() for name, source in group.items()}
+  sources = _sources()
   wanted = {source.archive or name for name, source in sources.items()}
   wanted |= set(t0_sources.PASSAGES) if options.corpora else set()
   archive = t0_sources.read_t0(storage.path(options.t0), tuple(sorted(wanted)))
@@ -145,29 +157,43 @@ def _write(folder: Path, options: Options, seed: int) -> None:
   evaluated = {run for name, rows in test.items() for row in rows for run in passages[name][row]}
   for lines in tasks.values():
     evaluated.update(*leaks.of_rows([line["prompt"] for line in lines]))
-  train: dict[str, list[Record]] = {}
   about: dict[str, Record] = {name: {"kind": "choices"} for name in tasks}
+  lines_of = {
+    name: t0_rows.records(name, source, templates[name], test[name], options.max_characters)
+    for name, source in sources.items()
+  }
+  asked = {line["prompt"] for lines in tasks.values() for line in lines}
+  asked |= {line["prompt"] for name, rows in test.items() for row in rows for line in lines_of[name][row]}
+  train: dict[str, list[Record]] = {}
   for name, source in sources.items():
-    lines_of = t0_rows.records(name, source, templates[name], test[name], options.max_characters)
     others = [row for row in range(ROWS) if row not in test[name]]
     clean = [row for row in others if not passages[name][row] & evaluated]
-    tasks[name] = [lines_of[row][0] for row in test[name] if lines_of[row]]
-    asked = {line["prompt"] for row in test[name] for line in lines_of[row]}
-    train[name] = [line for row in clean for line in lines_of[row] if line["prompt"] not in asked]
+    tasks[name] = [lines_of[name][row][0] for row in test[name] if lines_of[name][row]]
+    train[name] = [line for row in clean for line in lines_of[name][row] if line["prompt"] not in asked]
     about[name] = {"kind": source.kind, "train": len(train[name]), "rows_left_out": len(others) - len(clean)}
   for name, of_one in about.items():
-    if not tasks[name] or not train.get(name, True):
-      raise ValueError(f"Nothing of {name!r} is left to train or to evaluate on; see options.max_characters.")
+    if not tasks[name]:
+      raise ValueError(
+        f"No line of {name!r} is left to evaluate on: all have no two choices, or are longer than "
+        f"options.max_characters, {options.max_characters}."
+      )
+    if not train.get(name, True):
+      raise ValueError(
+        f"No line of {name!r} is left to train on: {of_one['rows_left_out']} rows share passages with what "
+        "is evaluated, the others' lines are asked there, too, have no two choices, or are longer than "
+        f"options.max_characters, {options.max_characters}."
+      )
     of_one |= {"metric": (METRIC | options.metrics)[of_one["kind"]], "test": len(tasks[name])}
     of_one |= guessing(tasks[name], train.get(name, ())) if of_one["kind"] == "choices" else {}
 
   corpora = _corpora(options, archive, evaluated, seed) if options.corpora else {}
+  corpora = {file: [line for line in lines if line["prompt"] not in asked] for file, lines in corpora.items()}
   files = {
     f"train/{name}": [{"prompt": x["prompt"], "target": answer(x)} for x in lines]
     for name, lines in train.items()
   } | corpora  # fmt: skip
   if options.tokenizer:
-    tokenizer = storage.path(options.tokenizer).read_text("utf-8")
+    tokenizer = data.tokenizer(options.tokenizer)
   else:
     texts = [line["prompt"] + line["target"] for lines in files.values() for line in lines]
     tokenizer = train_tokenizer(texts, options.vocabulary)

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from merge_jax.decoding import decode
-from merge_jax.study.data.t0_sources import files
+from merge_jax.study.data.t0_sources import files, once_each
 
 HELD_OUT = {
   "inference": ("epistemic_reasoning", "presuppositions_as_nli", "entailed_polarity", "analytic_entailment"),
@@ -45,23 +45,27 @@ class _Spec(msgspec.Struct, frozen=True):
 
 
 def read(path: Path, shuffle: Callable[[str, list[Any]], None]) -> dict[str, list[dict[str, Any]]]:
-  """Choice lines of the held-out tasks: examples with exactly one best choice, whose choices are shuffled.
+  """Choice lines of the held-out tasks: examples with one best choice of several that differ, shuffled.
 
   Args:
     path: an archive or folder with files `<task>/task.json` or `<task>/<subtask>/task.json`.
     shuffle: `(key, list)`, in place: some tasks list the right choice first.
 
   Raises:
-    ValueError: no archive, a malformed task, or one that is not there.
+    ValueError: no archive, a malformed task, one that is not there, or is there twice.
   """
   names = {name for tasks in HELD_OUT.values() for name in tasks}
 
   def task(name: str) -> str:
     parts = PurePosixPath(name).parts
+    if parts[-1] != "task.json":
+      return ""
     return next((known for k in (2, 3) if (known := "_".join(parts[-k:-1])) in names), "")
 
   result: dict[str, list[dict[str, Any]]] = {}
-  for name, content in files(path, lambda name: name.endswith("task.json") and bool(task(name))):
+  of_task: dict[str, str] = {}
+  for name, content in files(path, lambda name: bool(task(name))):
+    once_each(path, of_task, task(name), name)
     result[task(name)] = list(_lines(decode(content, _Spec, f"{path}: {name}"), task(name), shuffle))
   for known in sorted(names):
     if not result.get(known):
@@ -80,7 +84,8 @@ def _lines(spec: _Spec, task: str, shuffle: Callable[[str, list[Any]], None]) ->
   for number, example in enumerate(spec.examples):
     scores = list((example.target_scores or {}).items())
     best = [choice for choice, score in scores if score == max(value for _, value in scores)]
-    if len(scores) < 2 or len(best) != 1 or not all(choice.strip() for choice, _ in scores):
+    different = {choice.strip() for choice, _ in scores}
+    if len(scores) < 2 or len(best) != 1 or "" in different or len(different) < len(scores):
       continue
     shuffle(f"{task}/{number}", scores)
     prompt = (spec.task_prefix or "") + ask + example.input

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from merge_jax.study.data.entries import entries
 from merge_jax.study.data.t0_sources import Line
 
 PIECE = 700
@@ -93,14 +94,13 @@ def puzzles(count: int, seed: int) -> Iterator[dict[str, str]]:
   """
   if not count:
     return
-  try:
-    import reasoning_gym
-  except ImportError:
-    raise ValueError(
-      "options.puzzles needs reasoning-gym; pip install 'merge-jax[data]', or set it to 0."
-    ) from None
   for number, name in enumerate(PUZZLES):
-    data = reasoning_gym.create_dataset(name, size=count, seed=seed + 10**6 * number)
+    try:
+      data = entries(name, count, seed + 10**6 * number)
+    except ImportError:
+      raise ValueError(
+        "options.puzzles needs reasoning-gym; pip install 'merge-jax[data]', or set it to 0."
+      ) from None
     for i in range(count):
       item = data[i]
       if answer := str(item["answer"]).strip():

@@ -104,7 +104,7 @@ def read_t0(path: Path, names: tuple[str, ...]) -> dict[str, dict[str, list[Line
     names: of data sets in it.
 
   Raises:
-    ValueError: no archive, a malformed line, or a data set without a whole file.
+    ValueError: no archive, a malformed line, a data set without a whole file, a template with two.
   """
 
   def data_set(name: str) -> str:
@@ -114,9 +114,11 @@ def read_t0(path: Path, names: tuple[str, ...]) -> dict[str, dict[str, list[Line
     return max((known for known in names if file.name.startswith(f"{known}_")), key=len, default="")
 
   result: dict[str, dict[str, list[Line]]] = {name: {} for name in names}
+  of_template: dict[str, str] = {}
   for name, content in files(path, lambda name: bool(data_set(name))):
-    lines = content.strip().split(b"\n")
+    lines = [line for line in content.split(b"\n") if line.strip()]
     if len(lines) == ROWS:
+      once_each(path, of_template, PurePosixPath(name).stem, name)
       where = f"{path}: {name}"
       records = [decode(line, _T0Line, f"{where}:{number}") for number, line in enumerate(lines, 1)]
       template = PurePosixPath(name).stem.removeprefix(f"{data_set(name)}_")
@@ -147,6 +149,13 @@ def taken(name: str, source: Source, archive: Mapping[str, dict[str, list[Line]]
   if not found:
     raise ValueError(f"T0's data set {name!r} has only {', '.join(there)}; none of these templates is taken.")
   return found
+
+
+def once_each(path: Path, seen: dict[str, str], what: str, name: str) -> None:
+  """Notes the file of a template or task; ValueError if there was one."""
+  if what in seen:
+    raise ValueError(f"{path}: holds {what!r} twice, as {seen[what]} and {name}; remove either.")
+  seen[what] = name
 
 
 def tidy(text: str) -> str:
