@@ -32,14 +32,15 @@ def write(
   writer = FolderWriter(folder, built.specs, built.like, max_shard_bytes=limit, resume=True, together=True)
   digests: dict[str, str] = {}
   others = len(writer.others)
-  drawn = any(job.operator.needs_key for job in built.jobs)  # a key is a twentieth of a merge of 200 MB
+  # What `jax.random.key` makes, without its two programs, and whatever generator JAX is told to take.
+  words = jax.device_put(np.array([0, record.seed], np.uint32))
+  key = jax.random.wrap_key_data(words, impl="threefry2x32")
   scale = len(built.jobs) / max(len(built.jobs) - others, 1)
   with writer as out, host.reporting():
     sink: Any = _Digesting(out, digests) if verify else out
     streaming.stream(
-      built.jobs, sink, key=jax.random.key(record.seed) if drawn else None,
-      progress=lambda done: progress(round((done - others) * scale)), **options,
-    )  # fmt: skip
+      built.jobs, sink, key=key, progress=lambda done: progress(round((done - others) * scale)), **options
+    )
   if host.is_lead():
     (folder / "training.json").unlink(missing_ok=True)  # it tells of one model alone
     if built.config is not None:
