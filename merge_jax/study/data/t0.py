@@ -187,7 +187,8 @@ def _write(folder: Path, options: Options, seed: int) -> None:
     of_one |= guessing(tasks[name], train.get(name, ())) if of_one["kind"] == "choices" else {}
 
   corpora = _corpora(options, archive, evaluated, seed) if options.corpora else {}
-  corpora = {file: [line for line in lines if line["prompt"] not in asked] for file, lines in corpora.items()}
+  unasked = {file: [line for line in lines if line["prompt"] not in asked] for file, lines in corpora.items()}
+  corpora = {file: lines for file, lines in unasked.items() if lines}
   files = {
     f"train/{name}": [{"prompt": x["prompt"], "target": answer(x)} for x in lines]
     for name, lines in train.items()
