@@ -15,6 +15,7 @@ from merge_jax.operators.core import Leaf, Operator, PyTree, Ranked, Survey, Sur
 from merge_jax.operators.differences import task_vectors
 from merge_jax.operators.pytrees import check_number, pytree
 from merge_jax.operators.selection import Cut
+from merge_jax.operators.sums import exponent, scaled
 
 
 @pytree
@@ -115,14 +116,14 @@ def _from_0_to_1(x: Array, low: Array, high: Array) -> Array:
 def _scored(deltas: tuple[Array, ...], magnitudes: Sequence[Range]) -> tuple[Array, ...]:
   """`exp(K bᵢ²) tanh(τᵢ Σⱼ τⱼ)`, times a constant: tiny products do not underflow, exp does not overflow."""
   largest = jnp.max(jnp.stack([high for _, high in magnitudes])).astype(deltas[0].dtype)
-  _, power = jnp.frexp(jnp.where(largest == 0, 1.0, largest))
-  up = jnp.ldexp(jnp.ones_like(largest), jnp.clip(-power, 0, 63))
+  power = jnp.clip(exponent(jnp.where(largest == 0, 1.0, largest)), -63, 0)
+  (up,) = scaled([jnp.ones_like(largest)], power)
   total, scores = sum(deltas[1:], deltas[0]) * up, []
   for delta, limits in zip(deltas, magnitudes, strict=True):
     b = _from_0_to_1(_clamped(delta, limits), *limits)
-    scaled = delta * up * total
-    product = scaled / up / up
-    tanh = jnp.where(jnp.abs(product) < 1e-4, scaled, jnp.tanh(product) * (up * up))
+    raised = delta * up * total
+    product = raised / up / up
+    tanh = jnp.where(jnp.abs(product) < 1e-4, raised, jnp.tanh(product) * (up * up))
     scores.append(jnp.exp(len(deltas) * (b * b - 1.0)) * tanh)
   return tuple(scores)
 

@@ -11,6 +11,7 @@ from merge_jax.operators import layout
 from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed
 from merge_jax.operators.differences import task_vectors
 from merge_jax.operators.pytrees import check_number, pytree
+from merge_jax.operators.sums import exponent, scaled
 
 
 @pytree
@@ -75,15 +76,16 @@ widen = Widen
 
 def _changes(x: Array, base: Array) -> tuple[Array, Array]:
   """Change of the columns' norms and of their directions, `[1, in]` each, without cancellation."""
-  _, power = jnp.frexp(jnp.maximum(jnp.max(jnp.abs(x)), jnp.max(jnp.abs(base))))
-  x, base = jnp.ldexp(x, -power), jnp.ldexp(base, -power)
+  power = exponent(jnp.maximum(jnp.max(jnp.abs(x)), jnp.max(jnp.abs(base))))
+  x, base = scaled([x, base], power)
   norm, start = (jnp.sqrt(jnp.sum(a * a, axis=0, keepdims=True)) for a in (x, base))
   both = norm + start
   difference = jnp.sum((x - base) * (x + base), axis=0, keepdims=True)
   unit, unit_start = (a / jnp.where(size == 0, 1.0, size) for a, size in ((x, norm), (base, start)))
   direction = jnp.sum((unit - unit_start) ** 2, axis=0, keepdims=True) / 2
   direction = jnp.where((norm == 0) == (start == 0), direction, 1.0)
-  return jnp.ldexp(jnp.abs(difference) / jnp.where(both == 0, 1.0, both), power), direction
+  (change,) = scaled([jnp.abs(difference) / jnp.where(both == 0, 1.0, both)], -power)
+  return change, direction
 
 
 def _ranks(values: Array) -> Array:

@@ -186,9 +186,7 @@ def _write(folder: Path, options: Options, seed: int) -> None:
     of_one |= {"metric": (METRIC | options.metrics)[of_one["kind"]], "test": len(tasks[name])}
     of_one |= guessing(tasks[name], train.get(name, ())) if of_one["kind"] == "choices" else {}
 
-  corpora = _corpora(options, archive, evaluated, seed) if options.corpora else {}
-  unasked = {file: [line for line in lines if line["prompt"] not in asked] for file, lines in corpora.items()}
-  corpora = {file: lines for file, lines in unasked.items() if lines}
+  corpora = _corpora(options, archive, evaluated, asked, seed) if options.corpora else {}
   files = {
     f"train/{name}": [{"prompt": x["prompt"], "target": answer(x)} for x in lines]
     for name, lines in train.items()
@@ -206,9 +204,13 @@ def _write(folder: Path, options: Options, seed: int) -> None:
 
 
 def _corpora(
-  options: Options, archive: Mapping[str, t0_rows.Templates], evaluated: set[int], seed: int
+  options: Options,
+  archive: Mapping[str, t0_rows.Templates],
+  evaluated: set[int],
+  asked: set[str],
+  seed: int,
 ) -> dict[str, list[Record]]:
-  """The bases' corpora by file, without pieces that share a run of words with what is evaluated."""
+  """The bases' corpora by file, without what shares a run of words or a prompt with what is evaluated."""
   documents = [text for name in t0_sources.PASSAGES for text in t0_corpora.passages(archive[name])]
   documents += t0_corpora.documentation()
   if options.text:
@@ -220,7 +222,7 @@ def _corpora(
   short = [piece for piece in pieces if len(piece.split()) > 1 and len(piece.encode()) <= most]
   clean = [piece for piece in short if not leaks.runs(piece) & evaluated]
   lines = [*t0_corpora.readings(clean, options.readings, seed), *t0_corpora.puzzles(options.puzzles, seed)]
-  fitting = [line for line in lines if length(line) <= most]
+  fitting = [line for line in lines if length(line) <= most and line["prompt"] not in asked]
   corpora: dict[str, list[Record]] = {
     "pretrain/text": [t0_corpora.as_text(piece) for piece in clean],
     "instruct/instructions": [x for x in fitting if not leaks.runs(x["prompt"] + x["target"]) & evaluated],
