@@ -30,7 +30,6 @@ def pytree(cls: type[T]) -> type[T]:
   frozen: Any = dataclasses.dataclass(frozen=True, eq=False)(_reading(cls))
   static = [field.name for field in dataclasses.fields(frozen) if field.metadata == STATIC]
   numbers = [field.name for field in dataclasses.fields(frozen) if field.metadata != STATIC]
-  keys = [*map(jax.tree_util.GetAttrKey, numbers)]
 
   def equal(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
@@ -38,12 +37,9 @@ def pytree(cls: type[T]) -> type[T]:
     leaves, forms = zip(*map(jax.tree.flatten, (one, other)), strict=True)
     return one is other or (forms[0] == forms[1] and all(map(same, *leaves)))
 
-  def flatten(tree: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    return tuple(getattr(tree, name) for name in numbers), tuple(getattr(tree, name) for name in static)
-
-  def with_keys(tree: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
-    children, structure = flatten(tree)
-    return [*zip(keys, children, strict=True)], structure
+  def flatten(tree: Any) -> tuple[list[tuple[Any, Any]], tuple[Any, ...]]:
+    children = [(jax.tree_util.GetAttrKey(name), getattr(tree, name)) for name in numbers]
+    return children, tuple(getattr(tree, name) for name in static)
 
   def unflatten(structure: tuple[Any, ...], children: Iterable[Any]) -> Any:
     tree = object.__new__(frozen)
@@ -52,7 +48,7 @@ def pytree(cls: type[T]) -> type[T]:
 
   frozen.__eq__ = equal
   frozen.__hash__ = lambda tree: hash((frozen, *(getattr(tree, name) for name in static)))
-  jax.tree_util.register_pytree_with_keys(frozen, with_keys, unflatten, flatten)
+  jax.tree_util.register_pytree_with_keys(frozen, flatten, unflatten)
   return frozen
 
 
