@@ -29,6 +29,7 @@ def _leave(*_: Any) -> None:
 
 if sys.argv[0] == "-m" or sys.argv[0].startswith("merge-jax "):  # a job starts, nobody else imports this
   on_stop(_leave)
+  gc.disable()  # until `_common.run`
   for _name, _mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
     if getattr(sys, _name) is None:  # closed by who starts it: no other file shall get its number
       setattr(sys, _name, open(os.devnull, _mode))  # noqa: PTH123, SIM115 (until the end of the process)

@@ -51,6 +51,7 @@ def run(
       sys.exit(1)
     interrupted = False
     gc.freeze()
+    gc.enable()
     logging.set_verbosity(logging.WARNING)  # JAX tells at INFO which back ends it did not find
     try:
       on_stop(signal.default_int_handler)  # from here on what is open is tidied up

@@ -80,6 +80,7 @@ def main() -> None:
   if not _OUTPUT.value:
     raise ValueError("--output_dir is missing: name the folder to make, or give --dry_run.")
   host.keep_devices_apart()
+  _keep_in_threads()
   _keep_memory()
   _keep_programs(_CACHE.value)
   bar: _common.Progress | None = None
@@ -105,6 +106,15 @@ def main() -> None:
   for path in sorted(set(storage.set_aside(_OUTPUT.value)) - aside):
     print(f"note: what was in the folder and no merge had made lies in {path}")
   print(f"{len(built.jobs)} tensors, {preflight.gib(built.nbytes)}: {_OUTPUT.value}")
+
+
+def _keep_in_threads() -> None:
+  """A worker computes its blocks itself.
+
+  JAX hands each to threads of its own, which wait in a loop for more: a tenth of a merge of task vectors.
+  """
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
+  os.environ.setdefault("NPROC", "1")  # threads of JAX's CPU client, read when it is made
 
 
 def _keep_memory() -> None:

@@ -1,5 +1,7 @@
 """Blocks: how tensors are cut, that rules go by them, and order statistics that are found in one pass."""
 
+import threading
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -57,6 +59,44 @@ def test_ranks_in_rows_are_those_of_programs(kind):
 def test_lengths_of_blocks():
   assert [blocks.length_for([n]) for n in (1, 1000, 1025, 10**6, 10**9)] == [1024, 1024, 2048, 2**18, 2**18]
   assert blocks.length_for([]) == blocks.SHORTEST
+  thirds = [3 << 17] * 10
+  assert blocks.length_for(thirds) == 3 << 16
+  assert blocks.length_for([*thirds, (1 << 32) + 1]) == blocks.LONGEST  # positions are split at powers of two
+
+
+def test_rows_are_divided_evenly():
+  assert blocks.shape_of((768, 768), blocks.LONGEST, rows=True) == (256, 768)
+  assert blocks.shape_of((3, 768), blocks.LONGEST, rows=True) == (3, 768)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float8_e4m3fn"])
+def test_blocks_lie_where_programs_use_them_in_place(dtype):
+  memory = np.zeros(3000, jnp.dtype(dtype))
+  places = {x.__array_interface__["data"][0] % blocks.ALIGNMENT for x in (memory, memory[1:])}
+  assert places != {0}
+  for x in (memory, memory[1:]):
+    x[:] = np.arange(len(x)) % 7
+    for part in blocks.split(Leaf((x,)), naming.Axes(), (1024,)):
+      (found,) = part.aligned().experts
+      assert found.__array_interface__["data"][0] % blocks.ALIGNMENT == 0 and found.dtype == x.dtype
+      np.testing.assert_array_equal(found[: part.size], x[part.start : part.start + part.size])
+      assert not found[part.size :].astype(np.float32).any()
+
+
+def test_a_large_tensor_that_stands_first_keeps_nobody_waiting():
+  """As the embedding of most models does: a quarter of a small one."""
+  tree = {name: np.ones(1 << 16, np.float32) for name in "abcdefghij"}
+  jobs, together = jobs_of(mj.linear(), [Memory(tree, "m")], None), threading.Barrier(2, timeout=20)
+
+  class Slow(Result):
+    def write_parts(self, name, parts):
+      if name in "aj":  # the first is not done before the last
+        together.wait()
+      super().write_parts(name, parts)
+
+  result = Slow(jobs)
+  streaming.stream(jobs, result, threads=2)
+  assert set(result) == set(tree)
 
 
 def test_a_block_has_the_random_bits_of_its_place():

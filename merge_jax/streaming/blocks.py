@@ -13,6 +13,7 @@ from merge_jax.operators.selection import Cut
 
 LONGEST = 1 << 18  # elements, that all models' are in the caches of a CPU
 SHORTEST = 1 << 10
+ALIGNMENT = 64  # bytes
 
 
 class OfBlocks(NamedTuple):
@@ -38,6 +39,10 @@ class Block(NamedTuple):
   size: int
   axes: Axes
 
+  def aligned(self) -> Leaf:
+    """The leaf in memory that JAX uses in place; of other memory it makes a copy in a thread of its own."""
+    return jax.tree.map(_aligned, self.leaf)
+
   def relative(self, surveyed: PyTree) -> PyTree:
     """Results of surveys as this block needs them: its own, and positions from its start."""
     shape = self.leaf.experts[0].shape
@@ -55,9 +60,22 @@ class Block(NamedTuple):
 
 
 def length_for(sizes: Iterable[int]) -> int:
-  """The length of blocks for tensors of these sizes, a power of two, so that positions do not run over."""
+  """The length of blocks for tensors of these sizes: the longest, or one that fills their last blocks better.
+
+  Tensors of more than 2^32 elements get a power of two, so that low words of positions do not run over within
+  a block.
+
+  >>> length_for([3 << 16])
+  262144
+  >>> length_for([3 << 16, 3 << 18])
+  196608
+  """
+  sizes = list(sizes)
   longest = max(sizes, default=0)
-  return min(max(1 << (longest - 1).bit_length(), SHORTEST), LONGEST)
+  if not LONGEST < longest <= 1 << 32:
+    return min(max(1 << (longest - 1).bit_length(), SHORTEST), LONGEST)
+  lengths = [LONGEST * eighths // 8 for eighths in range(8, 3, -1)]
+  return min(lengths, key=lambda length: sum(-(-size // length) for size in sizes) * (length + LONGEST // 8))
 
 
 def shape_of(shape: tuple[int, ...], length: int, rows: bool) -> tuple[int, ...] | None:
@@ -66,7 +84,8 @@ def shape_of(shape: tuple[int, ...], length: int, rows: bool) -> tuple[int, ...]
     return (length,)
   if len(shape) != 2 or shape[0] * shape[1] >= 1 << 32:  # low words of positions would run over in a block
     return None
-  return min(shape[0], max(1, length // shape[1])), shape[1]
+  count = -(-shape[0] // max(1, length // shape[1]))
+  return -(-shape[0] // count), shape[1]
 
 
 def split(leaf: Leaf, axes: Axes, shape: tuple[int, ...] | None) -> list[Block]:
@@ -74,7 +93,7 @@ def split(leaf: Leaf, axes: Axes, shape: tuple[int, ...] | None) -> list[Block]:
   arrays, structure = jax.tree.flatten(leaf._replace(keys=None))
   whole, size = arrays[0].shape, arrays[0].size
   if shape is None or any(x.shape != whole for x in arrays):
-    return [Block(leaf, 0, 0, size, axes)]
+    return [Block(jax.tree.map(_aligned, leaf), 0, 0, size, axes)]
   flat, blocks, length = [np.reshape(x, -1) for x in arrays], [], math.prod(shape)
   for number, start in enumerate(range(0, size, length)):
     parts = [_part(x, start, length).reshape(shape) for x in flat]
@@ -103,6 +122,21 @@ def _part(x: np.ndarray, start: int, length: int) -> np.ndarray:
   part = x[start : start + length]
   if len(part) == length:
     return part
-  padded = np.zeros(length, x.dtype)
-  padded[: len(part)] = part
+  padded = _room((length,), x.dtype)
+  padded[: len(part)], padded[len(part) :] = part, 0
   return padded
+
+
+def _aligned(x: Any) -> Any:
+  if not isinstance(x, np.ndarray) or x.__array_interface__["data"][0] % ALIGNMENT == 0:
+    return x
+  copy = _room(x.shape, x.dtype)
+  copy[...] = x
+  return copy
+
+
+def _room(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  size = math.prod(shape) * dtype.itemsize
+  memory = np.empty(size + ALIGNMENT, np.uint8)
+  start = -memory.__array_interface__["data"][0] % ALIGNMENT
+  return memory[start : start + size].view(dtype).reshape(shape)

@@ -8,7 +8,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import jax
@@ -25,6 +25,7 @@ from merge_jax.streaming.job import Job
 
 T = TypeVar("T")
 SMALL = 1 << 20  # bytes of jobs that go together, as one task
+AHEAD = 16  # tasks a worker that may be done before a large one that stands first
 
 
 class Stopped(errors.Stopped):
@@ -129,7 +130,9 @@ def _merged(
   numbers, dtype = np.asarray(weights, np.float32), np.dtype(job.spec.dtype)
   surveyed = survey.of_tensor(job, parts, whole, trusting=trusting)
   for block in parts:
-    merged = leafwise.merge(job.operator, block.leaf, block.relative(surveyed), numbers, block.axes, dtype)
+    merged = leafwise.merge(
+      job.operator, block.aligned(), block.relative(surveyed), numbers, block.axes, dtype
+    )
     yield np.asarray(merged).reshape(-1)[: block.size]
 
 
@@ -179,7 +182,7 @@ def _each(
 ) -> Iterator[T]:
   """Results in the order of the jobs; as many in work as workers and memory allow."""
   running: deque[tuple[Future[list[T]], int]] = deque()
-  held, failed = 0, threading.Event()
+  failed = threading.Event()
 
   def run(batch: list[Job]) -> list[T]:
     results: list[T] = []
@@ -193,21 +196,21 @@ def _each(
       raise
     return results
 
-  def first() -> list[T]:
-    nonlocal held
-    future, nbytes = running.popleft()
-    held -= nbytes
-    return future.result()
-
   try:
     for batch in _batches(jobs):
       nbytes = sum(job.nbytes for job in batch)
-      while running and (len(running) > 2 * workers or held + nbytes > limit):
-        yield from first()
-      held += nbytes
+      while busy := [pair for pair in running if not pair[0].done()]:
+        if len(running) > AHEAD * workers:
+          yield from running.popleft()[0].result()
+        elif len(busy) > 2 * workers or sum(size for _, size in busy) + nbytes > limit:
+          wait([future for future, _ in busy], return_when=FIRST_COMPLETED)
+        else:
+          break
       running.append((pool.submit(run, batch), nbytes))
+      while running[0][0].done() and len(running) > 1:
+        yield from running.popleft()[0].result()
     while running:
-      yield from first()
+      yield from running.popleft()[0].result()
   finally:
     failed.set()
     for future, _ in running:

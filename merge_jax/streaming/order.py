@@ -21,7 +21,7 @@ SURE = 5.0  # standard errors to both sides of the expected place in the sample
 
 def keys(operator: Operator, block: Block, surveyed: Surveyed, *, flat: bool = True) -> list[np.ndarray]:
   """The keys of the operator's next survey in one block, on the host; flat ones end with the tensor."""
-  found = leafwise.keys(operator, block.leaf, block.relative(surveyed), block.axes)
+  found = leafwise.keys(operator, block.aligned(), block.relative(surveyed), block.axes)
   return [np.asarray(x).reshape(-1)[: block.size] if flat else np.asarray(x) for x in found]
 
 

@@ -86,7 +86,7 @@ def _of_tensor(job: Job, blocks: Sequence[Block], whole: Surveyed, *, usual: boo
 
 def _measures(job: Job, blocks: Sequence[Block], surveyed: Surveyed) -> Iterator[PyTree]:
   for block in blocks:
-    yield leafwise.measure(job.operator, block.leaf, block.relative(surveyed), block.axes)
+    yield leafwise.measure(job.operator, block.aligned(), block.relative(surveyed), block.axes)
 
 
 def _keys(whole: Surveyed, read: Read, times: int) -> Callable[[Job], Iterator[list[np.ndarray]]]:
