@@ -7,7 +7,7 @@ below these two, and keeps the few keys between them, among which the k-th is fo
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -81,19 +81,11 @@ def _bracket(sample: np.ndarray, share: float) -> tuple[int, int]:
   )
 
 
-class _Part(NamedTuple):
-  """What a search keeps of a block: keys in the bracket and their places; of a single key their number."""
-
-  ties: int
-  keys: np.ndarray
-  places: np.ndarray
-
-
-_NOWHERE = np.zeros(0, np.uint32)
-
-
 class _Search:
-  """The search for the k-th largest key, between two keys that it may equal."""
+  """The search for the k-th largest key, between two keys that it may equal.
+
+  Of each block it keeps the keys in the bracket and their places; of a bracket of one key how many there are.
+  """
 
   def __init__(self, k: int, low: int, high: int):
     self.k, self.low, self.high = k, low, high
@@ -102,25 +94,28 @@ class _Search:
 
   def _start(self) -> None:
     self.above = 0
-    self.parts: list[_Part] = []
+    self.keys: list[np.ndarray] = []
+    self.places: list[np.ndarray] = []
+    self.ties: list[int] = []
 
   def count(self, keys: np.ndarray) -> None:
     """Looks at the keys of the next block."""
     above = keys > np.uint32(self.high)
     inside = (keys >= np.uint32(self.low)) ^ above
-    wide = self.low < self.high
-    places = np.flatnonzero(inside).astype(np.uint32) if wide else _NOWHERE
-    tied = 0 if wide else int(np.count_nonzero(inside))
     self.above += int(np.count_nonzero(above))
-    self.parts.append(_Part(tied, keys[places], places))
+    if self.low == self.high:
+      self.ties.append(int(np.count_nonzero(inside)))
+    else:
+      places = np.flatnonzero(inside)
+      self.keys.append(keys[places])
+      self.places.append(places.astype(np.uint32))
 
   def close(self) -> None:
     """After the last block: the value, or another bracket."""
-    inside = np.concatenate([part.keys for part in self.parts])
-    count, need = len(inside) + sum(part.ties for part in self.parts), self.k - self.above
+    count, need = sum(map(len, self.keys)) + sum(self.ties), self.k - self.above
     if 0 < need <= count:
-      at = len(inside) - need
-      self.value = int(np.partition(inside, at)[at]) if len(inside) else self.low
+      at = count - need
+      self.value = self.low if self.ties else int(np.partition(np.concatenate(self.keys), at)[at])
       return
     self.low, self.high = (self.high + 1, int(TOP) - 1) if need <= 0 else (0, self.low - 1)
     self._start()
@@ -129,12 +124,14 @@ class _Search:
     """The place of the last of the k largest keys, -1 if there is none; `keys` are those of a block again."""
     if not self.k:
       return -1
-    more = self.above + sum(int(np.count_nonzero(part.keys > self.value)) for part in self.parts)
-    ties = [part.ties + int(np.count_nonzero(part.keys == self.value)) for part in self.parts]
-    sums = np.cumsum(ties)
-    at = int(np.searchsorted(sums, self.k - more))
-    part, index = self.parts[at], self.k - more - int(sums[at] - ties[at]) - 1
-    places = (
-      np.flatnonzero(keys(at)[which] == self.value) if part.ties else part.places[part.keys == self.value]
-    )
-    return blocks[at].start + int(places[index])
+    need, value = self.k - self.above, np.uint32(self.value or 0)
+    if self.ties:
+      ends = np.cumsum(self.ties)
+      at = int(np.searchsorted(ends, need))
+      places = np.flatnonzero(keys(at)[which] == value)
+      return blocks[at].start + int(places[need - 1 - ends[at]])
+    inside = np.concatenate(self.keys)
+    index = np.flatnonzero(inside == value)[need - 1 - np.count_nonzero(inside > value)]
+    ends = np.cumsum([len(x) for x in self.places])
+    at = int(np.searchsorted(ends, index, side="right"))
+    return blocks[at].start + int(self.places[at][index - ends[at]])
