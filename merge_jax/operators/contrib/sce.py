@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from merge_jax.operators import counting, selection
+from merge_jax.operators import counting, layout, selection
 from merge_jax.operators.core import Leaf, PyTree, Ranked, Survey, Surveyed, Total
 from merge_jax.operators.pytrees import STATIC, check_number, pytree
 from merge_jax.operators.reduce import Reducer
@@ -101,6 +102,22 @@ def _variance(deltas: Deltas, most: Array) -> Array:
   return sum(squares[1:], squares[0])
 
 
+def _kept(select: KeepVariance, leaf: Leaf, surveyed: Surveyed) -> Array:
+  """Which positions are selected; of flat tensors, as streams have them, computed once.
+
+  XLA would compute variances again in the square of each model, but fuses no branches. JAX cannot map
+  branches over a stack on an explicit mesh.
+  """
+
+  def kept() -> Array:
+    return select.kept(select.fit(leaf, surveyed), leaf.experts)
+
+  first = leaf.experts[0]
+  if first.ndim != 1 or layout.explicit(first) is not None:
+    return kept()
+  return jax.lax.cond(surveyed[0] > 0, kept, lambda: jnp.zeros_like(first, bool))
+
+
 @pytree
 class EnergyMean(Reducer):
   """Mean of the elements that agree with the elected sign, weighted by the energy of each model's tensor.
@@ -127,7 +144,7 @@ class EnergyMean(Reducer):
     def squares(leaf: Leaf, surveyed: Surveyed) -> Array:
       finite = tuple(x * x for x in scaled([*map(_finite, leaf.experts)], exponent(surveyed[0])))
       if self.select is not None:
-        kept = self.select.kept(self.select.fit(leaf, surveyed[:3]), leaf.experts)
+        kept = _kept(self.select, leaf, surveyed[:3])
         finite = tuple(jnp.where(kept, x, 0.0) for x in finite)
       return jnp.stack(totals(finite))
 
