@@ -34,7 +34,7 @@ _SEED = flags.DEFINE_integer("seed", None, "Of random methods; by default the re
 _MEMORY = flags.DEFINE_float(
   "memory_gib", None, "Of tensors in work at once; by default half of what is free.", lower_bound=0.01
 )
-_THREADS = flags.DEFINE_integer("threads", None, "Threads that read and write.", lower_bound=1)
+_THREADS = flags.DEFINE_integer("threads", None, "Threads that read, compute and write.", lower_bound=1)
 _SHARD = flags.DEFINE_float("max_shard_gb", 5.0, "Size of one file, in 10^9 bytes.", lower_bound=1e-6)
 _VERIFY = flags.DEFINE_bool("verify", False, "Read the result back and compare digests.")
 _NONFINITE = flags.DEFINE_bool("allow_nonfinite", False, "Go on where weights are NaN or infinite.")

@@ -464,6 +464,17 @@ def test_an_interrupted_job_says_what_the_same_command_does(resumes, again):
   assert (done.returncode, done.stdout, done.stderr) == (75, "so far\n", said)
 
 
+def test_garbage_is_looked_for_from_when_a_job_has_its_modules():
+  code = f"""if True:
+    import gc, sys
+    sys.argv[0] = "-m"
+    from {JOBS} import _common
+    print(gc.isenabled())
+    _common.run(lambda: print(gc.isenabled()))"""
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert (done.returncode, done.stdout) == (0, "False\nTrue\n"), done.stderr
+
+
 def test_a_terminal_without_our_characters_costs_no_run():
   code = f"""if True:
     from {JOBS} import _common
