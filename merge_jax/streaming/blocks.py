@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from merge_jax.checkpoints.safetensors_file import ALIGNMENT
 from merge_jax.operators.core import Leaf, PyTree
 from merge_jax.operators.naming import Axes
 from merge_jax.operators.selection import Cut
 
 LONGEST = 1 << 18  # elements, that all models' are in the caches of a CPU
 SHORTEST = 1 << 10
-ALIGNMENT = 64  # bytes
 
 
 class OfBlocks(NamedTuple):

@@ -207,7 +207,7 @@ def _each(
         else:
           break
       running.append((pool.submit(run, batch), nbytes))
-      while running[0][0].done() and len(running) > 1:
+      while running and running[0][0].done():
         yield from running.popleft()[0].result()
     while running:
       yield from running.popleft()[0].result()
