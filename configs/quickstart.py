@@ -53,6 +53,7 @@ def get_config() -> config_dict.ConfigDict:
 
   c.recycle = config_dict.ConfigDict()
   c.recycle.splits = config_dict.ConfigDict({"fractions": (0.3, 0.2, 0.5)})
+  c.recycle.evals = config_dict.ConfigDict({"dtype": "float32", "attention": "auto"})
   c.recycle.search = config_dict.ConfigDict({
     "budget": 150, "batch": 1, "proposer": "auto", "granularity": "auto", "objective": "fitness",
   })  # fmt: skip

@@ -84,8 +84,10 @@ def run(
 
 
 def _nowhere() -> RuntimeError:
-  where = os.environ.get("JAX_PLATFORMS")
-  return RuntimeError(f"JAX finds no device of JAX_PLATFORMS={where}; change it or unset it.")
+  import jax
+
+  where = jax.config.read("jax_platforms")
+  return RuntimeError(f"JAX finds no device of {where}; change JAX_PLATFORMS or --device, or leave it out.")
 
 
 def _is_nowhere() -> bool:
@@ -123,6 +125,9 @@ def _start() -> None:
   values = flags.FLAGS.flag_values_dict()
   if values.get("deterministic"):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
+  os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".9")  # of GPUs, as plans count on; JAX takes .75
+  whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30
+  os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(whole))  # pinned, for pools; else 64
   where = {name: values.get(name) for name in ("coordinator", "num_processes", "process_id")}
   if not values.get("distributed"):
     if given := [name for name, value in where.items() if value is not None]:
@@ -165,6 +170,11 @@ def define_mesh() -> None:
     "",
     "Sizes of candidate, data, fsdp, tensor, as candidate:2,fsdp:-1; -1 fills. Default: all as fsdp.",
   )
+
+
+def define_deterministic() -> None:
+  """The flag `--deterministic`, of jobs that evaluate or train; `run` sets what it asks for."""
+  flags.DEFINE_bool("deterministic", False, "On GPUs: the same bits in every run, where that is slower, too.")
 
 
 flags.DEFINE_bool("traceback", False, "Show where an error was raised.")

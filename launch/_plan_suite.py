@@ -42,10 +42,16 @@ def _row(size: str, device: devices.Device, repeats: int) -> dict[str, Any]:
   job = program.Job(model, specs, _COUNT.value, "task_arithmetic", work, "fsdp:1", 1, False, evals)
   planned = plan.plan(job, plan.Search(f"{hidden} x {layers}", 1, device, 1e9))
   built = program.build(job)
-  init = jax.jit(stacked(model, dtype))
-  experts = [
-    jax.device_put(init(jax.random.key(i)), dict(built.layout.shardings)) for i in range(job.resident)
-  ]
+  draw = jax.jit(jax.random.normal, static_argnums=(1, 2))
+
+  def drawn(seed: int) -> dict[str, jax.Array]:
+    """Random parameters one by one: what it takes to draw a whole model at once would be the peak."""
+    leaves = models.stack_specs(specs, model.stacks).items()
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    made = {n: 0.02 * draw(k, spec.shape, dtype) for k, (n, spec) in zip(keys, leaves, strict=True)}
+    return jax.device_put(made, dict(built.layout.shardings))
+
+  experts = [drawn(i) for i in range(job.resident)]
   merge = methods.merges((job.method,), experts[:-1], experts[-1], model.axes)[job.method]
   objective = built.objective.on({job.method: merge.source})
   candidate = Candidate("random", job.method, Point((1.0 / job.checkpoints,) * job.checkpoints))

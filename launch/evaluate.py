@@ -36,6 +36,7 @@ _LIMIT = flags.DEFINE_integer("lm_eval_limit", 0, "Most documents of each of its
 _CHAT = flags.DEFINE_bool("lm_eval_chat", False, "Its prompts are messages, by the model's chat template.")
 _LOGS = flags.DEFINE_string("lm_eval_logs", "", "Folder for its own results and samples of every document.")
 _common.define_mesh()
+_common.define_deterministic()
 _common.define_distributed()
 
 _DECIDING = (

@@ -39,6 +39,11 @@ _SHARD = flags.DEFINE_float("max_shard_gb", 5.0, "Size of one file, in 10^9 byte
 _VERIFY = flags.DEFINE_bool("verify", False, "Read the result back and compare digests.")
 _NONFINITE = flags.DEFINE_bool("allow_nonfinite", False, "Go on where weights are NaN or infinite.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a folder that an earlier merge made.")
+_DEVICE = flags.DEFINE_enum(
+  "device", None, ["cpu", "cuda", "rocm", "tpu"],
+  "What computes: most methods read and write more than they compute, so by default $JAX_PLATFORMS or cpu; "
+  "an accelerator is for those that decompose matrices.",
+)  # fmt: skip
 _CACHE = flags.DEFINE_string(
   "compilation_cache", None,
   "Folder of compiled programs, kept for the next merge; empty: keep none. By default "
@@ -57,7 +62,7 @@ MERGEKIT = {
   "low-cpu-memory": "use --memory_gib",
   **dict.fromkeys(("num-threads", "write-threads"), "use --threads"),
   **dict.fromkeys(
-    ("cuda", "device", "read-to-gpu", "multi-gpu", "gpu-rich"), "JAX takes the devices it finds"
+    ("cuda", "read-to-gpu", "multi-gpu", "gpu-rich"), "use --device=cuda, where a method is slow without"
   ),
   **dict.fromkeys(
     ("lora-merge-cache", "lora-merge-dtype"), "adapters are added as tensors are read, in float32"
@@ -80,7 +85,7 @@ def main() -> None:
   if not _OUTPUT.value:
     raise ValueError("--output_dir is missing: name the folder to make, or give --dry_run.")
   host.keep_devices_apart()
-  _keep_in_threads()
+  _choose_device()
   _keep_memory()
   _keep_programs(_CACHE.value)
   bar: _common.Progress | None = None
@@ -108,11 +113,15 @@ def main() -> None:
   print(f"{len(built.jobs)} tensors, {preflight.gib(built.nbytes)}: {_OUTPUT.value}")
 
 
-def _keep_in_threads() -> None:
-  """A worker computes its blocks itself.
+def _choose_device() -> None:
+  """On CPUs a worker computes its blocks itself.
 
   JAX hands each to threads of its own, which wait in a loop for more: a tenth of a merge of task vectors.
   """
+  device = _DEVICE.value or os.environ.get("JAX_PLATFORMS") or "cpu"
+  jax.config.update("jax_platforms", device)
+  if device != "cpu":
+    return
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   os.environ.setdefault("NPROC", "1")  # threads of JAX's CPU client, read when it is made
 

@@ -24,6 +24,7 @@ from . import _common, _config
 _CONFIG = _config.define_config("quickstart")
 _OUTPUT = flags.DEFINE_string("output_dir", "runs/quickstart", "Folder to write into.")
 _common.define_mesh()
+_common.define_deterministic()
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove what an earlier quickstart wrote there.")
 
 # reasoning-gym's item i depends on seed + i: runs, tasks and splits are spaced wider than they draw.

@@ -39,10 +39,8 @@ _VERIFY = flags.DEFINE_bool("verify_load", False, "Compare what lies on the devi
 _TOPOLOGY = flags.DEFINE_bool(
   "allow_topology_change", False, "Resume with another mesh or number of processes; it is recorded."
 )
-_DETERMINISTIC = flags.DEFINE_bool(
-  "deterministic", False, "On GPUs: the same bits in every run, where that is slower, too."
-)
 _common.define_mesh()
+_common.define_deterministic()
 _common.define_distributed()
 _PROFILE = flags.DEFINE_bool("profile", False, "Also write a trace of a few evaluations into profile/.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Remove an earlier run in the folder first.")

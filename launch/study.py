@@ -16,6 +16,7 @@ from . import _common, _config
 _CONFIG = _config.define_config("study_small")
 _OUTPUT = flags.DEFINE_string("output_dir", None, "Folder to write into; default: that of the config.")
 _common.define_mesh()
+_common.define_deterministic()
 
 
 def main() -> int:

@@ -44,6 +44,7 @@ _OUTPUT = flags.DEFINE_string("output_dir", None, "Folder to write; must not exi
 _ADAPTER = flags.DEFINE_bool("save_adapter", False, "With config.lora_rank: write the adapter, not merged.")
 
 _common.define_mesh()
+_common.define_deterministic()
 _common.define_distributed()
 
 

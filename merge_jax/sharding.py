@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
@@ -127,7 +128,12 @@ def make_mesh(shape: str | Mapping[str, int] = "", devices: Sequence[jax.Device]
       f"A mesh of {found} has {count} devices of {len(have)}; with several processes it must have all."
     )
   kinds = (AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(tuple(found.values()), AXES, axis_types=kinds, devices=have[:count])
+  lengths, taken = tuple(found.values()), have[:count]
+  try:
+    return jax.make_mesh(lengths, AXES, axis_types=kinds, devices=taken)
+  except NotImplementedError:  # a size that is no product of whole axes of a TPU's torus
+    placed = mesh_utils.create_device_mesh(lengths, taken, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=kinds)
 
 
 def shardings(
@@ -199,6 +205,19 @@ def rows(x: Array) -> Array:
   if not _divides(mesh, x.shape[0]):
     return x
   return jax.lax.with_sharding_constraint(x, P(ROWS, *[P.UNCONSTRAINED] * (x.ndim - 1)))
+
+
+def heads(x: Array, count: int) -> Array:
+  """Divides `[batch, time, heads, size]` by rows, and by heads where `tensor` divides `count` of them.
+
+  For a kernel that takes queries, keys and values alone if they are cut alike.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.axis_names != AXES:
+    return x
+  batch = ROWS if _divides(mesh, x.shape[0]) else None
+  spec = P(batch, None, None if count % mesh.shape["tensor"] else "tensor", None)
+  return jax.lax.with_sharding_constraint(x, spec)
 
 
 def by_rows(f: Callable[..., Array], rowwise: Sequence[Array], whole: Sequence[Array]) -> Array:

@@ -1,5 +1,7 @@
 """Attention against its formula in float64, and where cuDNN's kernel stands in a program."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +82,43 @@ def test_programs_for_cuda_hold_the_kernel(name, kernels, monkeypatch):
   for function, params in ((apply, specs), (jax.vmap(apply, (0, None, None)), many)):
     lowered = jax.jit(function).trace(params, tokens, positions).lower(lowering_platforms=("cuda",))
     assert lowered.as_text().count("@__cudnn$fmhaSoftmax") == kernels
+
+
+@pytest.mark.parametrize("time", [63, 64])
+def test_gradients_of_any_length_have_the_kernel(time, monkeypatch):
+  library = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+  monkeypatch.setattr(library, "check_cudnn_version", lambda: 91000)
+  model = models.build(cases.config_of("llama3"), attention="cudnn")
+
+  def loss(params, tokens):
+    return jnp.sum(model.apply(params, tokens, None, jnp.bfloat16).astype(jnp.float32))
+
+  tokens = jax.ShapeDtypeStruct((2, time), jnp.int32)
+  traced = jax.jit(jax.grad(loss)).trace(model.specs, tokens)
+  assert "@__cudnn$fmhaSoftmaxBackward" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize(
+  ("dtype", "told", "expected"),
+  [
+    (jnp.float32, None, {"HIGHEST"}),
+    (jnp.bfloat16, None, {"DEFAULT"}),
+    (jnp.float32, "tensorfloat32", {"HIGH"}),
+  ],
+)
+def test_float32_is_computed_in_float32(dtype, told, expected):
+  """Not in TF32 or bfloat16, as JAX would on GPUs and TPUs; gradients neither."""
+  model = models.build(cases.config_of("llama3"))
+
+  def loss(params, tokens):
+    return jnp.sum(model.apply(params, tokens, None, dtype).astype(jnp.float32))
+
+  with jax.default_matmul_precision(told):
+    lowered = jax.jit(jax.grad(loss)).lower(model.specs, jax.ShapeDtypeStruct((2, 8), jnp.int32))
+  found = re.findall(r"stablehlo.dot_general.*precision = \[(\w+), (\w+)\]", lowered.as_text())
+  dots = lowered.as_text().count("stablehlo.dot_general")
+  kinds = {kind for pair in found for kind in pair} | ({"DEFAULT"} if len(found) < dots else set())
+  assert dots > 10 and kinds == expected
 
 
 def test_an_unknown_attention_is_refused():

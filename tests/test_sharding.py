@@ -129,6 +129,31 @@ def test_rows_are_divided_where_a_mesh_is_in_use():
     assert jax.jit(sharding.rows)(x[:3]).sharding.is_fully_replicated  # four do not divide three rows
 
 
+def test_heads_are_divided_where_all_of_them_can_be():
+  x = np.ones((8, 6, 4, 2), np.float32)
+  assert sharding.heads(x, 2) is x
+  for mesh, count, expected in [
+    ("fsdp:4,tensor:2", 2, (("data", "fsdp"), None, "tensor", None)),
+    ("fsdp:2,tensor:4", 2, (("data", "fsdp"), None, None, None)),  # four do not divide two
+    ("fsdp:4,tensor:2", 4, (("data", "fsdp"), None, "tensor", None)),
+  ]:
+    made = sharding.make_mesh(mesh)
+    with jax.set_mesh(made):
+      found = jax.jit(sharding.heads, static_argnums=1)(x, count).sharding
+      assert found.is_equivalent_to(jax.sharding.NamedSharding(made, P(*expected)), x.ndim)
+      assert jax.jit(sharding.heads, static_argnums=1)(x[:3], 1).sharding.is_fully_replicated
+
+
+def test_a_mesh_may_split_the_axes_of_a_torus(monkeypatch):
+  def refuse(*_, **__):
+    raise NotImplementedError("Failed to find assignment for logical_axis_index 3 of size 8")
+
+  monkeypatch.setattr(jax, "make_mesh", refuse)
+  mesh = sharding.make_mesh("candidate:2,tensor:4")
+  assert mesh.axis_names == sharding.AXES and mesh.devices.shape == (2, 1, 1, 4)
+  assert mesh.axis_types == (jax.sharding.AxisType.Auto,) * 4
+
+
 SHAPES = {"w": (3, 16, 8), "b": (3, 8)}
 STACKS = {f"layers.{leaf}": tuple(f"layers.{i}.{leaf}" for i in range(3)) for leaf in SHAPES}
 

@@ -148,7 +148,7 @@ class JittedObjective:
 
     def merge(source: PyTree, weights: Array, numbers: Mapping[str, Array]) -> PyTree:
       with jax.named_scope("merge"):
-        params = function(source, weights, numbers)
+        params = jax.tree.map(_rounded, function(source, weights, numbers))
         return params if layout is None else layout.constrain(params)
 
     return merge
@@ -208,6 +208,11 @@ class JittedObjective:
     program = jax.jit(run)
     with using(self._layout):
       return quickest(lambda: program(source, weights, numbers)) / self.batch
+
+
+def _rounded(x: Array) -> Array:
+  """A tensor as it would be written: XLA leaves conversions to 16 bits and back out on GPUs."""
+  return jax.lax.optimization_barrier(x) if x.dtype.itemsize < 4 else x
 
 
 def named(kind: str, name: str, known: Mapping[str, T]) -> T:

@@ -25,6 +25,7 @@ from merge_jax.host.starting import end as end
 from merge_jax.host.starting import index as index
 from merge_jax.host.starting import is_lead as is_lead
 from merge_jax.host.starting import keep_devices_apart as keep_devices_apart
+from merge_jax.host.starting import neighbours as neighbours
 from merge_jax.host.starting import start as start
 from merge_jax.host.talking import barrier as barrier
 from merge_jax.host.talking import broadcast as broadcast

@@ -39,6 +39,7 @@ class Job:
 
   Attributes:
     index, count: which process this is, of how many.
+    neighbours: how many are on this machine, this one included.
     calls: how often all have talked; a call's number is part of its keys, so that calls meet in order.
     written: keys of this process that others may not have read yet.
     failure: the first one of the job.
@@ -48,7 +49,7 @@ class Job:
   def __init__(self, heartbeat: float):
     self.store = Store()
     self.index, self.count, self._heartbeat = self.store.index, self.store.count, heartbeat
-    self.calls = 0
+    self.calls, self.neighbours = 0, 1
     self.written: list[str] = []
     self.failure: Failure | None = None
     self.asked, self.stop, self._over = threading.Event(), threading.Event(), threading.Event()

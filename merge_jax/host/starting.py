@@ -84,6 +84,7 @@ def start(
   with reporting():
     if (told := talking.broadcast(count())) != count():  # each would wait for ever for whom the other forgot
       raise ValueError(f"--num_processes is {count()} at process {index()}; the lead says {told}.")
+    job.current.neighbours = talking.gather(socket.gethostname()).count(socket.gethostname())
 
 
 def _check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -152,6 +153,11 @@ def index() -> int:
 def count() -> int:
   """How many processes the job has."""
   return 1 if job.current is None else job.current.count
+
+
+def neighbours() -> int:
+  """How many processes of the job share this machine's memory and cores, this one included."""
+  return 1 if job.current is None else job.current.neighbours
 
 
 def is_lead() -> bool:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from merge_jax import sharding
 from merge_jax.errors import unknown
 
 CHOICES = ("auto", "xla", "cudnn")
@@ -114,10 +115,15 @@ def attend(
     return jnp.concatenate(parts, axis=1)
   scale = size**-0.5 if scale is None else scale
   if fused(attention, jax.default_backend(), q.dtype, size, window, cap, at):
-    back = None if window is None else (int(window) - 1, 0)
-    return jax.nn.dot_product_attention(
+    back, odd = None if window is None else (int(window) - 1, 0), queries % 2
+    # JAX takes the kernel's empty bias for one, and refuses gradients of odd lengths; none sees the end.
+    padded = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q, k, v))
+    q, k, v = (sharding.heads(x, k.shape[2]) for x in padded)
+    attended = jax.nn.dot_product_attention(
       q, k, v, scale=scale, is_causal=True, local_window_size=back, implementation="cudnn"
     )
+    attended = sharding.heads(attended, k.shape[2])
+    return attended[:, :queries]
   grouped = q.reshape(batch, queries, k.shape[2], -1, size)
   logits = scale * jnp.einsum("bqkgd,btkd->bkgqt", grouped, k, preferred_element_type=jnp.float32)
   if cap is not None:

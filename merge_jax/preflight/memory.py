@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Sharding, SingleDeviceSharding
 
+from merge_jax.host import neighbours
 from merge_jax.preflight.findings import Finding
 from merge_jax.storage import available_memory, gib
 
@@ -77,5 +78,5 @@ def _rooms(used: Mapping[jax.Device, int]) -> Iterator[tuple[str, int, int]]:
     else:
       rooms.append((str(device), nbytes, int(statistics["bytes_limit"]) - int(statistics["bytes_in_use"])))
   if host:
-    rooms.append(("the host", host, available_memory()))
+    rooms.append(("the host", host, available_memory() // neighbours()))
   yield from sorted(rooms, key=lambda room: room[2] - room[1])[:1]

@@ -6,7 +6,7 @@ import jax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from merge_jax import models, sharding
+from merge_jax import host, models, sharding
 from merge_jax.checkpoints import nbytes
 from merge_jax.checkpoints.placement import Stacks
 from merge_jax.operators import naming
@@ -80,7 +80,7 @@ def _verdict(where: str, needs: Needs) -> list[Finding]:
       for device, nbytes in per_device(model, needs.shardings).items()
       if device.process_index == jax.process_index()
     )
-    room = available_memory()
+    room = available_memory() // host.neighbours()
     detail = f"{gib(need)} of pinned host memory for the pool, {gib(room)} free"
     found.append(Finding("ok" if need <= room else "error", "memory", detail))
   return found

@@ -47,6 +47,7 @@ from merge_jax.storage.remote import Remote as Remote
 from merge_jax.storage.remote import path as path
 from merge_jax.storage.remote import side_by_side as side_by_side
 from merge_jax.storage.space import available_memory as available_memory
+from merge_jax.storage.space import cores as cores
 from merge_jax.storage.space import gib as gib
 from merge_jax.storage.space import require_space as require_space
 from merge_jax.storage.space import writing as writing

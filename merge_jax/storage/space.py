@@ -52,6 +52,11 @@ def gib(count: float) -> str:
   return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 29 else f"{count / (1 << 20):.1f} MiB"
 
 
+def cores() -> int:
+  """How many cores this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def available_memory() -> int:
   """Bytes that are free in the host's memory, and that its container or batch job leaves this process."""
   try:

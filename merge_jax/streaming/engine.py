@@ -4,7 +4,6 @@ Tensors are merged in blocks of fixed sizes by one jitted program for each, or w
 rows or matrices: the result depends on neither threads nor memory, and tensors of all shapes share a program.
 """
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from merge_jax import errors, storage
+from merge_jax import errors, host, storage
 from merge_jax.checkpoints import Writer, nonfinite
 from merge_jax.operators import leafwise
 from merge_jax.operators.core import Surveyed
@@ -49,8 +48,9 @@ def stream(
     jobs: in the order of the writer's tensors, so that one shard is open at a time.
     writer: takes tensors in any order, from several threads; what it has already is not made again.
     key: seed of random rules.
-    memory_gib: of tensors in work at once, in GiB; one job is always in work. None: half of what is free.
-    threads: workers; None: one for each core, at most 8.
+    memory_gib: of tensors in work at once, in GiB; one job is always in work. None: half of what is free, of
+      which processes of a job on one machine have equal parts.
+    threads: workers; None: one for each core that the process may use, divided likewise; at most 8.
     allow_nonfinite: write NaN and infinity rather than raise.
     progress: called with the number of finished jobs.
     stop: asked between jobs; true ends the merge.
@@ -60,8 +60,9 @@ def stream(
       a result, and in which input.
     Stopped: see `stop`.
   """
-  limit = storage.available_memory() / 2 if memory_gib is None else memory_gib * (1 << 30)
-  workers = threads or min(os.cpu_count() or 1, 8)
+  shared = host.neighbours()
+  limit = storage.available_memory() / 2 / shared if memory_gib is None else memory_gib * (1 << 30)
+  workers = threads or max(1, min(storage.cores() // shared, 8))
   have = writer.done()
   left = [job for job in jobs if job.name not in have]
   done = len(jobs) - len(left)
