@@ -86,8 +86,8 @@ def run(
 def _nowhere() -> RuntimeError:
   import jax
 
-  where = jax.config.read("jax_platforms")
-  return RuntimeError(f"JAX finds no device of {where}; change JAX_PLATFORMS or --device, or leave it out.")
+  where = jax.config.jax_platforms  # type: ignore[attr-defined]
+  return RuntimeError(f"JAX finds no device of {where}; name another one in JAX_PLATFORMS or --device.")
 
 
 def _is_nowhere() -> bool:
@@ -219,10 +219,11 @@ class Progress:
     if self._bar.disable and (now - self._said > self._every or done == self._total):
       self._said = now
       of, rate = "" if self._total is None else f"/{self._total}", ""
-      if since := done - self._start[0]:  # what was done before, by another run too, tells no rate
-        each = (now - self._start[1]) / since
+      took, since = now - self._start[1], done - self._start[0]  # what was done before tells no rate
+      if since and took > 1.0:
+        each = took / since
         left = "" if self._total is None else f", {(self._total - done) * each:.0f} s left"
-        rate = f", {1 / max(each, 1e-9):.1f} a second{left}"
+        rate = f", {1 / each:.1f} a second{left}"
       print(f"{done}{of} {self._unit}{rate} {note}".rstrip(), flush=True)
 
   def say(self, line: str) -> None:

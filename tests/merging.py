@@ -5,6 +5,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import safetensors.numpy
 
 from merge_jax import checkpoints, recipes
 
@@ -32,6 +33,22 @@ def save(folder, tensors, **options):
 def make(folder):
   for seed, name in enumerate(("base", "a", "b")):
     save(folder / name, values(seed), **({"max_shard_bytes": 100} if name == "b" else {}))
+
+
+def adapt(folder):
+  """An adapter of the models, of rank 2."""
+  generator = np.random.default_rng(0)
+  factors = {
+    f"base_model.model.model.layers.{i}.mlp.up_proj.lora_{k}.weight": generator.normal(size=shape).astype(
+      np.float32
+    )
+    for i in range(2)
+    for k, shape in (("A", (2, 4)), ("B", (4, 2)))
+  }
+  Path(folder).mkdir(parents=True)
+  safetensors.numpy.save_file(factors, Path(folder) / "adapter_model.safetensors")
+  config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none", "target_modules": ["up_proj"]}
+  (Path(folder) / "adapter_config.json").write_text(json.dumps(config))
 
 
 def content(folder):

@@ -152,6 +152,8 @@ A, ZERO = GOLDEN[0]["w"], np.zeros((2, 4), np.float32)
     (pcb(0.0), [A, A], A * 2, A * 2),
     (widen(), [A], ZERO, A),
     (arcee_fusion(), [A[:, :1]], ZERO[:, :1], A[:, :1]),  # rows of one element
+    (arcee_fusion(), [A.reshape(-1, 1)], 0.3 * A.reshape(-1, 1) + 0.1, A.reshape(-1, 1)),
+    (arcee_fusion(), [np.rint(A) + 3.0], np.rint(A), np.rint(A) + 3.0),  # the same softmax
   ],
 )
 def test_limits(operator, experts, base, want):

@@ -33,6 +33,7 @@ def run(count, code):
 
 def test_one_process_needs_nobody():
   assert (host.index(), host.count(), host.is_lead(), host.stopping()) == (0, 1, True, False)
+  assert host.neighbours() == 1
   assert host.broadcast({"a": 1}) == {"a": 1} and host.gather(b"x") == [b"x"] and not list(host.commands())
   host.barrier("alone", timeout=0.1)
   host.refuse_another({"--seed": (1, 2)})
@@ -118,7 +119,7 @@ def test_what_is_said_arrives_in_order_and_those_that_are_missing_are_named():
       for i in range(150):  # the store forgets what all have read
         assert host.broadcast([i, me] if me == 0 else None) == [i, 0]
       assert host.broadcast(b"\\0raw") == b"\\0raw"
-      assert host.gather({"me": me}) == [{"me": i} for i in range(3)]
+      assert host.gather({"me": me}) == [{"me": i} for i in range(3)] and host.neighbours() == 3
       assert len(host.job.current.store._client.key_value_dir_get("merge_jax/")) < 40
       host.barrier("here", timeout=30)
       if me == 0:

@@ -65,6 +65,12 @@ def test_a_flag_of_mergekits_is_told_what_is_here_instead(world):
   assert not (world / "out").exists()
 
 
+def test_a_device_that_is_not_there_is_one_sentence(world):
+  code, _, errors = launch(world, TIES, "--device=cuda")
+  assert code == 1 and re.fullmatch(r"error: .*(cuda|CUDA).*\n", errors), errors
+  assert not (world / "out").exists()
+
+
 @pytest.mark.parametrize("flags", [(), ("--compilation_cache=mine",)])
 def test_programs_that_cannot_be_kept_do_not_matter(world, flags):
   (world / "cache").write_text("a file in the way")

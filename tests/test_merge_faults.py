@@ -15,6 +15,7 @@ import pytest
 
 from merge_jax import checkpoints, recipes
 from merge_jax.checkpoints import folder_writer
+from merge_jax.evals import statistics_file
 from tests import merging
 from tests.merging import LINEAR, NORM, SHARD, content, merge, run, save, values
 from tests.test_safetensors import mutant
@@ -222,6 +223,43 @@ def test_places_that_cannot_be_written_are_refused(world, output, words):
   Path("recipe.yml").write_text(LINEAR)
   said = refused(world, output=output)
   assert words in said
+
+
+OWN = "method: {method}\nmodels: {{a: {{path: {a}}}, b: {{path: b{more}}}}}\nparameters: {{}}\n"
+
+
+@pytest.mark.parametrize(
+  ("text", "where"),
+  [
+    (OWN.format(method="linear", a="old/model.safetensors", more=""), "model.safetensors"),
+    (OWN.format(method="linear", a="linked", more=""), "linked"),  # a folder with a link to the file
+    (OWN.format(method="linear", a="old/sub", more=""), "sub"),
+    (OWN.format(method="fisher", a="a, statistics: old/f", more=", statistics: f"), "old/f"),
+    (OWN.format(method="linear", a="a, adapter: old/lora", more=""), "lora"),
+  ],
+)
+def test_what_a_merge_reads_it_does_not_replace(world, text, where):
+  run(output="old")
+  shutil.copytree("a", "old/sub")
+  Path("linked").mkdir()
+  Path("linked/model.safetensors").symlink_to(world / "old" / "model.safetensors")
+  shutil.copy("a/config.json", "linked")
+  about = statistics_file.About(kind="fisher", tensors=list(values(0)))
+  for file in ("f", "old/f"):
+    statistics_file.save(file, {n: np.ones(x.shape, np.float32) for n, x in values(0).items()}, about)
+  merging.adapt("old/lora")
+  Path("recipe.yml").write_text(text)
+  with pytest.raises(ValueError, match=f"the input .*{where}.* lies where old is written"):
+    recipes.refuse_output(recipes.check("recipe.yml"), "old", overwrite=True)
+  said = refused(world, text, "old", overwrite=True)
+  assert "--output_dir: the input" in said
+  run(text, "new")  # elsewhere it merges
+
+
+def test_a_merge_does_not_write_into_an_adapter(world):
+  merging.adapt("lora")
+  text = OWN.format(method="linear", a="a, adapter: lora", more="")
+  assert "lies in the input lora" in refused(world, text, "lora/inner")
 
 
 KILLED = """

@@ -9,7 +9,6 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-import safetensors.numpy
 import yaml
 
 from merge_jax import checkpoints, recipes
@@ -93,7 +92,7 @@ def _bits(value):
 
 @pytest.mark.parametrize("method", ["linear", "passthrough"])
 def test_one_adapted_model_is_the_model_that_it_stands_for(world, method):
-  adapter(world)
+  merging.adapt("lora")
   run(ONE[method].replace("model: x", "model: a+lora"))
   adapted, got = checkpoints.with_adapter(checkpoints.open("a"), world / "lora"), checkpoints.open("out")
   for name, spec in got.specs.items():
@@ -104,26 +103,10 @@ def test_one_adapted_model_is_the_model_that_it_stands_for(world, method):
 
 
 def test_an_adapter_on_an_earlier_result_is_one_of_its_origins(world):
-  adapter(world)
+  merging.adapt("lora")
   run("name: s\nmethod: linear\nmodels: [a, b]\n---\nmethod: passthrough\nmodels: [s+lora]\n")
   told = json.loads((world / "out" / "merge_manifest.json").read_text())
   assert sorted(told["inputs"]) == ["a", "b", "s+lora"]
-
-
-def adapter(world):
-  """Writes one for the models of the world."""
-  generator = np.random.default_rng(0)
-  factors = {
-    f"base_model.model.model.layers.{i}.mlp.up_proj.lora_{k}.weight": generator.normal(size=shape).astype(
-      np.float32
-    )
-    for i in range(2)
-    for k, shape in (("A", (2, 4)), ("B", (4, 2)))
-  }
-  (world / "lora").mkdir()
-  safetensors.numpy.save_file(factors, world / "lora" / "adapter_model.safetensors")
-  config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "bias": "none", "target_modules": ["up_proj"]}
-  (world / "lora" / "adapter_config.json").write_text(json.dumps(config))
 
 
 SEEDS = (

@@ -152,6 +152,14 @@ def test_files_give_back_what_merges_need(tasks, tmp_path):
   assert sorted(path.name for path in tmp_path.iterdir()) == ["f.safetensors", "gram.safetensors"]
 
 
+def test_files_keep_shapes(tmp_path):
+  arrays = {"scale": np.float32(2.0), "rows": np.arange(6.0).reshape(2, 3).T}
+  statistics.save(tmp_path / "f.safetensors", arrays, About(kind="fisher", tensors=list(arrays)))
+  loaded = statistics.load(tmp_path / "f.safetensors")
+  for name, value in arrays.items():
+    np.testing.assert_array_equal(loaded[name], value, strict=True)
+
+
 def test_a_sample_depends_on_prompts_and_seed(tasks):
   task = tasks[1]
   chosen = statistics.sample(task, 3).examples

@@ -63,6 +63,11 @@ class Adapted(View):
     """Both folders."""
     return f"{self.source.where}+{self.folder}"
 
+  @property
+  def places(self) -> tuple[Path, ...]:
+    """Those of the model, and the adapter's."""
+    return (*self.source.places, self.folder)
+
   def files(self) -> tuple[Path, ...]:
     """Those of the model and of the adapter."""
     return (*self.source.files(), *self._own())

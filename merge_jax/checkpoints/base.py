@@ -136,6 +136,11 @@ class Checkpoint(abc.ABC):
       spec.shape, sharding, lambda index: part[_inside(_spans(spec.shape, index), box)]
     )
 
+  @property
+  def places(self) -> tuple[Path, ...]:
+    """The folders, or files, that it is read from."""
+    return (self.path,)
+
   @abc.abstractmethod
   def files(self) -> tuple[Path, ...]:
     """Exactly the files that are read: of the tensors, and those beside them."""

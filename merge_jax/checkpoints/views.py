@@ -44,6 +44,11 @@ class View(Checkpoint, abc.ABC):
     """That of the source."""
     self.source.release(name)
 
+  @property
+  def places(self) -> tuple[Path, ...]:
+    """Those of the source."""
+    return self.source.places
+
   def files(self) -> tuple[Path, ...]:
     """Those of the source."""
     return self.source.files()

@@ -98,7 +98,7 @@ def save(path: str | Path, values: Mapping[str, Any], about: About) -> None:
     values: arrays by name.
     about: see there.
   """
-  arrays = {name: np.ascontiguousarray(value) for name, value in values.items()}
+  arrays = {name: np.asarray(value, order="C") for name, value in values.items()}
   with storage.new_file(Path(path)) as partial:
     safetensors.numpy.save_file(arrays, partial, {"statistics": msgspec.json.encode(about).decode()})
 

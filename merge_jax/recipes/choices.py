@@ -97,9 +97,10 @@ def of_mergekit(
   arguments = method.arguments(values, tensor.elements, mergekit)
   if arguments.get("normalize", False) and weights is not None and abs(sum(weights)) < 1e-8:
     if not mergekit or "scaling" not in arguments:
+      key = next(one.name for one in method.parameters if one.name.startswith("normalize"))
       raise ValueError(
         f"{name}: the weights {list(weights)} of tensor {tensor.name!r} sum to 0, and it divides by their "
-        "sum; change them, or set normalize: false."
+        f"sum; change them, or set {key}: false."
       )
     arguments["normalize"] = False  # mergekit divides a sum of task vectors by 1 there
   told = {key: value for key, value in values.items() if key not in ("task_vectors", "weight")}

@@ -119,12 +119,14 @@ def run(
       raise ValueError(f"--{name} is {value}; expected a number from 0 to {most:,.0f}.")
   target, folder = _target(output_dir), Path(path).expanduser().parent
   recipes, planned = reading.read(path), check(path, semantics)
-  opened = _opened(planned, target)
+  storage.refuse_inside(target, _places(planned), "--output_dir")
   stages, replaced = target.with_name(f".{target.name}.stages"), None
   if host.is_lead():
-    replaced = _replaced(target, overwrite)
+    replaced = _replaced(planned, target, overwrite)
     preflight.require_disk(target, sum(built.nbytes for built in planned) - _left(target, stages))
-  preflight.require(list(preflight.ties([(str(checkpoint.path), checkpoint) for checkpoint in opened])))
+  preflight.require(
+    list(preflight.ties([(str(checkpoint.path), checkpoint) for checkpoint in _inputs(planned)]))
+  )
   total, before = sum(len(built.jobs) for built in planned), 0
   made: dict[str, Checkpoint] = {}
   for recipe, built in zip(recipes, planned, strict=True):
@@ -154,15 +156,23 @@ def run(
 def refuse_output(built: Sequence[Built], output_dir: str | Path, *, overwrite: bool = False) -> None:
   """Raises ValueError or OSError for a folder that `run` would not write the result of `check` to."""
   target = _target(output_dir)
-  _opened(built, target)
-  _replaced(target, overwrite)
+  storage.refuse_inside(target, _places(built), "--output_dir")
+  _replaced(built, target, overwrite)
 
 
-def _opened(planned: Sequence[Built], target: Path) -> list[Checkpoint]:
-  """What is there already, none of it around the target."""
-  opened = [one for built in planned for one in built.inputs.values() if not isinstance(one, Planned)]
-  storage.refuse_inside(target, [checkpoint.path for checkpoint in opened], "--output_dir")
-  return opened
+def _inputs(planned: Sequence[Built]) -> list[Checkpoint]:
+  """The models that are there already."""
+  return [one for built in planned for one in built.inputs.values() if not isinstance(one, Planned)]
+
+
+def _places(planned: Sequence[Built]) -> Iterator[Path]:
+  """Folders and files that are read, but for the recipe."""
+  for checkpoint in _inputs(planned):
+    yield from checkpoint.places
+  for built in planned:
+    yield from (file.path for file in built.measurements.values())
+    if built.vocabulary.source is not None:
+      yield built.vocabulary.source
 
 
 def _target(output_dir: str | Path) -> Path:
@@ -172,11 +182,14 @@ def _target(output_dir: str | Path) -> Path:
   return target
 
 
-def _replaced(target: Path, overwrite: bool) -> list[str] | None:
-  """The files of an earlier merge that this one replaces."""
+def _replaced(planned: Sequence[Built], target: Path, overwrite: bool) -> list[str] | None:
+  """The files of an earlier merge that this one replaces, none of which it reads."""
   replaced = manifest.owned(target) if overwrite else None
   if replaced is None:
     storage.refuse_taken(target)
+  else:
+    files = (file for checkpoint in _inputs(planned) for file in checkpoint.files())
+    storage.refuse_around(target, (*_places(planned), *files), "--output_dir")
   return replaced
 
 

@@ -159,14 +159,13 @@ def _named(there: Place, layer: int) -> str:
 
 
 def check_range(raw: object, where: str) -> tuple[int, int]:
-  """Reads `[first, end]`, the end excluded.
+  """Reads `[first, end]`, the end excluded; ValueError if it is not two whole numbers in order.
 
-  Raises:
-    ValueError: not two whole numbers, or not one layer between them.
+  A slice without a layer says whose embeddings, or norm and head, the result has.
   """
   if isinstance(raw, list | tuple) and len(raw) == 2 and all(type(item) is int for item in raw):
     first, end = raw
-    if 0 <= first < end:
+    if 0 <= first <= end:
       return first, end
   raise ValueError(
     f"{where}.layer_range is {shown(raw)}; expected [first, end], two numbers, the end excluded."

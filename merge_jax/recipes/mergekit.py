@@ -182,8 +182,12 @@ class _Reader:
       return Module((Slice(self._models(parts.models, f"{where}: models")),), settings, name)
     if not parts.slices:
       raise ValueError(f"{where}: slices is empty; give at least one.")
-    slices = (self._slice(one, f"{where}: slices[{i}]") for i, one in enumerate(parts.slices))
-    return Module(tuple(slices), settings, name)
+    slices = tuple(self._slice(one, f"{where}: slices[{i}]") for i, one in enumerate(parts.slices))
+    if not any(first < end for part in slices for first, end in [part.inputs[0].layers or (0, 0)]):
+      raise ValueError(
+        f"{where}: the slices hold no layer; expected layer_range: [first, end], the end excluded."
+      )
+    return Module(slices, settings, name)
 
   def _models(self, raw: list[Any], where: str) -> tuple[Input, ...]:
     if not raw:

@@ -239,8 +239,4 @@ def _check_outputs(settings: Settings) -> None:
   storage.refuse_inside(folder, inputs, "--output_dir")
   for name in folders.NAMES:
     storage.refuse_inside(folder / name, inputs, "--output_dir")
-    for path in inputs:
-      if path.resolve().is_relative_to((folder / name).resolve()):
-        raise ValueError(
-          f"--output_dir: the input {path} lies where {folder / name} is written; choose another."
-        )
+    storage.refuse_around(folder / name, inputs, "--output_dir")

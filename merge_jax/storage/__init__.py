@@ -26,6 +26,7 @@ from merge_jax.storage.inputs import lexists as lexists
 from merge_jax.storage.inputs import read_bytes as read_bytes
 from merge_jax.storage.inputs import read_json as read_json
 from merge_jax.storage.inputs import read_ranges as read_ranges
+from merge_jax.storage.inputs import refuse_around as refuse_around
 from merge_jax.storage.inputs import refuse_inside as refuse_inside
 from merge_jax.storage.inputs import refuse_special as refuse_special
 from merge_jax.storage.lines import Lines as Lines

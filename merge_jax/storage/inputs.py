@@ -101,10 +101,23 @@ def fingerprint(paths: Iterable[Path]) -> dict[str, list[int]]:
   return {path.as_posix(): [s.st_size, s.st_mtime_ns, s.st_ino] for path, s in stats}
 
 
+def refuse_around(output: Path, inputs: Iterable[Path], what: str = "--output") -> None:
+  """Raises ValueError if an input lies in an output that is written anew; links are followed.
+
+  >>> refuse_around(Path("/runs/a"), [Path("/runs/a/pool/m0")], "--output_dir")
+  Traceback (most recent call last):
+  ValueError: --output_dir: the input /runs/a/pool/m0 lies where /runs/a is written; choose another place.
+  """
+  target = output.expanduser().resolve()
+  for path in inputs:
+    if path.expanduser().resolve().is_relative_to(target):
+      raise ValueError(f"{what}: the input {path} lies where {output} is written; choose another place.")
+
+
 def refuse_inside(output: Path, inputs: Iterable[Path], what: str = "--output") -> None:
   """Raises ValueError if an output is an input or lies in one; links are followed.
 
-  An input may lie in an output *folder*: ask for each file that is written there.
+  An input may lie in an output *folder*: see `refuse_around` for what is written there.
 
   Args:
     output: file or folder to write, whether it is there or not.

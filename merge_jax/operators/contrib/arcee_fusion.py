@@ -65,9 +65,11 @@ def _divergence(x: Array, base: Array) -> Array:
   differences of logits. The plain formula cancels where r is small.
   """
   delta = x - base
+  least, most = (f(delta, axis=1, keepdims=True) for f in (jnp.min, jnp.max))
+  near = delta - jnp.clip(0.0, least, most)  # what all logits gain changes nothing: alone it leaves exactly 0
   softmax = jax.nn.softmax(base, axis=1)
-  rough = jnp.max(jnp.abs(delta), axis=1, keepdims=True) > 1.0
-  near = jnp.where(rough, 0.0, delta)
+  rough = jnp.max(jnp.abs(near), axis=1, keepdims=True) > 1.0
+  near = jnp.where(rough, 0.0, near)
   shift = jnp.log1p(jnp.sum(softmax * jnp.expm1(near), axis=1, keepdims=True))
   q = softmax + 1e-8
   r = softmax * jnp.expm1(near - shift) / q
