@@ -87,7 +87,7 @@ def _nowhere() -> RuntimeError:
   import jax
 
   where = jax.config.jax_platforms  # type: ignore[attr-defined]
-  return RuntimeError(f"JAX finds no device of {where}; name another one in JAX_PLATFORMS or --device.")
+  return RuntimeError(f"JAX finds no device of the platform {where}; name another one, as JAX_PLATFORMS=cpu.")
 
 
 def _is_nowhere() -> bool:
@@ -220,7 +220,7 @@ class Progress:
       self._said = now
       of, rate = "" if self._total is None else f"/{self._total}", ""
       took, since = now - self._start[1], done - self._start[0]  # what was done before tells no rate
-      if since and took > 1.0:
+      if since and took > 0.1:
         each = took / since
         left = "" if self._total is None else f", {(self._total - done) * each:.0f} s left"
         rate = f", {1 / each:.1f} a second{left}"
