@@ -122,7 +122,7 @@ def main() -> None:
   trained = train_into(
     target, write, start.model.apply, start.params, data, recipe,
     save_every=saving.save_every, keep_every=saving.keep_every,
-    mesh=start.mesh, stop=_common.StopFlag(), progress=shown_on(bar, recipe),
+    mesh=start.mesh, give=True, stop=_common.StopFlag(), progress=shown_on(bar, recipe),
   )  # fmt: skip
   bar.close()
   print(f"loss {trained.final_loss:.4f} after {trained.step} steps, {trained.tokens:,} tokens: {target}")
@@ -148,7 +148,8 @@ def trained_on(folder: Path, mesh: Mesh) -> Start:
   model = models.build(first.config, where)
   # A step of Adam is smaller than bfloat16 can hold.
   placed = checkpoints.place(first, sharding.shardings(first.specs, mesh))
-  params = {name: value.astype(jnp.float32) for name, value in placed.items() if name in model.specs}
+  # Copied, and let go of one by one: what a computation overwrites must not lie in a mapped file.
+  params = {name: jnp.array(placed.pop(name), jnp.float32) for name in [*placed] if name in model.specs}
   return Start(mesh, model, tokens, params, functools.partial(pool.save_like, like=first))
 
 

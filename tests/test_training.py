@@ -165,6 +165,15 @@ def test_a_step_is_adamw_on_the_mean_over_target_tokens():
   assert trained.tokens == tokens == int((bucket.tokens > 0).sum())
 
 
+def test_parameters_that_are_given_are_overwritten(params):
+  data, recipe = make_corpus(), Recipe(**SMALL)
+  copies = {name: jnp.array(value) for name, value in params.items()}
+  whole = train(apply, begin(params, recipe), data, recipe)
+  given = train(apply, begin(copies, recipe, give=True), data, recipe)
+  assert given.losses == whole.losses
+  assert all(x.is_deleted() for x in copies.values()) and not any(x.is_deleted() for x in params.values())
+
+
 @pytest.mark.parametrize("longest", [20, 200])
 @pytest.mark.parametrize("small", [0, loop.SMALL])
 def test_a_stopped_training_continues_bit_for_bit(params, tmp_path, monkeypatch, longest, small):

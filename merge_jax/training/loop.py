@@ -58,10 +58,13 @@ class State(NamedTuple):
     return float(np.mean(self.losses[-WINDOW:]))
 
 
-def begin(params: Mapping[str, Array], recipe: Recipe, mesh: Mesh | None = None) -> State:
-  """The state before the first step.
+def begin(
+  params: Mapping[str, Array], recipe: Recipe, mesh: Mesh | None = None, *, give: bool = False
+) -> State:
+  """The state before the first step; moments lie as what they are of.
 
-  The parameters are copied, but for `frozen` ones, which stay as they are; moments lie as what they are of.
+  The parameters are copied, but for `frozen` ones, which stay as they are; with `give` the others are the
+  state's own, which training overwrites.
 
   Raises:
     ValueError: as of `lora.begin`.
@@ -70,7 +73,8 @@ def begin(params: Mapping[str, Array], recipe: Recipe, mesh: Mesh | None = None)
   if recipe.lora_rank or recipe.dpo_beta:
     frozen = {name: x if isinstance(x, Array) else jnp.array(x) for name, x in params.items()}
   # With a dtype, or fresh parameters of a weak type would compile the program twice.
-  copies = {name: jnp.array(x, x.dtype) for name, x in params.items()} if not recipe.lora_rank else {}
+  take = jnp.asarray if give and not frozen else jnp.array
+  copies = {name: take(x, x.dtype) for name, x in params.items()} if not recipe.lora_rank else {}
   own = lora.begin(frozen, recipe) if recipe.lora_rank else copies
   optimizer = optimizer_of(recipe).init(own)
   if mesh is not None:  # counts, rates, and moments of what is not cut
