@@ -30,7 +30,8 @@ def parse(elsewhere: Mapping[str, str], argv: list[str]) -> list[str]:
       print(f"error: {error}" if here is None else f"error: {error}; {here}.", file=sys.stderr)
       sys.exit(1)
     except flags.Error as error:  # of a config file it is a whole traceback, its end what was raised
-      lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+      text = re.sub(r"\('Non-boolean argument.*\)$", "expected true or false.", str(error))
+      lines = [line.strip() for line in text.splitlines() if line.strip()]
       print(f"error: {lines[0]}", *lines[-1:] if len(lines) > 1 else (), file=sys.stderr)
       sys.exit(1)
 

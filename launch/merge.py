@@ -32,10 +32,10 @@ _SEMANTICS = flags.DEFINE_enum(
 )  # fmt: skip
 _SEED = flags.DEFINE_integer("seed", None, "Of random methods; by default the recipe's, or 0.", lower_bound=0)
 _MEMORY = flags.DEFINE_float(
-  "memory_gib", None, "Of tensors in work at once; by default half of what is free.", lower_bound=0.01
+  "memory_gib", None, "Of tensors in work at once; by default half of what is free.", lower_bound=0.0
 )
 _THREADS = flags.DEFINE_integer("threads", None, "Threads that read, compute and write.", lower_bound=1)
-_SHARD = flags.DEFINE_float("max_shard_gb", 5.0, "Size of one file, in 10^9 bytes.", lower_bound=1e-6)
+_SHARD = flags.DEFINE_float("max_shard_gb", 5.0, "Size of one file, in 10^9 bytes.", lower_bound=0.0)
 _VERIFY = flags.DEFINE_bool("verify", False, "Read the result back and compare digests.")
 _NONFINITE = flags.DEFINE_bool("allow_nonfinite", False, "Go on where weights are NaN or infinite.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace a folder that an earlier merge made.")
@@ -74,6 +74,8 @@ MERGEKIT = {
 
 def main() -> None:
   """Checks, then merges, then says what lies where."""
+  if not _RECIPE.value:
+    raise ValueError("--recipe is empty; name a YAML file.")
   if _DRY_RUN.value:
     planned = recipes.check(_RECIPE.value, _SEMANTICS.value)
     if _OUTPUT.value:

@@ -214,7 +214,7 @@ def test_what_a_disk_refuses_while_it_is_flushed_is_told_once_and_counts(tmp_pat
 
 def test_a_full_disk_is_found_before_a_byte_is_written(tmp_path):
   specs = {"w": np.broadcast_to(np.float32(0), (1 << 30, 1 << 20))}
-  with pytest.raises(OSError, match=r"the result takes about .*, the disk has"):
+  with pytest.raises(OSError, match=r"the result takes about .*; the disk has"):
     FolderWriter(tmp_path / "out", specs)
   assert list((tmp_path / "out").iterdir()) == []
 

@@ -28,7 +28,8 @@ def require_space(folder: Path, nbytes: int) -> None:
   free = shutil.disk_usage(there).free
   need = int(nbytes * 1.05) + (64 << 20)
   if free < need:
-    raise OSError(f"{folder}: the result takes about {gib(need)}, the disk has {gib(free)} free.")
+    have = f"the disk has {gib(free)} free, and should have {gib(need)}"
+    raise OSError(f"{folder}: the result takes about {gib(nbytes)}; {have}.")
 
 
 @contextlib.contextmanager
