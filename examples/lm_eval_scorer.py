@@ -1,8 +1,8 @@
 """Scores candidates with EleutherAI's lm-eval in PyTorch: any task, any metric, weights reloaded in place.
 
-    python -m launch.recycle --checkpoints=a,b,c --output_dir=runs/x --tasks=arc_easy,triviaqa \\
-      --scorer_command="python examples/lm_eval_scorer.py --tasks=arc_easy:acc_norm,triviaqa --device=cuda \\
-      {model_dir} {scores_json} {split}"
+    JAX_PLATFORMS=cpu python -m launch.recycle --checkpoints=a,b,c --output_dir=runs/x \\
+      --tasks=arc_easy,triviaqa --scorer_command="python examples/lm_eval_scorer.py \\
+      --tasks=arc_easy:acc_norm,triviaqa --device=cuda {model_dir} {scores_json} {split}"
 
 A task is NAME or NAME:METRIC (else its first metric) and gives the score NAME; where lower is better, with
 the sign changed. Where all scores are means over documents, those of all documents are given, so that gains

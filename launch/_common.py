@@ -125,9 +125,7 @@ def _start() -> None:
   values = flags.FLAGS.flag_values_dict()
   if values.get("deterministic"):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"
-  os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".9")  # of GPUs, as plans count on; JAX takes .75
-  whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30
-  os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(whole))  # pinned, for pools; else 64
+  _let_gpus_be_full()
   where = {name: values.get(name) for name in ("coordinator", "num_processes", "process_id")}
   if not values.get("distributed"):
     if given := [name for name, value in where.items() if value is not None]:
@@ -136,6 +134,15 @@ def _start() -> None:
   host.start(**where, heartbeat=values["heartbeat"], timeout=values["start_timeout"])
   if not host.is_lead():
     sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 (until the end of the process)
+
+
+def _let_gpus_be_full() -> None:
+  """Plans count on .9 of a GPU's memory, JAX takes .75; pools need more pinned memory than XLA's 64 GB."""
+  if "XLA_CLIENT_MEM_FRACTION" not in os.environ:  # the new name: JAX refuses both
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", ".9")
+  if "XLA_PJRT_GPU_HOST_MEMORY_PREALLOCATE" not in os.environ:  # it would take the limit at once
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30
+    os.environ.setdefault("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", str(whole))
 
 
 def refuse_given(names: Iterable[str], reason: str) -> None:

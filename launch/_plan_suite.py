@@ -72,7 +72,7 @@ def _row(size: str, device: devices.Device, repeats: int) -> dict[str, Any]:
     },
     "peak_bytes": {"plan": planned["bytes_per_device"], "real": peak},
     "flops_per_second": planned["flops_per_candidate"] / took,
-    "share_of_peak": planned["flops_per_candidate"] / took / device.flops,
+    "share_of_peak": planned["flops_per_candidate"] / took / device.rate(_DTYPE.value),
   }  # fmt: skip
 
 

@@ -120,9 +120,11 @@ def _choose_device() -> None:
 
   JAX hands each to threads of its own, which wait in a loop for more: a tenth of a merge of task vectors.
   """
-  device = _DEVICE.value or os.environ.get("JAX_PLATFORMS") or "cpu"
-  jax.config.update("jax_platforms", device)
-  if device != "cpu":
+  old = os.environ.get("JAX_PLATFORM_NAME")  # chooses of all that JAX finds
+  device = _DEVICE.value or os.environ.get("JAX_PLATFORMS") or old or "cpu"
+  if device != old:
+    jax.config.update("jax_platforms", device)
+  if device.split(",")[0] != "cpu":
     return
   jax.config.update("jax_cpu_enable_async_dispatch", False)
   os.environ.setdefault("NPROC", "1")  # threads of JAX's CPU client, read when it is made

@@ -18,7 +18,7 @@ from tests.further import further
 from tests.test_launch import launch
 
 TINY = pools.CONFIG | {"num_hidden_layers": 9, "vocab_size": 96}
-SMALL = devices.Device("small", 1e6, 1e12, 1e11, 1e10, 1e9, 4, 1e8)
+SMALL = devices.Device("small", 1e6, 1e12, 1e12, 1e11, 1e10, 1e9, 4, 1e8)
 
 
 def job(mesh="", config=TINY, **options):
@@ -180,7 +180,7 @@ def test_activations_of_experts_are_about_what_the_compiler_takes():
 
 def test_time_follows_the_roofline():
   slow = planned("fsdp:2", compiled=False)
-  fast = planned("fsdp:2", SMALL._replace(flops=1e13, bandwidth=1e12), compiled=False)
+  fast = planned("fsdp:2", SMALL._replace(flops=1e13, float32=1e13, bandwidth=1e12), compiled=False)
   np.testing.assert_allclose(slow["seconds_per_candidate"], 10 * fast["seconds_per_candidate"])
   assert slow["device_hours"] == 2 * slow["seconds"] / 3600
   assert slow["disk_seconds"] == slow["disk_bytes"] / 1e9
@@ -225,4 +225,4 @@ def test_plans_of_what_cannot_be_are_one_sentence(words, message):
 def test_devices_have_what_a_roofline_needs():
   for device in devices.DEVICES.values():
     assert all(value > 0 for value in device[1:])
-    assert 50 < device.flops / device.bandwidth < 1000
+    assert 50 < device.flops / device.bandwidth < 1000 and device.float32 < device.flops / 5

@@ -512,3 +512,28 @@ def test_what_was_done_before_tells_no_rate():
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
   at_once, later = done.stdout.splitlines()
   assert at_once == "20/20 tensors" and 0 < float(later.split()[2]) <= 2
+
+
+@pytest.mark.parametrize(
+  ("given", "expected"),
+  [
+    ({}, {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".9"}),
+    ({"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5"}, {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5"}),
+    ({"XLA_CLIENT_MEM_FRACTION": ".5"}, {"XLA_CLIENT_MEM_FRACTION": ".5"}),  # JAX refuses both
+  ],
+)
+def test_gpus_give_jobs_what_plans_count_on(given, expected):
+  code = f"""if True:
+    import os, {JOBS}.train
+    from {JOBS} import _common
+    from absl import flags
+    flags.FLAGS(["train", "--deterministic", "--output_dir=x"])
+    _common._start()
+    print({{k: v for k, v in os.environ.items() if k.endswith("MEM_FRACTION")}})
+    print(os.environ["XLA_FLAGS"], os.environ["XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"])"""
+  environment = {k: v for k, v in os.environ.items() if not k.startswith("XLA")} | given
+  done = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+  )
+  memory, others = done.stdout.splitlines()
+  assert memory == str(expected) and re.fullmatch(r" --xla_gpu_deterministic_ops=true \d+", others)

@@ -1,5 +1,6 @@
 """`launch.merge` as a user starts it: exit statuses, one line of error, programs that are kept."""
 
+import importlib.util
 import os
 import re
 import signal
@@ -66,8 +67,9 @@ def test_a_flag_of_mergekits_is_told_what_is_here_instead(world):
 
 
 def test_a_device_that_is_not_there_is_one_sentence(world):
-  code, _, errors = launch(world, TIES, "--device=cuda")
-  assert code == 1 and re.fullmatch(r"error: .*(cuda|CUDA).*\n", errors), errors
+  device = "rocm" if importlib.util.find_spec("libtpu") else "tpu"
+  code, _, errors = launch(world, TIES, f"--device={device}")
+  assert code == 1 and re.fullmatch(rf"error: .*{device}.*\n", errors), errors
   assert not (world / "out").exists()
 
 

@@ -16,6 +16,7 @@ import pytest
 from merge_jax import checkpoints, recipes
 from merge_jax.checkpoints import folder_writer
 from merge_jax.evals import statistics_file
+from merge_jax.recipes import embeddings
 from tests import merging
 from tests.merging import LINEAR, NORM, SHARD, content, merge, run, save, values
 from tests.test_safetensors import mutant
@@ -259,6 +260,11 @@ def test_what_a_merge_reads_it_does_not_replace(world, text, where):
 def test_a_merge_does_not_write_into_an_adapter(world):
   merging.adapt("lora")
   text = OWN.format(method="linear", a="a, adapter: lora", more="")
+  adapted = checkpoints.with_adapter(checkpoints.open("a"), "lora")
+  remapped = embeddings.Remapped(
+    adapted.path, {}, {}, None, {"x": adapted}, "x", None, frozenset(), frozenset()
+  )
+  assert remapped.places == adapted.places == (adapted.path, Path("lora"))
   assert "lies in the input lora" in refused(world, text, "lora/inner")
 
 

@@ -121,6 +121,15 @@ def test_float32_is_computed_in_float32(dtype, told, expected):
   assert dots > 10 and kinds == expected
 
 
+def test_inputs_and_generated_texts_are_computed_in_float32():
+  model, rows = models.build(cases.config_of("llama3")), jax.ShapeDtypeStruct((2,), jnp.int32)
+  tokens, moves = (jax.ShapeDtypeStruct((2, n), jnp.int32) for n in (8, model.config.vocab_size))
+  inputs = jax.jit(model.inputs).lower(model.specs, tokens)
+  texts = jax.jit(model.generate, static_argnums=6).lower(model.specs, tokens, rows, rows, rows, moves, 4)
+  for text in (inputs.as_text(), texts.as_text()):
+    assert text.count("precision = [HIGHEST, HIGHEST]") == text.count("stablehlo.dot_general") > 10
+
+
 def test_an_unknown_attention_is_refused():
   with pytest.raises(ValueError, match="unknown attention 'cudn'; did you mean 'cudnn'"):
     models.build(cases.config_of("llama2"), attention="cudn")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from merge_jax import checkpoints, evals, host, models, sharding
+from merge_jax import checkpoints, errors, evals, host, models, sharding
 from merge_jax.training import (
   Diverged,
   Recipe,
@@ -171,6 +171,15 @@ def test_parameters_that_are_given_are_overwritten(params):
   whole = train(apply, begin(params, recipe), data, recipe)
   given = train(apply, begin(copies, recipe, give=True), data, recipe)
   assert given.losses == whole.losses
+  assert all(x.is_deleted() for x in copies.values()) and not any(x.is_deleted() for x in params.values())
+
+
+def test_parameters_that_are_given_are_let_go_of_where_a_training_goes_on(params, tmp_path):
+  data, recipe = make_corpus(), Recipe(**SMALL)
+  with pytest.raises(errors.Stopped):
+    continued(apply, params, data, recipe, tmp_path, stop=lambda: True)
+  copies = {name: jnp.array(value) for name, value in params.items()}
+  continued(apply, copies, data, recipe, tmp_path, give=True)
   assert all(x.is_deleted() for x in copies.values()) and not any(x.is_deleted() for x in params.values())
 
 

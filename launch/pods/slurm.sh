@@ -2,7 +2,8 @@
 # A job over several nodes of a SLURM cluster. Submit it from the clone's root, with the job's own flags:
 #
 #   sbatch --nodes=4 launch/pods/slurm.sh --checkpoints=a,b,c --tasks=code.jsonl --output_dir=/shared/runs/x
-#   JOB=merge sbatch launch/pods/slurm.sh --recipe=ties.yml --output_dir=/shared/merged
+#   JOB=merge sbatch --gpus-per-node=0 --ntasks-per-node=1 --cpus-per-task=16 launch/pods/slurm.sh --recipe=ties.yml \
+#     --output_dir=/shared/merged   # merges compute on CPUs
 #
 # The clone, its .venv, the inputs and the output must be on a file system that all nodes share.
 # JAX reads from SLURM's environment where process 0 is, and gives each process the GPU of its number on the

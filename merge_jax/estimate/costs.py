@@ -211,7 +211,8 @@ def seconds(job: Job, built: Built, done: Work, moved: float, device: Device) ->
   merge = max(done.merge_bytes / mesh.size / device.bandwidth, done.merge_flops / mesh.size / device.flops)
   # Rows are divided over data and fsdp, so that each of these devices reads the parameters whole.
   read = done.evaluation_bytes / (side * mesh.shape["tensor"]) / device.bandwidth
-  evaluation = max(done.evaluation_flops / mesh.size / (device.efficiency * device.flops), read)
+  rate = device.rate(job.evals.dtype)
+  evaluation = max(done.evaluation_flops / mesh.size / (device.efficiency * rate), read)
   link = device.link if mesh.size // side <= device.per_host else device.network
   if job.evals.dtype != "float32":
     moved /= 2  # XLA's CPU compiler computes in float32, and gathers what it computes with

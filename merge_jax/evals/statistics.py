@@ -163,7 +163,8 @@ def fisher(
   def step(total: Params, params: Params, batch: Batch) -> Params:
     over = jax.vmap(of_example, in_axes=(None, 0, 0, 0))
     each = over(params, batch.rows, batch.right, batch.numbers)
-    return jax.tree.map(lambda t, f: t + jnp.tensordot(batch.weights, f, 1), total, each)
+    weigh = functools.partial(jnp.tensordot, batch.weights, axes=1, precision="highest")
+    return jax.tree.map(lambda t, f: t + weigh(f), total, each)
 
   total: Params = jax.tree.map(jnp.zeros_like, params)
   count = 0.0

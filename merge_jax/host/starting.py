@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from merge_jax.errors import Stopped, sentence
@@ -84,7 +85,13 @@ def start(
   with reporting():
     if (told := talking.broadcast(count())) != count():  # each would wait for ever for whom the other forgot
       raise ValueError(f"--num_processes is {count()} at process {index()}; the lead says {told}.")
-    job.current.neighbours = talking.gather(socket.gethostname()).count(socket.gethostname())
+    job.current.neighbours = talking.gather(_machine()).count(_machine())
+
+
+def _machine() -> str:
+  """What processes have in common that share memory and cores: the kernel and, of containers, the name."""
+  boot = Path("/proc/sys/kernel/random/boot_id")
+  return f"{socket.gethostname()} {boot.read_text() if boot.exists() else ''}"
 
 
 def _check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:

@@ -147,7 +147,8 @@ def build(config: Mapping[str, Any], where: str = "config.json", attention: str 
       return module
 
     module, layer, _ = opened(params, watched)
-    module(tokens, layer)
+    with _exact(jnp.float32):
+      module(tokens, layer)
     return found
 
   @jax.jit

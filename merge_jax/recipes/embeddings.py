@@ -140,6 +140,11 @@ class Remapped(Checkpoint):
     return self.own.format
 
   @property
+  def places(self) -> tuple[Path, ...]:
+    """The model's own."""
+    return self.own.places
+
+  @property
   def where(self) -> str:
     """The model's own."""
     return self.own.where

@@ -53,9 +53,11 @@ def gib(count: float) -> str:
   return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 29 else f"{count / (1 << 20):.1f} MiB"
 
 
-def cores() -> int:
-  """How many cores this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores(processes: int = 1) -> int:
+  """How many cores this process may use, of a machine that so many processes share."""
+  there = os.cpu_count() or 1
+  own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
+  return min(own, max(1, there // processes))
 
 
 def available_memory() -> int:

@@ -50,7 +50,8 @@ def stream(
     key: seed of random rules.
     memory_gib: of tensors in work at once, in GiB; one job is always in work. None: half of what is free, of
       which processes of a job on one machine have equal parts.
-    threads: workers; None: one for each core that the process may use, divided likewise; at most 8.
+    threads: workers; None: one for each core that the process may use, at most 8, and at most its part of
+      the machine's.
     allow_nonfinite: write NaN and infinity rather than raise.
     progress: called with the number of finished jobs.
     stop: asked between jobs; true ends the merge.
@@ -62,7 +63,7 @@ def stream(
   """
   shared = host.neighbours()
   limit = storage.available_memory() / 2 / shared if memory_gib is None else memory_gib * (1 << 30)
-  workers = threads or max(1, min(storage.cores() // shared, 8))
+  workers = threads or min(storage.cores(shared), 8)
   have = writer.done()
   left = [job for job in jobs if job.name not in have]
   done = len(jobs) - len(left)

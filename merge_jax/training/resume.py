@@ -227,7 +227,9 @@ def _restore(path: Path, like: State, about: _Record) -> State:
     def copy(index: Any) -> np.ndarray:  # what a computation is given must not lie in a mapped file
       return np.array(stored.read(name, index))
 
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, copy)
+    shape, sharding = leaf.shape, leaf.sharding
+    leaf.delete()  # two of each would not fit where the training does
+    return jax.make_array_from_callback(shape, sharding, copy)
 
   tree = jax.tree.structure((like.params, like.optimizer))
   params, optimizer = jax.tree.unflatten(tree, [read(*item) for item in _named(like).items()])
