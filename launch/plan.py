@@ -45,13 +45,16 @@ def main() -> None:
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", _DEVICES.value)
   from merge_jax import storage
+  from merge_jax.checkpoints import sidecars
   from merge_jax.estimate import devices, plan
   from merge_jax.evals import tasks
 
   output = storage.destination(_OUTPUT.value, "--output") if _OUTPUT.value else None
   if output is not None:
     config = [storage.path(_CONFIG.value)] if _CONFIG.value else []
-    storage.refuse_inside(output, [*config, *map(tasks.path_of, _TASKS.value)])
+    folders = [storage.path(_TOKENIZER.value)] if _TOKENIZER.value else [one.parent for one in config]
+    files = [file for folder in folders if folder.is_dir() for file in sidecars.sidecars(folder)]
+    storage.refuse_inside(output, [*config, *files, *map(tasks.path_of, _TASKS.value)])
     storage.refuse_unwritable(output)
   if not math.isfinite(_DISK.value):
     raise ValueError(f"--disk_gb_per_second is {_DISK.value}; expected a finite number.")

@@ -44,7 +44,8 @@ def main() -> None:
   where = str(checkpoint.path / "config.json")
   if checkpoint.config is None:
     raise ValueError(f"{checkpoint.path} has no config.json, so there is no model to measure.")
-  storage.refuse_inside(output, [checkpoint.path, *(task_files.path_of(spec) for spec in _TASKS.value)])
+  files = [*checkpoint.files(), *map(task_files.path_of, _TASKS.value)]
+  storage.refuse_inside(output, [checkpoint.path, *files])
   storage.refuse_unwritable(output)
   models.check(checkpoint.config, checkpoint.specs, where)
   model = models.build(checkpoint.config, where)

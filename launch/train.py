@@ -6,6 +6,7 @@ python -m launch.train --tasks=quiz.jsonl --init=expert --output_dir=preferring 
 """
 
 import functools
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -63,6 +64,7 @@ class Start(NamedTuple):
   tokens: evals.Tokens
   params: dict[str, Array]
   write: Callable[..., None]
+  told: str
 
 
 def main() -> None:
@@ -122,7 +124,7 @@ def main() -> None:
   trained = train_into(
     target, write, start.model.apply, start.params, data, recipe,
     save_every=saving.save_every, keep_every=saving.keep_every,
-    mesh=start.mesh, give=True, stop=_common.StopFlag(), progress=shown_on(bar, recipe),
+    mesh=start.mesh, give=True, told=start.told, stop=_common.StopFlag(), progress=shown_on(bar, recipe),
   )  # fmt: skip
   bar.close()
   print(f"loss {trained.final_loss:.4f} after {trained.step} steps, {trained.tokens:,} tokens: {target}")
@@ -134,7 +136,7 @@ def fresh(config: Mapping[str, Any], seed: int, mesh: Mesh) -> Start:
   write = functools.partial(pool.save, config=config, tokenizer=tokenizer.to_str())
   tokens = evals.Tokens(tokenizer, config.get("eos_token_id"))
   params = jax.jit(model.init, out_shardings=sharding.shardings(model.specs, mesh))(jax.random.key(seed))
-  return Start(mesh, model, tokens, params, write)
+  return Start(mesh, model, tokens, params, write, json.dumps(config, sort_keys=True))
 
 
 def trained_on(folder: Path, mesh: Mesh) -> Start:
@@ -150,7 +152,8 @@ def trained_on(folder: Path, mesh: Mesh) -> Start:
   placed = checkpoints.place(first, sharding.shardings(first.specs, mesh))
   # Copied, and let go of one by one: what a computation overwrites must not lie in a mapped file.
   params = {name: jnp.array(placed.pop(name), jnp.float32) for name in [*placed] if name in model.specs}
-  return Start(mesh, model, tokens, params, functools.partial(pool.save_like, like=first))
+  told = json.dumps(first.config, sort_keys=True)
+  return Start(mesh, model, tokens, params, functools.partial(pool.save_like, like=first), told)
 
 
 def shown_on(bar: _common.Progress, recipe: Recipe) -> Callable[[State], None]:

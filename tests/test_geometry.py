@@ -1,5 +1,7 @@
 """What is special about rules on the sphere and rules for two models: golden values, limits, accuracy."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,6 +121,8 @@ def test_scale_does_not_matter(operator, power):
 
 
 A, ZERO = GOLDEN[0]["w"], np.zeros((2, 4), np.float32)
+TENTHS = np.full(768, 0.1, np.float32)
+ROLLED = np.stack([np.roll(np.array([0.5, -0.5, -0.5, -0.5], np.float32), i) for i in range(24)])
 
 
 @pytest.mark.parametrize(
@@ -153,6 +157,10 @@ A, ZERO = GOLDEN[0]["w"], np.zeros((2, 4), np.float32)
     (widen(), [A], ZERO, A),
     (arcee_fusion(), [A[:, :1]], ZERO[:, :1], A[:, :1]),  # rows of one element
     (arcee_fusion(), [A.reshape(-1, 1)], 0.3 * A.reshape(-1, 1) + 0.1, A.reshape(-1, 1)),
+    (arcee_fusion(), [ROLLED], 0.0 * ROLLED, ROLLED),  # rows that are permutations of one another
+    (mj.slerp(0.3, lerp_above=1.0), [A, A], None, A),
+    (mj.slerp(0.3, lerp_above=1.0), [A, -2.0 * A], None, 0.1 * A),
+    (widen(), [TENTHS, 2 * TENTHS], 0 * TENTHS, 1.5249792 * TENTHS),  # nothing is above the mean
     (arcee_fusion(), [np.rint(A) + 3.0], np.rint(A), np.rint(A) + 3.0),  # the same softmax
   ],
 )
@@ -168,6 +176,37 @@ def test_one_model_is_itself_to_the_byte(operator):
   merged = mj.merge(operator, [model])
   for name, value in model.items():
     assert np.asarray(merged[name]).tobytes() == value.tobytes()
+
+
+@pytest.mark.parametrize("weights", [(0.3, 0.3), (0.5, 0.7)])
+def test_karchers_slope_is_that_of_its_mean(weights):
+  """Of two models the mean is on the arc between them; with equal weights it is where the steps start."""
+  first, second, probe = np.random.default_rng(0).normal(size=(3, 30))
+
+  def mean(w):
+    t, sizes = w[1] / w.sum(), [np.linalg.norm(x) for x in (first, second)]
+    a, b = first / sizes[0], second / sizes[1]
+    angle = np.arccos(a @ b)
+    arc = (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
+    return arc @ probe * (w @ sizes) / w.sum()
+
+  def merged(w):
+    models = [{"w": jnp.asarray(x, jnp.float32)} for x in (first, second)]
+    return jnp.asarray(probe, jnp.float32) @ mj.merge(karcher(), models, w)["w"]
+
+  w, steps = np.array(weights), 1e-6 * np.eye(2)
+  expected = [(mean(w + step) - mean(w - step)) / 2e-6 for step in steps]
+  np.testing.assert_allclose(jax.grad(merged)(jnp.asarray(w, jnp.float32)), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_weights_that_cancel_are_not_divided_by():
+  """mergekit TIES: a sum of agreeing weights that is rounding counts as 0, in any order of the models."""
+  rule = mj.ties(1.0, scope="tensor", election="weighted", divisor="weights", zero_sign="positive")
+  models, weights = np.array([[1.0], [-1.0], [-1.0]], np.float32), np.array([0.3, -0.1, -0.2], np.float32)
+  for order in itertools.permutations(range(3)):
+    experts = [{"w": models[i]} for i in order]
+    merged = mj.merge(rule, experts, weights[list(order)], base={"w": np.zeros(1, np.float32)})["w"]
+    np.testing.assert_allclose(merged, [0.6], rtol=1e-6)
 
 
 @pytest.mark.parametrize("operator", [karcher(), multislerp()])

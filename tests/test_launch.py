@@ -256,6 +256,16 @@ def test_evaluate_checks_its_output_first(world, tmp_path):
     code, out, errors = launch("evaluate", *given, f"--output={output}")
     assert code == 1 and message in errors and out == ""
   assert (paths[0] / "config.json").read_bytes() == before and not (paths[0] / "scores.json").exists()
+  linked, blob = tmp_path / "linked", tmp_path / "blob"  # as the cache of the hub lies
+  shutil.copytree(paths[0], linked)
+  (linked / "model.safetensors").rename(blob)
+  (linked / "model.safetensors").symlink_to(blob)
+  for words in (
+    ["evaluate", f"--checkpoints={linked}", given[1]],
+    ["statistics", f"--checkpoint={linked}", given[1], "--kind=gram"],
+  ):
+    code, out, errors = launch(*words, f"--output={blob}")
+    assert code == 1 and "is the input" in errors and out == ""
 
 
 def test_flags_for_tasks_of_lm_eval_are_refused_where_there_are_none(world, tmp_path):

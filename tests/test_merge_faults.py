@@ -257,6 +257,13 @@ def test_what_a_merge_reads_it_does_not_replace(world, text, where):
   run(text, "new")  # elsewhere it merges
 
 
+def test_what_a_merge_reads_does_not_go_away_with_its_stages(world):
+  shutil.copytree("a", ".out.stages/kept")
+  stage = "name: s\nmethod: linear\nmodels: [a, b]\n---\n"
+  said = refused(world, stage + "method: linear\nmodels: [s, .out.stages/kept]\n")
+  assert "the input" in said and "lies where" in said
+
+
 def test_a_merge_does_not_write_into_an_adapter(world):
   merging.adapt("lora")
   text = OWN.format(method="linear", a="a, adapter: lora", more="")

@@ -1,6 +1,8 @@
 """Mixtures of data from merges of experts: predictions, the best ratios for wishes, and what is refused."""
 
 import json
+import shutil
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -131,6 +133,18 @@ def test_an_output_spares_what_is_there(run, name, words):
   with pytest.raises((ValueError, OSError), match=words):
     recycle.mixture(run, output=str(run / name), say=said.append)
   assert said == [] and (run / "result.json").read_bytes() == before
+
+
+def test_an_output_spares_inputs_that_were_named_from_another_folder(run, tmp_path, monkeypatch):
+  shutil.copytree(run, tmp_path / "run")
+  manifest = json.loads((run / "manifest.json").read_text())
+  task = Path(next(name for name in manifest["inputs"] if name.endswith("copy.jsonl")))
+  manifest["inputs"][task.name] = manifest["inputs"].pop(str(task))
+  manifest["folder"] = str(task.parent)
+  (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match="is the input"):
+    recycle.mixture(tmp_path / "run", output=str(task), say=quiet)
 
 
 def test_an_output_is_written(run, tmp_path):

@@ -810,6 +810,12 @@ def test_a_pool_where_outputs_go_is_refused(world, tmp_path, name):
     with pytest.raises(ValueError, match="choose another"):
       run(world, tmp_path / "run", **options)
   assert contents(tmp_path) == before
+  linked = tmp_path / "linked"  # a folder elsewhere whose weights lie there
+  shutil.copytree(world[1][0], linked)
+  (linked / "model.safetensors").unlink()
+  (linked / "model.safetensors").symlink_to(tmp_path / "run" / name / "model.safetensors")
+  with pytest.raises(ValueError, match="choose another"):
+    run(world, tmp_path / "run", checkpoints=[str(linked), paths[1]])
 
 
 def test_outputs_on_or_in_inputs_are_refused(world, tmp_path):

@@ -342,6 +342,14 @@ def test_a_killed_job_continues_and_ends_in_the_same_checkpoint(world, tmp_path)
   assert sorted(path.name for path in tmp_path.iterdir()) == ["SIGKILL", "SIGTERM", "whole"]
 
 
+def test_a_training_goes_on_from_the_same_config_alone(params, tmp_path):
+  data, recipe = make_corpus(), Recipe(**SMALL)
+  with pytest.raises(errors.Stopped):
+    continued(apply, params, data, recipe, tmp_path, stop=lambda: True, told="eps 1e-6")
+  with pytest.raises(ValueError, match="the parameters to start from"):
+    continued(apply, params, data, recipe, tmp_path, told="eps 1e-2")
+
+
 @pytest.mark.parametrize(
   ("words", "message"),
   [

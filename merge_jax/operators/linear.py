@@ -127,9 +127,8 @@ class Slerp(Operator):
     (a, b), (near, opposite, cancels) = leaf.experts, prepared
     t = weights[1] / (weights[0] + weights[1]) if self.t is None else jnp.asarray(self.t, weights.dtype)
     angle = jnp.where(opposite, math.pi - near, near)
-    linear = near < (
-      1e-6 if self.lerp_above is None else jnp.arccos(jnp.asarray(self.lerp_above, near.dtype))
-    )
+    least = 0.0 if self.lerp_above is None else jnp.arccos(jnp.asarray(self.lerp_above, near.dtype))
+    linear = near < jnp.maximum(least, 1e-6)
     sine = jnp.sin(jnp.where(linear, 1.0, near))
 
     def share(s: Array) -> Array:

@@ -90,8 +90,9 @@ class AgreeingMean(Reducer):
     if self.divisor == "count":
       merged = merged / jnp.maximum(sum(agreeing[1:], agreeing[0]), 1.0)
     elif self.divisor == "weights":
-      scale = weighted_sum(agreeing, weights)
-      merged = merged / jnp.where(scale == 0, 1.0, scale)
+      scale, most = weighted_sum(agreeing, weights), weighted_sum(agreeing, jnp.abs(weights))
+      none = jnp.abs(scale) <= 4.0 * jnp.finfo(scale.dtype).eps * most  # weights that cancel leave rounding
+      merged = merged / jnp.where(none, 1.0, scale)
     return jnp.where(jnp.isnan(total), total, merged)  # nobody agrees with NaN
 
 

@@ -120,7 +120,7 @@ def run(
   target, folder = _target(output_dir), Path(path).expanduser().parent
   recipes, planned = reading.read(path), check(path, semantics)
   storage.refuse_inside(target, _places(planned), "--output_dir")
-  stages, replaced = target.with_name(f".{target.name}.stages"), None
+  stages, replaced = _stages(target), None
   if host.is_lead():
     replaced = _replaced(planned, target, overwrite)
     preflight.require_disk(target, sum(built.nbytes for built in planned) - _left(target, stages))
@@ -187,10 +187,15 @@ def _replaced(planned: Sequence[Built], target: Path, overwrite: bool) -> list[s
   replaced = manifest.owned(target) if overwrite else None
   if replaced is None:
     storage.refuse_taken(target)
-  else:
+  for place in (*([] if replaced is None else [target]), *([_stages(target)] if len(planned) > 1 else [])):
     files = (file for checkpoint in _inputs(planned) for file in checkpoint.files())
-    storage.refuse_around(target, (*_places(planned), *files), "--output_dir")
+    storage.refuse_around(place, (*_places(planned), *files), "--output_dir")
   return replaced
+
+
+def _stages(target: Path) -> Path:
+  """The hidden folder of the results that later recipes of a file read; it goes away with them."""
+  return target.with_name(f".{target.name}.stages")
 
 
 def _left(target: Path, stages: Path) -> int:

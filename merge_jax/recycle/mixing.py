@@ -72,7 +72,9 @@ def mixture(
   target = storage.path(output) if output else None
   if target is not None:
     folder.refuse_own(run, target, "--output")
-    storage.refuse_inside(target, map(storage.path, old.inputs))
+    inputs = [storage.path(name) for name in old.inputs]
+    there = [path if isinstance(path, storage.Remote) else Path(old.folder) / path for path in inputs]
+    storage.refuse_inside(target, there)
     storage.refuse_unwritable(target)
   result = storage.read_json(run / folder.RESULT, dict[str, Any])
   labels, search = result["checkpoints"], from_mapping(old.config | {"output_dir": str(run)}).search

@@ -160,7 +160,7 @@ def build(settings: Settings) -> Problem:
     return space(s.space, len(pool), rows=rows, numbers=numbers, along=methods.schedules(s.steps))
 
   made = searched(patterns)
-  _check_outputs(settings)
+  _check_outputs(settings, [*pool, *([base] if base else [])])
   pool[0].refuse_place(settings.folder)
   if s.budget < len(pool):
     raise ValueError(
@@ -233,10 +233,11 @@ def _inputs(settings: Settings) -> Iterator[Path]:
   yield from suites.files(settings)
 
 
-def _check_outputs(settings: Settings) -> None:
+def _check_outputs(settings: Settings, checkpoints: Sequence[Checkpoint]) -> None:
   """Outputs never lie on or in an input; inputs may lie in the output folder, but not under its names."""
   folder, inputs = settings.folder, list(_inputs(settings))
   storage.refuse_inside(folder, inputs, "--output_dir")
+  files = [file.resolve() for one in checkpoints for file in one.files()]  # links lead elsewhere
   for name in folders.NAMES:
     storage.refuse_inside(folder / name, inputs, "--output_dir")
-    storage.refuse_around(folder / name, inputs, "--output_dir")
+    storage.refuse_around(folder / name, [*inputs, *files], "--output_dir")

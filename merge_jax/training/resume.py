@@ -50,6 +50,7 @@ def continued(
   progress: Callable[[State], None] | None = None,
   mesh: Mesh | None = None,
   give: bool = False,
+  told: str = "",
 ) -> State:
   """Trains as `train` does, from the newest state in a folder; the result is the same bit for bit.
 
@@ -62,13 +63,14 @@ def continued(
     stop: asked after each call of steps but the last; true saves the state and ends with `Stopped`.
     progress: called with the state at the start and after each call of steps.
     give: the parameters are the training's, which overwrites them: a quarter less memory.
+    told: what else the start consists of, such as a config: it goes on from the same alone.
 
   Raises:
     ValueError: the states are of another recipe, of other examples or of another start.
     Diverged: see `train`; the states, which lead there, are removed.
     Stopped: see `stop`.
   """
-  about = _Record(recipe, data.digest(), digest(params), [], 0, keep_every)
+  about = _Record(recipe, data.digest(), digest(params, told.encode()), [], 0, keep_every)
   state = begin(params, recipe, mesh, give=give)
   newest = host.broadcast(next((path.name for path in reversed(_saved(folder))), None))
   if newest is not None:  # of several processes all go on from it, or none
@@ -214,7 +216,11 @@ def _remove(folders: Sequence[Path]) -> None:
 
 def _restore(path: Path, like: State, about: _Record) -> State:
   record = _record(path)
-  changed = {"recipe": "the settings", "data": "the examples", "start": "the parameters to start from"}
+  changed = {
+    "recipe": "the settings",
+    "data": "the examples",
+    "start": "the parameters to start from, or their config",
+  }
   for field, what in changed.items():
     if getattr(record, field) != getattr(about, field):
       raise ValueError(

@@ -47,7 +47,7 @@ class ArceeFusion(Operator):
     ranks = [scores.size - math.floor(q * (scores.size - 1)) for q in (0.25, 0.5, 0.75)]
     thresholds = selection.kth([bits] * 3, [counting.limbs(k) for k in ranks]).low
     low, middle, high = (jnp.min(jnp.where(bits >= one, scores, jnp.inf)) for one in thresholds)
-    return divergence, middle + 1.5 * (high - low)
+    return divergence, (1.0 - 1e-6) * (middle + 1.5 * (high - low))  # scores that equal it are so rounded
 
   def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
     (other,), (base, (delta,)), (divergence, threshold) = leaf.experts, task_vectors(leaf), prepared

@@ -83,7 +83,9 @@ class Karcher(Operator):
       square = jnp.maximum(jnp.sum(tangent) ** 2 - sphere.spread(chords, tangent), 0.0)
       moved = _cos_root(square) * mean + _sinc_root(square) * tangent
       size = jnp.sum(moved) ** 2 - sphere.spread(chords, moved)
-      return jnp.where(square < tol**2, mean, moved / jnp.sqrt(jnp.where(size == 0, 1.0, size)))
+      moved = moved / jnp.sqrt(jnp.where(size == 0, 1.0, size))
+      ended = jax.lax.stop_gradient(mean - moved) + moved  # with the slope of a step: the start's is another
+      return jnp.where(square < tol**2, ended, moved)
 
     return jax.lax.fori_loop(0, self.max_iter, step, jnp.where(lost, used.astype(start.dtype), start))
 

@@ -67,7 +67,7 @@ class Widen(Operator):
     """Softmax over the models, or the fixed score of what is important."""
     shares = jax.nn.softmax(jnp.stack(values), axis=0)
     threshold, score = (jnp.asarray(x, shares.dtype) for x in (self.threshold, self.score))
-    important = [x > threshold * jnp.mean(x) for x in values]
+    important = [x > (1.0 + 1e-6) * threshold * jnp.mean(x) for x in values]  # what equals it does so rounded
     return tuple(jnp.where(one, score, share) for one, share in zip(important, shares, strict=True))
 
 
@@ -83,6 +83,7 @@ def _changes(x: Array, base: Array) -> tuple[Array, Array]:
   difference = jnp.sum((x - base) * (x + base), axis=0, keepdims=True)
   unit, unit_start = (a / jnp.where(size == 0, 1.0, size) for a, size in ((x, norm), (base, start)))
   direction = jnp.sum((unit - unit_start) ** 2, axis=0, keepdims=True) / 2
+  direction = jnp.where(direction < (4.0 * jnp.finfo(x.dtype).eps) ** 2, 0.0, direction)  # rounding
   direction = jnp.where((norm == 0) == (start == 0), direction, 1.0)
   (change,) = scaled([jnp.abs(difference) / jnp.where(both == 0, 1.0, both)], -power)
   return change, direction
