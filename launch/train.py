@@ -57,7 +57,10 @@ class Saving(msgspec.Struct, frozen=True):
 
 
 class Start(NamedTuple):
-  """What training starts from, on which mesh, and how it is written: `write(folder, params, about=…)`."""
+  """What training starts from, on which mesh, and how it is written: `write(folder, params, about=…)`.
+
+  `told` is the model's config as text, which a training that goes on must share.
+  """
 
   mesh: Mesh
   model: models.Model
