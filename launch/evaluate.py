@@ -62,7 +62,7 @@ def main() -> None:
     only = (name for name in flags.FLAGS if name.startswith("lm_eval_"))
     _common.refuse_given(only, "is for tasks lm_eval:NAME, and there is none")
   files = [task_files.path_of(spec) for spec in own]
-  storage.refuse_inside(output, [*(c.path for c in pool), *(f for c in pool for f in c.files()), *files])
+  storage.refuse_inside(output, [one for c in pool for one in (*c.places, *c.files())] + files)
   storage.refuse_unwritable(output)
   tasks = task_files.load_all(own)
   given = {"append_eos": _EOS, "dtype": _DTYPE, "batch_tokens": _TOKENS, "max_shapes": _SHAPES}

@@ -44,8 +44,8 @@ def main() -> None:
   where = str(checkpoint.path / "config.json")
   if checkpoint.config is None:
     raise ValueError(f"{checkpoint.path} has no config.json, so there is no model to measure.")
-  files = [*checkpoint.files(), *map(task_files.path_of, _TASKS.value)]
-  storage.refuse_inside(output, [checkpoint.path, *files])
+  files = map(task_files.path_of, _TASKS.value)
+  storage.refuse_inside(output, [*checkpoint.places, *checkpoint.files(), *files])
   storage.refuse_unwritable(output)
   models.check(checkpoint.config, checkpoint.specs, where)
   model = models.build(checkpoint.config, where)

@@ -183,11 +183,12 @@ def _target(output_dir: str | Path) -> Path:
 
 
 def _replaced(planned: Sequence[Built], target: Path, overwrite: bool) -> list[str] | None:
-  """The files of an earlier merge that this one replaces, none of which it reads."""
+  """The files of an earlier merge that this one replaces; nothing that it removes is read."""
   replaced = manifest.owned(target) if overwrite else None
   if replaced is None:
     storage.refuse_taken(target)
-  for place in (*([] if replaced is None else [target]), *([_stages(target)] if len(planned) > 1 else [])):
+  removed = ([] if replaced is None else [target]) + ([_stages(target)] if len(planned) > 1 else [])
+  for place in removed:
     files = (file for checkpoint in _inputs(planned) for file in checkpoint.files())
     storage.refuse_around(place, (*_places(planned), *files), "--output_dir")
   return replaced

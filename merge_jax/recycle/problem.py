@@ -237,7 +237,8 @@ def _check_outputs(settings: Settings, checkpoints: Sequence[Checkpoint]) -> Non
   """Outputs never lie on or in an input; inputs may lie in the output folder, but not under its names."""
   folder, inputs = settings.folder, list(_inputs(settings))
   storage.refuse_inside(folder, inputs, "--output_dir")
-  files = [file.resolve() for one in checkpoints for file in one.files()]  # links lead elsewhere
+  there = folder.resolve()  # links may lead into it
+  files = [file for one in checkpoints for file in one.files() if file.resolve().is_relative_to(there)]
   for name in folders.NAMES:
     storage.refuse_inside(folder / name, inputs, "--output_dir")
     storage.refuse_around(folder / name, [*inputs, *files], "--output_dir")
