@@ -13,10 +13,10 @@ import msgspec
 from absl import flags
 from msgspec import Meta
 
-from merge_jax import decoding, evals, storage
+from merge_jax import decoding, evals, recycle, storage
 from merge_jax.errors import shown, unknown
 from merge_jax.evals import tasks as task_files
-from merge_jax.recycle import settings
+from merge_jax.recycle.settings import Settings, from_mapping
 from merge_jax.training import Recipe, corpus, pool, puzzles, read_recipe
 
 from . import _common, _config
@@ -46,29 +46,36 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def main() -> None:
   """Data, pool, search, report."""
-  values, folder = _config.config_values(_CONFIG), storage.disk_destination(_OUTPUT.value, "--output_dir")
-  plain = json.loads(json.dumps(values))
+  folder = storage.disk_destination(_OUTPUT.value, "--output_dir")
+  plain = json.loads(json.dumps(_config.config_values(_CONFIG)))
   config = decoding.convert(plain, Config, "config")
   for name in config.tasks:
     if name not in puzzles.PUZZLES:
       raise ValueError(unknown("task", name, puzzles.PUZZLES, "config.tasks"))
   refuse_names(config.experts)
   base, experts = recipes(config)
+  job = search_job(folder, config)
+  recycle.check(job)
   with storage.locked(folder / "tasks"):
     claim(folder, plain, config)
-    task_paths, train_paths = make_data(folder, config)
-    checkpoint_paths = make_pool(folder, config, train_paths, base, experts)
-  job = settings.from_mapping(
-    values["recycle"]
+    train_paths = make_data(folder, config)
+    make_pool(folder, config, train_paths, base, experts)
+  _common.recycle_and_show(job, overwrite=_OVERWRITE.value)
+
+
+def search_job(folder: Path, config: Config) -> Settings:
+  """The search of the pool that is going to be trained."""
+  placement = dict(config.recycle.get("placement", {})) | {"mesh": flags.FLAGS.mesh}
+  return from_mapping(
+    config.recycle
     | {
-      "checkpoints": tuple(map(str, checkpoint_paths)),
+      "checkpoints": [str(folder / "pool" / name) for name in config.experts],
       "base": str(folder / "pool" / "base"),
-      "tasks": tuple(map(str, task_paths)),
+      "tasks": [str(task_file(folder, name)) for name in config.tasks],
       "output_dir": str(folder),
-      "placement": dict(values["recycle"].get("placement", {})) | {"mesh": flags.FLAGS.mesh},
+      "placement": placement,
     }
   )
-  _common.recycle_and_show(job, overwrite=_OVERWRITE.value)
 
 
 def refuse_names(experts: Collection[str]) -> None:
@@ -122,19 +129,22 @@ def of_pool(config: dict[str, Any]) -> dict[str, Any]:
 def outputs(folder: Path, config: Config) -> Iterator[Path]:
   """Files and folders that a quickstart of this config writes before it searches."""
   for name in config.tasks:
-    yield folder / "tasks" / "train" / f"{name}.jsonl"
-    yield folder / "tasks" / f"{name}.jsonl"
+    yield task_file(folder, name, "train")
+    yield task_file(folder, name)
   for name in ("base", *config.experts):
     yield folder / "pool" / name
 
 
-def make_data(folder: Path, config: Config) -> tuple[list[Path], list[Path]]:
-  """Writes task and training examples, without a prompt in both."""
-  task_paths, train_paths = [], []
+def task_file(folder: Path, name: str, kind: str = "") -> Path:
+  """Examples of a task: those that are searched and tested on, or with `kind="train"` those to learn from."""
+  return folder / "tasks" / kind / f"{name}.jsonl"
+
+
+def make_data(folder: Path, config: Config) -> list[Path]:
+  """Writes task and training examples, without a prompt in both; returns the files to train on."""
   for i, name in enumerate(config.tasks):
     seed = config.seed * RUN + i * TASK
-    train_path = folder / "tasks" / "train" / f"{name}.jsonl"
-    task_path = folder / "tasks" / f"{name}.jsonl"
+    train_path, task_path = task_file(folder, name, "train"), task_file(folder, name)
     if not task_path.is_file() or not train_path.is_file():
       train = puzzles.generate(name, config.train_examples, seed)
       seen = {record["prompt"] for record in train}
@@ -142,15 +152,13 @@ def make_data(folder: Path, config: Config) -> tuple[list[Path], list[Path]]:
       held_back = [record for record in more if record["prompt"] not in seen]
       puzzles.write_jsonl(train_path, train)
       puzzles.write_jsonl(task_path, held_back[: config.task_examples])
-    task_paths.append(task_path)
-    train_paths.append(train_path)
   print(f"tasks: {', '.join(config.tasks)}", flush=True)
-  return task_paths, train_paths
+  return [task_file(folder, name, "train") for name in config.tasks]
 
 
 def make_pool(
   folder: Path, config: Config, train_paths: list[Path], base: list[Recipe], experts: dict[str, Recipe]
-) -> list[Path]:
+) -> None:
   """Trains the base and the checkpoints that are not there yet."""
   tokenizer = puzzles.tokenizer()
   tokens = evals.Tokens(tokenizer, config.model["eos_token_id"])
@@ -159,7 +167,7 @@ def make_pool(
   def say(line: str) -> None:
     print(line, flush=True)
 
-  return pool.make(folder / "pool", config.model, tokenizer.to_str(), data, base, experts, say=say)
+  pool.make(folder / "pool", config.model, tokenizer.to_str(), data, base, experts, say=say)
 
 
 if __name__ == "__main__":

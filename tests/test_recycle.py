@@ -439,7 +439,7 @@ def test_outputs_may_lie_beside_the_inputs(world, tmp_path):
       {"search": {"method": "linear"}},
       "'linear' cannot be searched in space 'free'; expected one of simplex",
     ),
-    ({"search": {"start": "cold"}}, "unknown start 'cold'"),
+    ({"search": {"start": "cold"}}, "unknown search.start 'cold'"),
     ({"search": {"batch": 0}}, "batch is 0; expected a whole number >= 1"),
     (
       {"search": {"steps": [1.0, 2.0]}},
@@ -455,7 +455,7 @@ def test_outputs_may_lie_beside_the_inputs(world, tmp_path):
       ({"search": {"seconds": value}}, f"seconds is {value}") for value in (-1.0, float("nan"), float("inf"))
     ),
     *(({"search": {"seed": value}}, f"seed is {value}") for value in (-1, 10**22)),
-    ({"search": {"fitness_source": "los"}}, "unknown fitness source 'los'; did you mean 'loss'"),
+    ({"search": {"fitness_source": "los"}}, "unknown search.fitness_source 'los'; did you mean 'loss'"),
     *(
       ({"search": {"task_weights": value}}, "task")
       for value in ("copy=0,choose=0", "copy=nan", "copy=1,copy=2")
@@ -471,7 +471,7 @@ def test_outputs_may_lie_beside_the_inputs(world, tmp_path):
     ({"scorer": {"command": "eval {model_dir}"}}, "scores_json"),
     ({"checkpoints": ["", "a"]}, "entry 1 of 2 is empty"),
     ({"tasks": ["a.jsonl", " "]}, "entry 2 of 2 is empty"),
-    ({"search": {"fitness": "avg"}}, "unknown fitness 'avg'"),
+    ({"search": {"fitness": "avg"}}, "unknown search.fitness 'avg'"),
     ({"search": {"task_weights": "cop=1"}}, "did you mean 'copy'"),
     ({"evals": {"dtype": "float"}}, "did you mean 'float32'"),
     ({"checkpoints": ["ftp://x/y", "b"]}, "unknown scheme 'ftp'"),

@@ -11,5 +11,6 @@ from merge_jax.recycle.job import write_report as write_report
 from merge_jax.recycle.mixing import mixture as mixture
 from merge_jax.recycle.problem import Problem as Problem
 from merge_jax.recycle.problem import build as build
+from merge_jax.recycle.problem import check as check
 from merge_jax.recycle.selection import select as select
 from merge_jax.recycle.settings import Settings as Settings

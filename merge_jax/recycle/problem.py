@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from merge_jax import host, preflight, sharding, storage
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.decoding import by_task
+from merge_jax.errors import unknown
 from merge_jax.evals import objective as objectives
 from merge_jax.evals.suite import Suite
 from merge_jax.operators import grouping
@@ -139,19 +140,36 @@ def _without_answers(options: Options) -> str:
   return "gaussian_process" if learns else "cma_es"
 
 
+def check(settings: Settings) -> None:
+  """Whether there can be such a job, as far as settings tell before any file is there.
+
+  Raises:
+    ValueError: the first thing that cannot work, in one sentence.
+  """
+  s, count = settings.search, len(settings.checkpoints)
+  _check_lists(settings)
+  methods.check(s.method, s.space, count)
+  methods.numbers(s.method, s.numbers)
+  methods.trajectory(s.steps, count)
+  if s.proposer not in (AUTO, *PROPOSERS):
+    raise ValueError(unknown("search.proposer", s.proposer, (AUTO, *PROPOSERS), "config"))
+  if s.population == 1:
+    raise ValueError("config: search.population is 1; expected at least 2, or 0 for the proposer's own.")
+  if s.budget < count:
+    raise ValueError(
+      f"config: search.budget is {s.budget}; expected at least {count}, one for each checkpoint."
+    )
+  sharding.make_mesh(settings.placement.mesh)
+
+
 def build(settings: Settings) -> Problem:
   """Reads headers, configs and task files, and checks every setting; writes nothing.
 
   Raises:
     ValueError, OSError: the first thing that cannot work, in one sentence.
   """
-  s = settings.search
-  _check_lists(settings)
-  methods.check(s.method, s.space, len(settings.checkpoints))
-  numbers = methods.numbers(s.method, s.numbers)
-  methods.trajectory(s.steps, len(settings.checkpoints))
-  if s.population == 1:
-    raise ValueError("config: search.population is 1; expected at least 2, or 0 for the proposer's own.")
+  check(settings)
+  s, numbers = settings.search, methods.numbers(settings.search.method, settings.search.numbers)
   pool, base = preflight.open_pool(settings.checkpoints, settings.base)
   patterns = grouping.patterns("model" if s.granularity == AUTO else s.granularity, pool[0].specs)
 
@@ -162,10 +180,6 @@ def build(settings: Settings) -> Problem:
   made = searched(patterns)
   _check_outputs(settings, [*pool, *([base] if base else [])])
   pool[0].refuse_place(settings.folder)
-  if s.budget < len(pool):
-    raise ValueError(
-      f"config: search.budget is {s.budget}; expected at least {len(pool)}, one for each checkpoint."
-    )
   mesh = sharding.make_mesh(settings.placement.mesh)
   batch = 1 if settings.scorer.command else objectives.batch_of(s.batch, mesh)
   memory, findings = _checked(settings, pool, base, mesh, -(-batch // mesh.shape["candidate"]))

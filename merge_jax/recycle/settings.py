@@ -116,10 +116,10 @@ class Search(Part, frozen=True):
   seed: Count = 0
   sigma: Annotated[float, Meta(ge=0.0, le=100.0)] = 0.0
   population: Annotated[int, Meta(ge=0, le=10_000)] = 0
-  start: str = "best"
+  start: Literal["best", "uniform"] = "best"
   objective: Literal["fitness", "pareto"] = "fitness"
-  fitness: str = "mean"
-  fitness_source: str = "metric"
+  fitness: Literal["mean", "normalized", "worst"] = "mean"
+  fitness_source: Literal["metric", "loss", "auto"] = "metric"
   task_weights: str = ""
   competitors: Annotated[int, Meta(ge=1, le=1024)] = 16
   steps: tuple[float, ...] = ()
