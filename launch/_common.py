@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import os
@@ -9,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -243,9 +244,20 @@ class Progress:
     self._bar.close()
 
 
+@contextlib.contextmanager
+def telling_what_stays(*folders: str | Path) -> Iterator[None]:
+  """Around what replaces folders: names what had lain there and was not made by the job."""
+  before = {path for folder in folders for path in storage.set_aside(folder)}
+  yield
+  after = {path for folder in folders for path in storage.set_aside(folder)}
+  for path in sorted(after - before):
+    print(f"note: what was in the folder and no such job had made lies in {path}")
+
+
 def recycle_and_show(job: Settings, overwrite: bool, profile: bool = False) -> dict[str, Any]:
   """Runs a recycle job with a progress bar, then prints the table, the sentence and the paths."""
   from merge_jax import recycle, reports
+  from merge_jax.recycle.folder import FOLDERS
   from merge_jax.search.loop import FINALS, SPLIT
 
   bars = {True: Progress(job.search.budget, "evaluations"), False: Progress(None, "scores of finalists")}
@@ -262,9 +274,10 @@ def recycle_and_show(job: Settings, overwrite: bool, profile: bool = False) -> d
     print(line, flush=True)
 
   try:
-    result = recycle.recycle(
-      job, overwrite=overwrite, progress=progress, stop=StopFlag(), say=say, profile=profile
-    )
+    with telling_what_stays(*(job.folder / name for name in FOLDERS)):
+      result = recycle.recycle(
+        job, overwrite=overwrite, progress=progress, stop=StopFlag(), say=say, profile=profile
+      )
   finally:
     for bar in bars.values():
       bar.close()

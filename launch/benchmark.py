@@ -19,10 +19,11 @@ mesh: compile times of shallow and deep models, candidates a minute side by side
 import json
 import os
 import platform
-from pathlib import Path
 
 import jax
 from absl import flags
+
+from merge_jax import storage
 
 from . import (
   _choices_suite,
@@ -48,6 +49,9 @@ _OUTPUT = flags.DEFINE_string("output", "", "JSON file to write, too.")
 
 def main() -> None:
   """Runs a suite and prints its figures with machine and versions."""
+  if _OUTPUT.value:
+    output = storage.disk_destination(_OUTPUT.value, "--output")
+    storage.refuse_unwritable(output)
   result = SUITES[_SUITE.value](_REPEATS.value or (1 if _SUITE.value == "merge" else 15))
   result["machine"] = {
     "device": jax.devices()[0].device_kind, "cores": len(os.sched_getaffinity(0)),
@@ -56,7 +60,7 @@ def main() -> None:
   text = json.dumps(result, indent=2)
   print(text)
   if _OUTPUT.value:
-    Path(_OUTPUT.value).write_text(text + "\n")
+    storage.write_text(output, text + "\n")
 
 
 if __name__ == "__main__":

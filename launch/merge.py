@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from merge_jax import host, preflight, recipes, storage
+from merge_jax import host, preflight, recipes
 from merge_jax.recipes import card
 
 from . import _common
@@ -91,7 +91,6 @@ def main() -> None:
   _keep_memory()
   _keep_programs(_CACHE.value)
   bar: _common.Progress | None = None
-  aside = set(storage.set_aside(_OUTPUT.value))
 
   def progress(done: int, total: int) -> None:
     nonlocal bar
@@ -99,19 +98,18 @@ def main() -> None:
     bar(done)
 
   try:
-    built = recipes.run(
-      _RECIPE.value, _OUTPUT.value, semantics=_SEMANTICS.value, seed=_SEED.value, memory_gib=_MEMORY.value,
-      threads=_THREADS.value, max_shard_gb=_SHARD.value, verify=_VERIFY.value,
-      allow_nonfinite=_NONFINITE.value, overwrite=_OVERWRITE.value, progress=progress,
-      stop=_common.StopFlag(),
-    )  # fmt: skip
+    with _common.telling_what_stays(_OUTPUT.value):
+      built = recipes.run(
+        _RECIPE.value, _OUTPUT.value, semantics=_SEMANTICS.value, seed=_SEED.value, memory_gib=_MEMORY.value,
+        threads=_THREADS.value, max_shard_gb=_SHARD.value, verify=_VERIFY.value,
+        allow_nonfinite=_NONFINITE.value, overwrite=_OVERWRITE.value, progress=progress,
+        stop=_common.StopFlag(),
+      )  # fmt: skip
   finally:
     if bar is not None:
       bar.close()
   for note in built.notes:
     print(f"note: {note}")
-  for path in sorted(set(storage.set_aside(_OUTPUT.value)) - aside):
-    print(f"note: what was in the folder and no merge had made lies in {path}")
   print(f"{len(built.jobs)} tensors, {preflight.gib(built.nbytes)}: {_OUTPUT.value}")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from absl import flags
 
 from merge_jax import recycle, reports, storage
-from merge_jax.recycle.folder import DERIVED
+from merge_jax.recycle.folder import DERIVED, FIGURES
 
 from . import _common
 
@@ -21,7 +21,7 @@ def main() -> None:
   file = folder / "result.json"
   result = storage.read_json(file, dict[str, Any]) if file.is_file() else {}
   if reports.is_study(result):
-    with storage.locked(folder):
+    with storage.locked(folder), _common.telling_what_stays(folder / "figures"):
       reports.write_study(folder, result)
     print(f"{reports.study_console(result)}\n\nreport: {folder}/report.html")
     return
@@ -31,7 +31,7 @@ def main() -> None:
       f"{folder}: has no result.json of a recycle run or study; expected the output folder of a finished one."
     )
   recycle.completed(folder, DERIVED)
-  with storage.locked(folder):
+  with storage.locked(folder), _common.telling_what_stays(folder / FIGURES):
     recycle.write_report(run, result)
   print(f"{reports.console(result)}\n\n{reports.headline(result)}", *reports.trust(result), sep="\n")
   print(f"report: {folder}/report.html")

@@ -65,8 +65,11 @@ def test_recycle_then_report_then_again(world, tmp_path):
   assert re.search(r"The (merge of (2 of )?3 checkpoints|single checkpoint m\d) scores .* against", out)
   page = (output / "report.html").read_bytes()
   (output / "report.html").unlink()
-  code, _, errors = launch("report", f"--run={output}")
+  (output / "figures" / "mine.png").write_text("years of work")
+  code, out, errors = launch("report", f"--run={output}")
   assert code == 0, errors
+  assert f"no such job had made lies in {output}/figures.before-1" in out
+  assert (output / "figures.before-1" / "mine.png").read_text() == "years of work"
   assert (output / "report.html").read_bytes() == page
   code, out, _ = launch("recycle", *flags_of(world, output))
   assert code == 0 and "finished before" in out and "selected" in out

@@ -137,7 +137,7 @@ def advice(job: Job, held: Memory, mesh: Mapping[str, int], device: Device, mode
     found.append(f"Activations alone take {gib(rest)}: lower --batch_tokens, or cut heads over tensor.")
     return found
   factor = 2 ** math.ceil(math.log2(cut / (room - rest)))
-  found.append(f"--num_devices={size * factor} would hold it, with the parameters cut over all of them.")
+  found.append(f"{size * factor} devices would hold it, with the parameters cut over all of them.")
   base = job.resident - job.checkpoints
   fewer = int((room - rest - held.merged) // (held.parameters // job.resident)) - base
   if fewer >= 2:

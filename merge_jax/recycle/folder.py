@@ -21,7 +21,8 @@ ITEMS, PROFILE = "items.jsonl", "profile"
 OUTPUTS = (manifests.NAME, JOURNAL, ITEMS, RESULT, REPORT, FIGURES, MERGED)
 NAMES = (*OUTPUTS, PROFILE, MARKER, SCRATCH, ANSWERS)
 """Whatever a run may write."""
-DERIVED = (REPORT, FIGURES, MERGED, PROFILE)
+FOLDERS = (FIGURES, MERGED, PROFILE)
+DERIVED = (REPORT, *FOLDERS)
 """What result and journal do without."""
 
 
@@ -158,7 +159,7 @@ class RunFolder:
       file = self.path / name
       if file.parent.resolve().is_relative_to(self.path.resolve()):  # never through a user's link
         storage.remove_lines(file) if name in (JOURNAL, ITEMS) else file.unlink(missing_ok=True)
-    for name in (FIGURES, MERGED, PROFILE):
+    for name in FOLDERS:
       folder = self.path / name
       if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
