@@ -358,6 +358,13 @@ def test_a_refused_study_leaves_no_trace(own, tmp_path, changed, words):
   assert not (tmp_path / "run").exists()
 
 
+def test_a_study_is_not_written_into_a_checkpoint(own):
+  for folder in (own["families"][0]["base"], own["families"][0]["experts"]["letters"] + "/study"):
+    with pytest.raises(ValueError, match=f"{folder} (is|lies in) the input"):
+      study(own, folder)
+  assert not Path(folder).exists()
+
+
 def test_a_folder_with_other_things_is_refused(own, tmp_path):
   (tmp_path / "mine.txt").write_text("mine")
   with pytest.raises(FileExistsError):

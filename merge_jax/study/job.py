@@ -55,6 +55,7 @@ def study(
     errors.Stopped: `stop` said so; the same call continues.
   """
   folder = storage.disk_destination(settings.output_dir, "--output_dir")
+  storage.refuse_inside(folder, map(storage.path, settings.folders()), "--output_dir")
   if not (folder / NAME).is_file():
     storage.refuse_filled(folder)
   grid.check(settings.methods, settings.counts, len(settings.held_in))

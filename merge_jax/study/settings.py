@@ -184,6 +184,15 @@ class Study(Part, frozen=True):
   along: Run | None = None
   recycle: Recycled | None = None
 
+  def folders(self) -> list[str]:
+    """Of the checkpoints that are there already."""
+    families = [name for one in self.families for name in (one.base, one.multitask, *one.experts.values())]
+    bases = [
+      name for size in (self.training.sizes if self.training else {}).values() for name in size.bases.values()
+    ]
+    pool = [one.folder for one in self.recycle.pool.values()] if self.recycle else []
+    return [name for name in (*families, *bases, *pool) if name]
+
 
 def from_mapping(values: Mapping[str, Any]) -> Study:
   """Settings from nested plain data, as a config file gives them.
