@@ -134,7 +134,7 @@ def get_config(contestants: str = "") -> config_dict.ConfigDict:
       raise ValueError(unknown("contestant", name, every_way, "configs/pools_small.py"))
   c.contestants = config_dict.ConfigDict({name: every_way[name] for name in names})
   c.attainable = config_dict.ConfigDict({
-    "spaces": ("simplex", "free", "group", "layer"), "steps": 60, "rate": 0.05, "temperature": 0.5,
+    "spaces": ("simplex", "free", "group", "layer"), "steps": 60, "rate": 0.05,
     "checks": 6,
     "numbers": {
       "ties": {"density": (0.05, 1.0), "scaling": (0.2, 3.0)},

@@ -42,7 +42,7 @@ def get_config() -> config_dict.ConfigDict:
     "GP on fitness": {"proposer": "gaussian_process"},
   })  # fmt: skip
   c.attainable = config_dict.ConfigDict({
-    "spaces": ("simplex", "layer"), "steps": 4, "rate": 0.03, "temperature": 0.5, "checks": 2,
+    "spaces": ("simplex", "layer"), "steps": 4, "rate": 0.03, "checks": 2,
     "numbers": {"ties": {"density": (0.2, 1.0), "scaling": (0.5, 2.0)}}, "evaluations": 4,
   })  # fmt: skip
   return c

@@ -54,7 +54,7 @@ def get_config() -> config_dict.ConfigDict:
   })  # fmt: skip
   # As many trials for each method that has numbers; the first are the untuned ones.
   c.methods = config_dict.ConfigDict({
-    "average": {"operator": "linear", "weight": 0.0},
+    "average": {"operator": "uniform"},
     "task_arithmetic": {
       "operator": "task_arithmetic", "grid": tuple({"scaling": x} for x in (1.0, 0.3, 0.2, 0.5, 0.7, 0.15)),
     },

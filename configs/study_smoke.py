@@ -49,7 +49,7 @@ def get_config() -> config_dict.ConfigDict:
   })  # fmt: skip
   # As many trials for each method that has numbers; the first are the untuned ones.
   c.methods = config_dict.ConfigDict({
-    "average": {"operator": "linear", "weight": 0.0},
+    "average": {"operator": "uniform"},
     "task_arithmetic": {
       "operator": "task_arithmetic", "grid": ({"scaling": 1.0}, {"scaling": 0.5}),
     },
@@ -65,7 +65,7 @@ def get_config() -> config_dict.ConfigDict:
   c.along = config_dict.ConfigDict({
     "size": "tiny", "options": {
       "recipe": {"learning_rate": 2e-3, "warmup": 5}, "every": 20, "points": (40,), "decay_steps": 20,
-      "decays": ("linear",), "windows": (2,), "schedules": ("uniform",), "bootstrap": 100,
+      "decays": ("linear",), "windows": (2,), "schedules": ("uniform",),
     },
   })  # fmt: skip
   pool: dict[str, Any] = {
@@ -76,7 +76,7 @@ def get_config() -> config_dict.ConfigDict:
   c.recycle = config_dict.ConfigDict({
     "size": "tiny", "pool": pool, "options": {
       "settings": {"up and hex": ("up", "hex")}, "counts": (2, 3), "budgets": (6,), "seeds": (0, 1),
-      "ablations": (), "bootstrap": 100,
+      "ablations": (),
     },
   })  # fmt: skip
   return c

@@ -64,7 +64,7 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   dare = [{"density": density, "scaling": scaling} for density in (0.5, 0.3, 0.1) for scaling in (1.0, 0.5)]
   ties = [{"density": density, "scaling": scaling} for density in (0.2, 0.5) for scaling in (1.0, 0.5, 1.5)]
   c.methods = config_dict.ConfigDict({
-    "average": {"operator": "linear", "weight": 0.0},
+    "average": {"operator": "uniform"},
     "task_arithmetic": {
       "operator": "task_arithmetic", "grid": tuple({"scaling": x} for x in (0.3, 0.1, 0.2, 0.5, 0.7, 1.0)),
     },

@@ -12,7 +12,8 @@ import pytest
 from configs import pools_small, pools_smoke
 from merge_jax import evals, models
 from merge_jax.errors import Stopped
-from merge_jax.study.pools import job, members, settings, smooth, table
+from merge_jax.evals import metrics
+from merge_jax.study.pools import attainable, job, members, settings, table
 from merge_jax.study.pools.contest import Watched
 from merge_jax.study.pools.members import steps
 from merge_jax.training import puzzles
@@ -113,7 +114,7 @@ def test_large_pools_stand_beside_small_ones_by_the_place_of_their_budget():
 
 
 @needs_puzzles
-def test_a_smooth_score_becomes_the_metric_as_the_temperature_falls():
+def test_a_smooth_score_becomes_the_metric_as_the_temperature_falls(monkeypatch):
   config = pools_smoke.get_config().sizes.tiny.model.to_dict() | {"num_hidden_layers": 1}
   model = models.build(config)
   params = model.init(jax.random.key(0))
@@ -127,13 +128,15 @@ def test_a_smooth_score_becomes_the_metric_as_the_temperature_falls():
   tasks = [evals.Task("a", "exact_match", exact), evals.Task("b", "choice_accuracy", asked),
            evals.Task("c", "choice_accuracy_normalized", asked), evals.Task("d", "loss", exact)]  # fmt: skip
   batches = evals.pack(evals.encode(tasks, evals.Tokens(puzzles.tokenizer(), 1)), batch_tokens=200)
-  data = (batches.buckets, batches.order)
   scorer = evals.make_scorer(model.apply, tasks, batches)
+  data = scorer.batches
   scores = scorer.read(jax.jit(scorer.function)(params, data)).scores()
   hard = np.mean([scores[n] * (1 if n != "d" else -1) for n in "abcd"])
-  cold = jax.jit(smooth.smoothed(model.apply, tasks, 1e-3))
-  assert float(cold(params, data)) == pytest.approx(hard, abs=0.02)
-  warm = jax.jit(smooth.smoothed(model.apply, tasks, 0.5))
+  score = attainable.smooth_score(evals.make_scorer(model.apply, tasks, batches, smooth=True))
+  with monkeypatch.context() as patch:
+    patch.setattr(metrics, "SMOOTHING", 1e-3)
+    assert float(jax.jit(score)(params, data)) == pytest.approx(hard, abs=0.02)
+  warm = jax.jit(lambda params, data: score(params, data))  # a function of its own: SMOOTHING is no argument
   name, step = "model.embed_tokens.weight", 1e-2
   slope = jax.jit(jax.grad(warm))(params, data)[name]
   direction = jnp.sign(slope) / slope.size

@@ -20,7 +20,7 @@ from tests.test_training import apply
 OPTIONS = {
   "recipe": {"mixture": {"up": 1.0, "down": 1.0}, "learning_rate": 3e-3, "warmup": 10, "batch_size": 8},
   "every": 20, "points": [60], "decay_steps": 40, "decays": ["linear", "minus_sqrt"], "windows": [2, 4],
-  "schedules": ["uniform", "ema", "cosine"], "bootstrap": 100,
+  "schedules": ["uniform", "ema", "cosine"],
 }  # fmt: skip
 TOKENS = evals.Tokens(puzzles.tokenizer(), 1)
 params, standard_promotion = test_training.params, test_training.standard_promotion

@@ -299,7 +299,7 @@ def test_shares_name_known_tasks(mixture, message):
 
 
 def test_a_tokenizer_of_another_model_is_refused():
-  with pytest.raises(ValueError, match="do not belong together"):
+  with pytest.raises(ValueError, match="the model's vocabulary has 50"):
     corpus(make_tasks(20), evals.Tokens(puzzles.tokenizer(), 1), vocabulary=50)
 
 

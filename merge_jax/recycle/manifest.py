@@ -23,9 +23,6 @@ FREE = ("output_dir", "placement", "allow_version_change", "allow_topology_chang
 GROWING = ("budget", "seconds")
 """Settings of the search that may grow."""
 
-RENAMED = {"items": "keep_items"}
-"""Settings by the name that manifests of before have for them."""
-
 
 class Topology(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   """What a run was spread over; with another one, scores agree but for their last digits.
@@ -102,9 +99,7 @@ def read(folder: Path) -> Manifest | None:
   path = folder / NAME
   if not path.exists():
     return None
-  manifest = storage.read_json(path, Manifest)
-  config = {RENAMED.get(name, name): value for name, value in manifest.config.items()}
-  return msgspec.structs.replace(manifest, config=config)
+  return storage.read_json(path, Manifest)
 
 
 def continued(old: Manifest | None, new: Manifest) -> Manifest:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import msgspec
@@ -11,17 +11,12 @@ import numpy as np
 
 from merge_jax import checkpoints, host, models, streaming
 from merge_jax import operators as mj
+from merge_jax.evals import streamed
 from merge_jax.operators import leafwise, naming
 from merge_jax.recycle import methods
 from merge_jax.recycle.problem import Problem
 from merge_jax.search.point import Candidate
 from merge_jax.streaming import Job, Readable, Source
-
-
-class Placed(Protocol):
-  """Merges of a pool that is placed; see `merge_jax.evals.Merge`."""
-
-  def at(self, point: Any) -> Any: ...
 
 
 class Mean(NamedTuple):
@@ -68,7 +63,7 @@ def jobs(problem: Problem, candidate: Candidate) -> Iterator[Job]:
 
 
 def write(
-  problem: Problem, candidate: Candidate, folder: Path, placed: Mapping[str, Placed] | None = None
+  problem: Problem, candidate: Candidate, folder: Path, placed: Mapping[str, streamed.Source] | None = None
 ) -> None:
   """Writes the merge of a candidate into an empty folder, in the pool's own format, with where it is from.
 

@@ -178,12 +178,12 @@ def build(settings: Settings) -> Problem:
     return space(s.space, len(pool), rows=rows, numbers=numbers, along=methods.schedules(s.steps))
 
   made = searched(patterns)
-  _check_outputs(settings, [*pool, *([base] if base else [])])
+  checkpoints = [*pool, *([base] if base else [])]
+  _check_outputs(settings, checkpoints)
   pool[0].refuse_place(settings.folder)
   mesh = sharding.make_mesh(settings.placement.mesh)
   batch = 1 if settings.scorer.command else objectives.batch_of(s.batch, mesh)
   memory, findings = _checked(settings, pool, base, mesh, -(-batch // mesh.shape["candidate"]))
-  checkpoints = [*pool, *([base] if base else [])]
   suite = suites.build(settings, checkpoints, mesh)
   layout = placing.layout(pool[0].specs, mesh, settings.placement, suite.stacks, suite.axes)
   weights = tuple(sorted(by_task(s.task_weights, "config: search.task_weights").items()))

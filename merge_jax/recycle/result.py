@@ -41,14 +41,14 @@ def conclude(
 ) -> tuple[dict[str, Any], Candidate]:
   """Scores the finalists, selects, measures on test examples.
 
+  Of a row that was chosen by the scores that are reported, those are told again as `search_corrected` or
+  `validation_corrected`: on examples that did not choose it (see `evals.crossfit`).
+
   Args:
     problem: what was searched.
     options: what its proposer was made from.
     objective, journal, items, progress: as for `measure`.
     found: from `search`.
-
-  Of a row that was chosen by the scores that are reported, those are told again as `search_corrected` or
-  `validation_corrected`: on examples that did not choose it (see `evals.crossfit`).
 
   Returns:
     The content of `result.json`, and the selected candidate.

@@ -15,7 +15,7 @@ Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 NonNegative = Annotated[float, Meta(ge=0.0)]
 Share = Annotated[float, Meta(gt=0.0, le=1.0)]
 AUTO = "auto"
-"""Of a proposer: the best that can search."""
+"""Of a proposer or a granularity: what suits the rest."""
 ITEMS = 20_000
 """Most examples of a split for "auto" to keep what each scored: 40 bytes each, .8 MB an evaluation."""
 
@@ -69,7 +69,14 @@ class Harness(Part, frozen=True):
 
 
 class Scorer(Part, frozen=True):
-  """An external scorer; see `merge_jax.evals.external`. No command: built-in tasks."""
+  """An external scorer; see `merge_jax.evals.external`.
+
+  Attributes:
+    command: what is run; "" for built-in tasks.
+    timeout: seconds that one call may take.
+    retries: further calls after one that failed.
+    nan: what a call that still fails counts as: "fail" ends the search, "worst" gives NaN scores.
+  """
 
   command: str = ""
   timeout: Annotated[float, Meta(gt=0.0, le=1e9)] = 3600.0

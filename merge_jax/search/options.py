@@ -105,6 +105,11 @@ class Options:
     """How many groups of tensors have weights of their own."""
     return max(self.space.weights // self.count, 1)
 
+  @property
+  def sums(self) -> int:
+    """In how many rows the weights must be 0 or more and sum to one; 0: none."""
+    return 0 if self.space.scaled else self.rows
+
   def weights(self, point: Point) -> np.ndarray:
     """The weights of a point for every group, in one row `[rows · count]`."""
     return np.broadcast_to(np.atleast_2d(point.array), (self.rows, self.count)).reshape(-1)

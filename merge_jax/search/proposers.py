@@ -189,11 +189,11 @@ def proposer(name: str, options: Options, *, known: bool = True) -> Proposer:
   """
   if name not in PROPOSERS:
     raise ValueError(unknown("proposer", name, PROPOSERS))
-  taken = list(inspect.signature(PROPOSERS[name].start).parameters)[2:]
+  kind = PROPOSERS[name]
+  taken = list(inspect.signature(kind.start).parameters)[2:]
   for extra in options.extra:
     if extra not in taken:
       raise ValueError(unknown(f"argument of {name}", extra, taken))
-  kind = PROPOSERS[name]
   if not kind.numbers and options.space.weights < options.space.size:
     able = ", ".join(one for one, other in PROPOSERS.items() if other.numbers)
     raise ValueError(f"{name} searches weights alone; search numbers, or space trajectory, by {able}.")
@@ -202,7 +202,7 @@ def proposer(name: str, options: Options, *, known: bool = True) -> Proposer:
     raise ValueError(f"{name} searches one weight for each checkpoint; search more of them by {able}.")
   if options.space.size < kind.least:
     raise ValueError(
-      f"{name} needs at least {PROPOSERS[name].least} numbers to search, one for each checkpoint; got "
+      f"{name} needs at least {kind.least} numbers to search, one for each checkpoint; got "
       f"{options.space.size}. Use line_search to scale a single one."
     )
 
@@ -210,6 +210,6 @@ def proposer(name: str, options: Options, *, known: bool = True) -> Proposer:
     records: list[Record] = []
     if known:
       records = yield from baselines.known_points(options.fitness, options.count, options.trajectory)
-    return (yield from PROPOSERS[name].start(records, options, **options.extra))
+    return (yield from kind.start(records, options, **options.extra))
 
   return propose

@@ -1,6 +1,5 @@
 """The grid: every method × number of experts × set of experts of every lineage, tuned, then tested."""
 
-import functools
 import hashlib
 import itertools
 import math
@@ -77,17 +76,16 @@ def check(methods: Mapping[str, Method], counts: Sequence[int], categories: int)
         if len({str(sorted(numbers)) for numbers in method.grid}) > 1:
           raise ValueError("its trials have different numbers; give each the same names.")
         for count in counts:
-          one = functools.partial(equally, weight=method.weight)
-          jax.eval_shape(one, made, [tree] * count, tree, jax.random.key(0))
+          jax.eval_shape(equally, made, [tree] * count, tree, jax.random.key(0))
       except ValueError as error:
         raise ValueError(f"config: methods.{name}, trial {i}: {error}") from None
 
 
 def equally(
-  made: mj.Operator, experts: Sequence[Params], base: Params, key: Any, weight: float = 0.0, axes: Any = ()
+  made: mj.Operator, experts: Sequence[Params], base: Params, key: Any, weight: float = 1.0, axes: Any = ()
 ) -> Params:
-  """A merge with one weight for all experts, 0 for one over their number."""
-  weights = jnp.full(len(experts), weight or 1.0 / len(experts))
+  """A merge with one weight for all experts."""
+  weights = jnp.full(len(experts), weight)
   return mj.merge(
     made, list(experts), None if made.weightless else weights,
     base=base if made.needs_base else None, key=key if made.needs_key else None, axes=axes,
@@ -243,7 +241,7 @@ def _tuned(
     key = jax.random.fold_in(jax.random.key(lineage.seed), merge.subset)
     base = bench.params(lineage, lineage.base)
     made = operator(method, method.grid[trial])
-    return equally(made, experts, base, key, method.weight, judge.suite.axes)
+    return equally(made, experts, base, key, axes=judge.suite.axes)
 
   tries = [(merge, trial) for merge in some for trial in range(len(methods[merge.method].grid))]
   made = dict(zip(tries, judge.score(map(model, tries), VALIDATION), strict=True))

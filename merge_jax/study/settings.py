@@ -24,13 +24,11 @@ class Method(Part, frozen=True):
     operator: a function of `merge_jax`, such as "ties".
     arguments: its variants, the same in every trial.
     grid: numbers of each trial; the first are the untuned ones.
-    weight: of every expert; 0 for one over their number.
   """
 
   operator: str
   arguments: dict[str, Any] = {}
   grid: Annotated[tuple[dict[str, float], ...], Meta(min_length=1)] = ({},)
-  weight: Annotated[float, Meta(ge=0)] = 1.0
 
 
 class Family(Part, frozen=True):

@@ -1,15 +1,13 @@
 """The tasks of a study: which categories they are in, and which examples are for what."""
 
-import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from merge_jax import evals
 from merge_jax.evals import tasks as task_files
-from merge_jax.evals.options import Options
 from merge_jax.recycle.settings import Evals
 from merge_jax.study.settings import Study
 
@@ -113,23 +111,11 @@ def _names(categories: Mapping[str, list[evals.Task]]) -> dict[str, tuple[str, .
   return {category: tuple(task.name for task in some) for category, some in categories.items()}
 
 
-class Example(NamedTuple):
-  """What is asked, without where it is from: named and written as it always was, so that cells keep keys."""
-
-  prompt: str
-  targets: tuple[str, ...]
-  answer: int
-
-
 def _digest(splits: Mapping[str, list[evals.Task]], how: Evals) -> str:
-  plain: dict[str, Any] = {
-    split: [(one.name, one.metric, tuple(Example(*e[:3]) for e in one.examples), *_told(one)) for one in some]
+  """Of what is asked and how; where it is from does not count."""
+  plain = {
+    split: [(one.name, one.metric, one.options, [example[:5] for example in one.examples]) for one in some]
     for split, some in splits.items()
-  }  # tasks without options have the digests of before there were any, as has what is scored by default
-  if (told := (how.append_eos, how.dtype)) != (Evals().append_eos, Evals().dtype):
-    plain |= {"evals": told}
-  return hashlib.sha256(repr(plain).encode("utf-8", "surrogatepass")).hexdigest()[:20]
-
-
-def _told(task: evals.Task) -> tuple[Any, ...]:
-  return () if task.options == Options() else (dataclasses.astuple(task.options),)
+  }
+  text = repr((plain, how.append_eos, how.dtype))
+  return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 from jax import Array
 from jax.sharding import Mesh
 from tokenizers import Tokenizer
@@ -35,7 +36,6 @@ from merge_jax.study.settings import Size, Training
 from merge_jax.study.tasks import asked_in
 from merge_jax.training import Recipe, State, corpus, pool, read_recipe, result, train_into
 from merge_jax.training.corpus import Corpus
-from merge_jax.training.recipe import plain
 
 STAGES = (PRETRAINED, INSTRUCT, EXPERT, MULTITASK)
 SAVE_EVERY = 500
@@ -170,7 +170,7 @@ class Trainer:
         raise ValueError(f"config: {name}: the stage has no training examples of {task!r}.")
     spec: dict[str, Any] = {
       "start": self._configs[size] if start is None else start.identity,
-      "recipe": plain(recipe),
+      "recipe": msgspec.to_builtins(recipe),
       "data": {task: digests[task] for task, share in recipe.mixture.items() if share > 0},
       "shapes": [list(shape) for shape in data.shapes],
       "tokenizer": _digest(self._data.tokenizer.encode()),

@@ -81,12 +81,8 @@ def corpus(
   pairs = [_pairs(task) if paired else [(e, e.answer, e.answer) for e in task.examples] for task in tasks]
   first = [_answers(task, [(e, at) for e, at, _ in some]) for task, some in zip(tasks, pairs, strict=True)]
   second = [_answers(task, [(e, at) for e, _, at in some]) for task, some in zip(tasks, pairs, strict=True)]
-  rows = encode([*first, *second] if paired else first, tokens, max_length=max_length)
+  rows = encode([*first, *second] if paired else first, tokens, max_length=max_length, vocabulary=vocabulary)
   ids, lengths = np.concatenate(rows.ids), np.array([len(row) for row in rows.ids])
-  if vocabulary is not None and ids.max() >= vocabulary:
-    raise ValueError(
-      f"The tokenizer gives token {ids.max()}, the model has {vocabulary}; they do not belong together."
-    )
   counts, prompts = np.array([len(some) for some in pairs]), np.array(rows.starts)
   return Corpus(
     ids, _before(lengths), lengths, prompts, tuple(task.name for task in tasks), _before(counts), counts,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import msgspec
 import numpy as np
 import safetensors.numpy
 from jax import Array
@@ -14,7 +15,7 @@ from merge_jax import checkpoints, models, sharding
 from merge_jax.training import lora, saving
 from merge_jax.training.corpus import Corpus
 from merge_jax.training.loop import State, begin, result, train
-from merge_jax.training.recipe import Recipe, plain
+from merge_jax.training.recipe import Recipe
 
 
 def save(
@@ -122,7 +123,7 @@ def make(
       trained = train(model.apply, begin(params, recipe), data, recipe)
       params, tokens = dict(result(trained, recipe)), tokens + trained.tokens
       say(f"base: loss {trained.final_loss:.3f} after {trained.step} steps")
-    about = {"tokens": tokens, "stages": [plain(recipe) for recipe in base]}
+    about = {"tokens": tokens, "stages": msgspec.to_builtins(base)}
     save(folder / "base", params, config, tokenizer, about)
   start = checkpoints.open(folder / "base").load()
   for name, recipe in experts.items():
@@ -139,7 +140,7 @@ def describe(recipe: Recipe, trained: State) -> dict[str, Any]:
     "tokens": trained.tokens,
     "steps": trained.step,
     "final_loss": trained.final_loss,
-    "recipe": plain(recipe),
+    "recipe": msgspec.to_builtins(recipe),
     "curve": curve(trained.losses),
   }
 

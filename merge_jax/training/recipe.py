@@ -69,14 +69,6 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     return self.horizon - self.decay_steps if self.decay_steps else self.warmup
 
 
-def plain(recipe: Recipe) -> dict[str, Any]:
-  """A recipe for a JSON file. A preference that is not asked for is left out: what was written, or known by a
-  digest of it, before there were any stays as it is.
-  """
-  values: dict[str, Any] = msgspec.to_builtins(recipe)
-  return values if recipe.dpo_beta else {name: x for name, x in values.items() if name != "dpo_beta"}
-
-
 def read_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
   """A recipe from plain settings.
 

@@ -81,8 +81,7 @@ class Model(TemplateLM):
     options = {} if face.dtype is None else {"dtype": face.dtype}
 
     def generate(params: Any, *given: Any, most: int) -> Any:
-      if face.generate is None:
-        raise ValueError("This model cannot generate texts; give generate= beside an apply of your own.")
+      assert face.generate is not None  # `generate_until` looks first
       return face.generate(params, *given, most, **options)
 
     self._programs = _Programs(
@@ -187,6 +186,8 @@ class Model(TemplateLM):
 
   def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
     """Greedy texts up to the strings that end them."""
+    if self.face.generate is None:
+      raise ValueError("This model cannot generate texts; give generate= beside an apply of your own.")
     wanted = []
     for request in requests:
       context, options = request.args
@@ -202,7 +203,7 @@ class Model(TemplateLM):
         raise ValueError(f"Task {request.task_name}: the prompt {shown(context)} has no tokens.")
       wanted.append(generation.Wanted(np.asarray(ids, np.int32), limit, stop))
     made = generation.packed(
-      self.face.generate or _none, wanted, self.face.tokens, vocabulary=self.face.vocabulary,
+      self.face.generate, wanted, self.face.tokens, vocabulary=self.face.vocabulary,
       max_shapes=self.face.max_shapes, batch_tokens=self.face.batch_tokens, multiple=self._multiple,
     )  # fmt: skip
     rows: list[np.ndarray] = []
@@ -229,7 +230,3 @@ class Model(TemplateLM):
       else:
         put = functools.partial(sharding.put, mesh=self.layout.mesh, spec=P(sharding.ROWS))
         yield jax.tree.map(put, one)
-
-
-def _none(*_: Any) -> Any:
-  raise ValueError("This model cannot generate texts.")

@@ -111,7 +111,7 @@ def _step(view: View, radius: float, caution: float, starts: list[np.ndarray], *
   def value(z: np.ndarray) -> tuple[float, np.ndarray]:
     return view.model.at(z, caution=caution)
 
-  zero, sums = np.zeros(view.metric.size), 0 if view.options.space.scaled else view.options.rows
-  z, top = highest(value, view.metric, radius, [zero, *starts], sums=sums)
+  zero = np.zeros(view.metric.size)
+  z, top = highest(value, view.metric, radius, [zero, *starts], sums=view.options.sums)
   error = float(np.nan_to_num(view.model.error(z, zero).value))
   return Step(z, top - value(zero)[0], error, radius, hopeful)

@@ -52,6 +52,5 @@ def surest(records: Sequence[Record], options: Options) -> Point | None:
       return fitness
     return Foreseen(fitness.value - errors * error.value, fitness.slope - errors * error.slope)
 
-  sums = 0 if options.space.scaled else options.rows
-  z, _ = highest(value, view.metric, RADIUS, [np.zeros(len(known))], sums=sums)
+  z, _ = highest(value, view.metric, RADIUS, [np.zeros(len(known))], sums=options.sums)
   return view.candidate(z).point

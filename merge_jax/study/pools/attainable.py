@@ -3,7 +3,8 @@
 Both see the search's examples, and what they found is chosen on validation examples, as of a search.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +15,13 @@ from jax import Array
 
 from merge_jax import evals, models, tuning
 from merge_jax import operators as mj
+from merge_jax.evals import metrics
 from merge_jax.evals.examples import Examples
 from merge_jax.recipes.own_methods import factory
 from merge_jax.search.scores import nullable
 from merge_jax.study.grid import equally
 from merge_jax.study.pools.contest import worth
 from merge_jax.study.pools.settings import Attainable
-from merge_jax.study.pools.smooth import smoothed
 from merge_jax.study.recycling.bench import Bench
 
 Plain = dict[str, Any]
@@ -62,6 +63,25 @@ def ground(
   return Ground(bench, experts, bench.base.load(), tasks, known["rows"]["greedy"]["weights"], reference)
 
 
+def smooth_score(scorer: evals.Scorer) -> Callable[[Any, Any], Array]:
+  """`(params, batches) -> score`, the mean of tasks' smoothed metrics, higher is better; it has a gradient.
+
+  A gradient holds the activations of all rows: that of few thousand short ones is for small models.
+
+  Args:
+    scorer: made with `smooth=True`.
+  """
+  signs = [metrics.named(task.metric).sign for task in scorer.tasks]
+  ends = np.cumsum([len(task.examples) for task in scorer.tasks])[:-1].tolist()
+
+  def score(params: Any, batches: Any) -> Array:
+    parts = jnp.split(scorer.function(params, batches), ends, axis=1)
+    each = [sign * part[4].sum() / part[1].sum() for sign, part in zip(signs, parts, strict=True)]
+    return jnp.mean(jnp.stack(each))
+
+  return score
+
+
 def ascent(own: Ground, space: str, options: Attainable) -> Plain:
   """Adam on the smoothed score, from the greedy soup; the best of its checks on validation.
 
@@ -91,9 +111,9 @@ def ascent(own: Ground, space: str, options: Attainable) -> Plain:
 
   checkpoint, tasks = own.bench.checkpoints[0], own.tasks["search"]
   model = models.build(checkpoint.config or {}, str(checkpoint.path))
-  score = smoothed(model.apply, tasks, options.temperature)
   batches = evals.pack(evals.encode(tasks, evals.Tokens.from_folder(checkpoint.path)), batch_tokens=PASS)
-  data = jax.device_put((batches.buckets, batches.order))
+  scorer = evals.make_scorer(model.apply, tasks, batches, smooth=True)
+  score = smooth_score(scorer)
   optimizer = optax.adam(optax.cosine_decay_schedule(options.rate * (5 if simplex else 1), options.steps))
 
   @jax.jit
@@ -114,7 +134,7 @@ def ascent(own: Ground, space: str, options: Attainable) -> Plain:
   state, smooth, checks = optimizer.init(values), [], [(0, values, validated(values))]
   marks = {round(options.steps * (i + 1) / options.checks) for i in range(options.checks)}
   for number in range(1, options.steps + 1):
-    values, state, value = step(prepared, values, state, data)
+    values, state, value = step(prepared, values, state, scorer.batches)
     smooth.append(float(f"{float(value):.6g}"))
     if number in marks:
       checks.append((number, values, validated(values)))
@@ -135,7 +155,7 @@ def numbers(own: Ground, name: str, ranges: Mapping[str, tuple[float, float]], o
   """
   generator, names = np.random.default_rng(0), list(ranges)
   low, high = (np.array([ranges[name][i] for name in names]) for i in (0, 1))
-  merged = jax.jit(equally)
+  merged = jax.jit(functools.partial(equally, weight=1 / len(own.experts)))
 
   def scored(x: np.ndarray, split: str) -> Examples:
     made = factory(name)(**{n: jnp.float32(v) for n, v in zip(names, x, strict=True)})

@@ -93,7 +93,6 @@ class Attainable(Part, frozen=True):
   Attributes:
     spaces: of the weights: "simplex", "free", "group" (attention, feed-forward, all else), "layer".
     steps, rate: of Adam, from the greedy soup.
-    temperature: of the logits.
     checks: times that the weights are scored on validation examples, evenly spaced.
     numbers: ranges of operators' numbers, by operator.
     evaluations: of each such search.
@@ -102,7 +101,6 @@ class Attainable(Part, frozen=True):
   spaces: tuple[Literal["simplex", "free", "group", "layer"], ...] = ("simplex", "free", "group", "layer")
   steps: Positive = 200
   rate: Annotated[float, Meta(gt=0)] = 0.03
-  temperature: Annotated[float, Meta(gt=0)] = 0.5
   checks: Positive = 10
   numbers: dict[str, dict[str, tuple[float, float]]] = msgspec.field(default_factory=dict)
   evaluations: Positive = 200

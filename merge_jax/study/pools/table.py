@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from merge_jax.reports.text import aligned
+
 Line = Mapping[str, Any]
 EVERY = "all"
 COLUMNS = (
@@ -105,11 +107,7 @@ def _block(some: Sequence[Line], kinds: Sequence[str], budget: int) -> list[str]
     for line, row in zip(lines[1:], found, strict=True):
       line.append("" if row is None else f"{_number(row['gain'])} ± {_number(row['stderr'])}")
   lines = [line for line in lines if any(line[1:])]  # who has no such budget
-  widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-  return [
-    "  ".join(x.ljust(w) if i == 0 else x.rjust(w) for i, (x, w) in enumerate(zip(line, widths, strict=True)))
-    for line in lines
-  ]
+  return aligned(lines).splitlines()
 
 
 def _number(value: float) -> str:

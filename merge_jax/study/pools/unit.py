@@ -142,7 +142,7 @@ class Unit:
       words = f"{scores.pool.name} attainable {space}"
       return Cell("attainable", words, about | {"space": space} | values, lambda: work(ground()))
 
-    ascents = {name: getattr(options, name) for name in ("steps", "rate", "temperature", "checks")}
+    ascents = {name: getattr(options, name) for name in ("steps", "rate", "checks")}
     cells = [
       cell(space, ascents, functools.partial(attainable.ascent, space=space, options=options))
       for space in options.spaces
@@ -160,10 +160,7 @@ class Unit:
 
   def _search(self, scores: Scores, name: str, seed: int, about: dict[str, Any]) -> Cell:
     one = self._suite.contestants[name]
-    told = msgspec.to_builtins(one)
-    if one.granularity == "model":  # as before there were others, so that what is known stays so
-      del told["granularity"]
-    spec = {"pool": about["pool"], "contestant": told, "seed": seed}
+    spec = {"pool": about["pool"], "contestant": msgspec.to_builtins(one), "seed": seed}
     budgets, caution = self._suite.budgets_of(scores.count), self._suite.caution
     # A journal is that of all budgets: larger ones go on with it.
     path = self._folder / "journals" / f"{Cell('journal', '', spec, dict).key}.jsonl"

@@ -38,8 +38,7 @@ def cells(pool: Pool, judge: Judge, options: Recycling, name: str = "recycle") -
   for tasks in options.settings.values():
     bench.fitness(tasks)
   about = bench.digests() | {"batch": options.batch}
-  # Tokens of checkpoints could be given once; keys are of the spec, and stay.
-  scored = {"stages": dict(pool.stages), "tokens": {}, "names": list(pool.folders)}
+  scored = {"stages": dict(pool.stages), "names": list(pool.folders)}
   found = [Cell(KIND, f"{name} singles", about | scored, functools.partial(search.singles, bench))]
   for setting, count, arm, seed, budgets in dict.fromkeys(_searches(options, bench.count)):
     plain = {"setting": setting, "tasks": list(options.settings[setting]), "count": count,

@@ -78,7 +78,7 @@ class Setting:
 
   def examples(self, model: Plain) -> Examples:
     """A model's test examples."""
-    units = self.singles.get("units")
+    units = self.singles["units"]
     groups = None if units is None else np.array(units, np.int64)
     return Examples.from_plain(model["examples"], self.signs, groups=groups)
 

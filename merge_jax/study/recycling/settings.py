@@ -29,7 +29,6 @@ class Recycling(Part, frozen=True):
     ablated: settings in which they are; none: all.
     sigmas: first step widths of the factor "sigma", beside the paper's.
     batch: candidates of one program call.
-    bootstrap: resamplings behind each interval.
   """
 
   settings: Annotated[dict[str, Annotated[tuple[str, ...], Meta(min_length=1)]], Meta(min_length=1)]
@@ -40,7 +39,6 @@ class Recycling(Part, frozen=True):
   ablated: tuple[str, ...] = ()
   sigmas: tuple[Sigma, ...] = (0.05, 0.1)
   batch: Annotated[int, Meta(ge=1, le=4096)] = 1
-  bootstrap: Annotated[int, Meta(ge=100, le=100_000)] = 1000
 
 
 class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -75,7 +75,7 @@ def along(
 
   Returns:
     `points`: of every model and split "validation", "test" and "heldout" the mean `value` over tasks and its
-      bootstrap `stderr`, with `step` and `kind` (see `Model`).
+      `stderr`, with `step` and `kind` (see `Model`).
     `best_of_windows`: rows of a name, and the averages on validation, test and held-out tasks.
     `gains`: of the merge that validation chose over each decay: test and held-out difference with paired
       errors, at equal tokens (`tokens` "equal") and for merges that end where the decay begins ("fewer");
@@ -92,17 +92,17 @@ def along(
       raise ValueError(f"The suite has no {split} examples of the held-in task {missing[0]!r}.")
   kept = along_run.trained(apply, params, data, options, folder, stop=stop, mesh=judge.mesh)
   scored = _scored([kept / name for name in along_run.names(options)], candidates(options), judge, held_in)
-  draws, splits = options.bootstrap, ("validation", "test", "heldout")
+  splits = ("validation", "test", "heldout")
   points = [
     {"step": one.model.step, "kind": one.model.kind, "split": split, "value": nullable(one.average(split)),
-     "stderr": nullable(_error(one.examples[split], draws))}
+     "stderr": nullable(_stderr(one.examples[split]))}
     for one in scored for split in splits if one.examples[split].tasks
   ]  # fmt: skip
   runs = [(point, point + options.decay_steps) for point in options.points]
   return {
     "points": points,
     "best_of_windows": [line for run in runs for line in _table(scored, *run)],
-    "gains": [gain for run in runs for gain in _gains(scored, *run, draws)],
+    "gains": [gain for run in runs for gain in _gains(scored, *run)],
     "runs": [list(run) for run in runs],
   }
 
@@ -173,11 +173,11 @@ def _examples(evaluations: Sequence[Evaluation]) -> list[Examples]:
   return [one.examples for one in evaluations if one.examples is not None]  # built-in tasks have them
 
 
-def _error(examples: Examples, draws: int, over: Examples | None = None) -> float:
+def _stderr(examples: Examples, over: Examples | None = None) -> float:
   """Of the mean score, or of its difference to another model's on the same examples."""
-  drawn = uncertainty.resampled(examples, draws).mean(axis=1)
-  base = np.zeros(draws) if over is None else uncertainty.resampled(over, draws).mean(axis=1)
-  return float((drawn - base).std(ddof=1))
+  if over is None:
+    return uncertainty.standard_errors(examples)["average"]
+  return uncertainty.paired_difference(examples, over)[1]
 
 
 def _merges(scored: Sequence[Scored], step: int) -> list[Scored]:
@@ -209,7 +209,7 @@ def _table(scored: Sequence[Scored], start: int, end: int) -> list[list[Any]]:
   ]  # fmt: skip
 
 
-def _gains(scored: Sequence[Scored], start: int, end: int, draws: int) -> list[dict[str, Any]]:
+def _gains(scored: Sequence[Scored], start: int, end: int) -> list[dict[str, Any]]:
   found = []
   for step, tokens in ((end, "equal"), (start, "fewer")):
     chosen = _best(_merges(scored, step), "validation")
@@ -227,6 +227,6 @@ def _gains(scored: Sequence[Scored], start: int, end: int, draws: int) -> list[d
       for split in ("test", "heldout"):
         if decay.examples[split].tasks:
           gain = chosen.average(split) - decay.average(split)
-          error = _error(chosen.examples[split], draws, decay.examples[split])
+          error = _stderr(chosen.examples[split], decay.examples[split])
           found.append(about | {"split": split, "gain": nullable(gain), "stderr": nullable(error)})
   return found

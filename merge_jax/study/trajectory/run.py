@@ -33,7 +33,6 @@ class Along(Part, frozen=True):
     decays: shapes of the decays.
     windows: checkpoints in a merge; that from a point to the end of its decay comes on top.
     schedules: of the merge's weights, names in `merge_jax.operators.contrib.trajectory.SCHEDULES`.
-    bootstrap: resamplings behind each error.
   """
 
   recipe: dict[str, Any]
@@ -45,7 +44,6 @@ class Along(Part, frozen=True):
   schedules: tuple[Literal["uniform", "ema", "linear", "minus_sqrt", "cosine"], ...] = (
     "uniform", "ema", "linear", "minus_sqrt", "cosine"
   )  # fmt: skip
-  bootstrap: Annotated[int, Meta(ge=100, le=100_000)] = 200
 
   @property
   def end(self) -> int:
