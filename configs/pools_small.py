@@ -109,10 +109,10 @@ def get_config(contestants: str = "") -> config_dict.ConfigDict:
   c.budgets = (25, 50, 150)
   c.opening = 10
   c.search_seeds = (0,)
-  paper = {"proposer": "cma_es", "method": "linear", "space": "simplex", "start": "uniform", "known": False}
+  cold = {"proposer": "cma_es", "method": "linear", "space": "simplex", "start": "uniform", "known": False}
   every_way: dict[str, dict[str, Any]] = {
     "known points": {"proposer": "known"},
-    "CMA-ES cold": paper,
+    "CMA-ES cold": cold,
     "CMA-ES warm": {"proposer": "cma_es"},
     "line search": {"proposer": "line_search"},
     "line search loss": {"proposer": "line_search", "fitness": "loss"},

@@ -7,7 +7,8 @@ Cost: `search.budget` evaluations of all tasks; `--dry_run` prints an estimate.
     python -m launch.recycle --checkpoints=a,b,c,d --tasks=code.jsonl,math.jsonl --output_dir=runs/x
     python -m launch.recycle --config=configs/recycle.py --config.search.budget=50 …
 
-`--config=configs/recycle.py:paper` is the paper's search: simplex, cold start, 50 evaluations.
+`--config=configs/recycle.py:paper` searches as the paper does: CMA-ES on the simplex, a cold start, the best
+score chosen; 50 evaluations, the known points among them.
 """
 
 from ml_collections import config_dict
@@ -76,6 +77,6 @@ def get_config(mode: str = "") -> config_dict.ConfigDict:
   c.search.caution = 1.0  # paired errors by which a finalist must beat the best known point; 0: any gain
   c.search.steps = ()  # of checkpoints of one run: merges along it are known points, too
   if mode == "paper":
-    c.search.proposer, c.search.sigma, c.search.budget = "cma_es", 0.3, 50
+    c.search.proposer, c.search.sigma, c.search.budget, c.search.caution = "cma_es", 0.3, 50, 0.0
     c.search.method, c.search.space, c.search.start = "linear", "simplex", "uniform"
   return c

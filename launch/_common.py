@@ -63,7 +63,7 @@ def run(
     except (Exception, KeyboardInterrupt) as caught:
       interrupted = isinstance(caught, KeyboardInterrupt)
       error = _nowhere() if isinstance(caught, AssertionError) and _is_nowhere() else caught
-      mendable = isinstance(error, ValueError | OSError | RuntimeError | KeyboardInterrupt)
+      mendable = isinstance(error, ValueError | OSError | RuntimeError | MemoryError | KeyboardInterrupt)
       if mendable and not flags.FLAGS.traceback:
         status = _say(host.cause(error), resumes)
       elif host.count() == 1:

@@ -5,7 +5,7 @@ python -m launch.convert --input=model --output=model_orbax --format=orbax
 
 from absl import flags
 
-from merge_jax import checkpoints, preflight, storage
+from merge_jax import checkpoints, storage
 
 from . import _common
 
@@ -19,14 +19,14 @@ def main() -> None:
   source, target = checkpoints.open(_INPUT.value), storage.destination(_OUTPUT.value, "--output")
   storage.refuse_inside(target, [source.path])
   storage.refuse_taken(target)
-  preflight.require_disk(target, source.nbytes)
+  storage.require_space(target, source.nbytes)
   with (
     storage.new_folder(target) as partial,
     checkpoints.writer(partial, source.specs, like=source, format=_FORMAT.value) as out,
   ):
     for name in source.specs:
       out.write(name, source.read(name))
-  print(f"{len(source.specs)} tensors, {preflight.gib(source.nbytes)}: {target} ({_FORMAT.value})")
+  print(f"{len(source.specs)} tensors, {storage.gib(source.nbytes)}: {target} ({_FORMAT.value})")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from merge_jax import host, preflight, recipes
+from merge_jax import host, recipes, storage
 from merge_jax.recipes import card
 
 from . import _common
@@ -110,7 +110,7 @@ def main() -> None:
       bar.close()
   for note in built.notes:
     print(f"note: {note}")
-  print(f"{len(built.jobs)} tensors, {preflight.gib(built.nbytes)}: {_OUTPUT.value}")
+  print(f"{len(built.jobs)} tensors, {storage.gib(built.nbytes)}: {_OUTPUT.value}")
 
 
 def _choose_device() -> None:

@@ -10,12 +10,14 @@ from typing import Any
 import jax
 from absl import flags
 
+from merge_jax.recycle.settings import Evals, Search
+
 from . import _common
 
 _CONFIG = flags.DEFINE_string("config_json", "", "A model's config.json.")
 _PRESET = flags.DEFINE_string("preset", "", "Or the name of a published model.")
 _COUNT = flags.DEFINE_integer("num_checkpoints", 16, "Of the pool.", lower_bound=1, upper_bound=4096)
-_METHOD = flags.DEFINE_string("method", "linear", "That is searched; task_arithmetic holds a base, too.")
+_METHOD = flags.DEFINE_string("method", Search().method, "That is searched; linear holds no base.")
 _DEVICE = flags.DEFINE_string(
   "device", "h100", "a100, h100, h200, b200, tpu-v4 …; cpu is this machine, measured."
 )
@@ -28,11 +30,13 @@ _NUM = flags.DEFINE_integer("num_tasks", 2, "Without task files: tasks,", lower_
 _EXAMPLES = flags.DEFINE_integer("examples", 64, "examples of each in the search's split,", lower_bound=1)
 _LENGTH = flags.DEFINE_integer("length", 257, "tokens of an example, its target included,", lower_bound=2)
 _TARGET = flags.DEFINE_integer("target_length", 32, "and of its target.", lower_bound=1)
-_BUDGET = flags.DEFINE_integer("budget", 50, "Candidates.", lower_bound=1, upper_bound=2**31 - 1)
+_BUDGET = flags.DEFINE_integer("budget", Search().budget, "Candidates.", lower_bound=1, upper_bound=2**31 - 1)
 _BATCH = flags.DEFINE_integer("batch", 1, "Candidates of one program call.", lower_bound=1, upper_bound=4096)
 _TURN = flags.DEFINE_bool("in_turn", False, "Merged in one pass over the pool, scored one after the other.")
 _STORED = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float16", "float32"], "Of the checkpoints.")
-_DTYPE = flags.DEFINE_enum("eval_dtype", "bfloat16", ["bfloat16", "float32"], "Of the evaluation.")
+_DTYPE = flags.DEFINE_enum(
+  "eval_dtype", Evals().dtype, ["bfloat16", "float32"], "Of the evaluation (recycle's config.evals.dtype)."
+)
 _ROWS = flags.DEFINE_integer("batch_tokens", 65_536, "Padded tokens in one forward pass.", lower_bound=1)
 _DISK = flags.DEFINE_float("disk_gb_per_second", 2.0, "That a host reads, in 10^9 bytes.", lower_bound=1e-3)
 _COMPILE = flags.DEFINE_bool("compile", True, "Compile the program, for its own bytes and collectives.")

@@ -109,7 +109,7 @@ def main() -> None:
     trained_on(storage.path(_INIT.value), mesh) if _INIT.value else fresh(model_config, recipe.seed, mesh)
   )
   if not _ADAPTER.value:  # or all of the training would be lost
-    preflight.require_disk(target, sum(value.nbytes for value in start.params.values()))
+    storage.require_space(target, sum(value.nbytes for value in start.params.values()))
   shape = start.model.config
   data = corpus(
     tasks, start.tokens,

@@ -3,14 +3,19 @@
 `import merge_jax as mj` offers the operators; the rest is `from merge_jax import search`, ….
 """
 
+from merge_jax.operators import STATIC as STATIC
 from merge_jax.operators import AgreeingMean as AgreeingMean
 from merge_jax.operators import Axes as Axes
 from merge_jax.operators import EnergyMean as EnergyMean
 from merge_jax.operators import Leaf as Leaf
+from merge_jax.operators import Mask as Mask
 from merge_jax.operators import Operator as Operator
 from merge_jax.operators import Plan as Plan
 from merge_jax.operators import Prepared as Prepared
 from merge_jax.operators import Ranked as Ranked
+from merge_jax.operators import Ranks as Ranks
+from merge_jax.operators import Reducer as Reducer
+from merge_jax.operators import Sparsifier as Sparsifier
 from merge_jax.operators import TaskVector as TaskVector
 from merge_jax.operators import Total as Total
 from merge_jax.operators import WeightedSum as WeightedSum
@@ -42,6 +47,7 @@ from merge_jax.operators import passthrough as passthrough
 from merge_jax.operators import pcb as pcb
 from merge_jax.operators import plan as plan
 from merge_jax.operators import prepare as prepare
+from merge_jax.operators import pytree as pytree
 from merge_jax.operators import ram as ram
 from merge_jax.operators import ram_plus as ram_plus
 from merge_jax.operators import regmean as regmean

@@ -49,6 +49,8 @@ def sentence(error: BaseException) -> str:
   """
   if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
     return f"{error.filename}: {error.strerror}."
+  if isinstance(error, MemoryError):
+    return f"not enough memory: {error or 'none is left'}."
   return " ".join(str(error).split("\n"))
 
 

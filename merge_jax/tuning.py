@@ -139,7 +139,7 @@ def _dtype(prepared: mj.Prepared) -> Any:
 
 
 def _row(init: ArrayLike | Mapping[str, ArrayLike], prepared: mj.Prepared) -> Array:
-  chosen = lifting.in_row(init, prepared.names) if isinstance(init, Mapping) else init
+  chosen = lifting.by_position(init, prepared.names) if isinstance(init, Mapping) else init
   values = jnp.asarray(chosen, jnp.float32)
   return jnp.full((1, prepared.count), values) if values.ndim == 0 else values[None]
 
@@ -216,8 +216,10 @@ def unlabelled(tokens: Tokens, prompts: Sequence[str], *, last: bool = False, **
 def matched(apply: Apply, experts: Iterable[PyTree], prompts: Iterable[Sequence[Bucket]]) -> list[Matched]:
   """Every expert's logits on batches of its own prompts, the experts in turn, for `matching`.
 
+  Raises:
+    ValueError: other than one list of batches for each expert.
+
   They are kept for all batches: rows × asked × vocabulary floats; a few prompts of each expert are enough.
-  A ValueError: other than one list of batches for each expert.
   """
   call = jax.jit(apply)
   each: list[list[Matched]] = []

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import pathlib
+import resource
 import signal
 
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -21,14 +22,19 @@ from absl import flags
 
 MAPS = 20_000
 """Mapped regions of a process that is near its limit (65,530 on Linux); a compiled program takes some."""
+RESIDENT = 3 << 30
+"""Bytes of a process of several; programs of a whole run are 8 GB."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
   """Forgets compiled programs before the kernel gives a process no more memory, which ends it."""
   yield
-  maps = pathlib.Path("/proc/self/maps")
-  if maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+  process = pathlib.Path("/proc/self")
+  if not process.exists():
+    return
+  resident = int((process / "statm").read_text().split()[1]) * resource.getpagesize()
+  if resident > RESIDENT or (process / "maps").read_bytes().count(b"\n") > MAPS:
     jax.clear_caches()
 
 

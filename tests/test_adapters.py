@@ -242,6 +242,7 @@ def test_adapters_of_tied_heads(tmp_path):
     ({"r": 0}, "r is 0; expected"),
     ({"r": "x"}, "r is 'x'; expected a whole number"),
     ({"rank_pattern": {"(": 3}}, "is no regular expression"),
+    ({"alpha_pattern": {"(?i)UP_PROJ": 8}}, "is no regular expression"),  # within PEFT's own
     ({"r": 3}, r"A \[2, 4\] and B \[6, 2\] of .* do not fit rank 3"),
   ],
 )

@@ -21,6 +21,7 @@ from orbax.checkpoint import v1 as ocp
 
 from merge_jax import checkpoints, preflight, sharding, storage
 from merge_jax.checkpoints import huggingface
+from merge_jax.preflight.values import finite
 from tests import pools
 
 TENSORS = {
@@ -281,6 +282,18 @@ def test_a_damaged_orbax_directory_is_one_sentence(tmp_path, name, content):
     assert str(tmp_path) in str(error) and "\n" not in str(error) and len(str(error)) < 600
   else:
     np.testing.assert_array_equal(value, np.ones(2, np.float32))
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.parametrize("damage", ["missing", "empty", "bool"])
+def test_an_orbax_directory_that_shows_no_tensors_is_refused(tmp_path, damage, capfd):
+  ocp.save(tmp_path / "x", {"w": np.ones(2, "f")} | ({"flag": True} if damage == "bool" else {}))
+  for path in (tmp_path / "x" / "state" / "d").iterdir() if damage != "bool" else ():
+    path.unlink() if damage == "missing" else path.write_bytes(b"")
+  capfd.readouterr()
+  with pytest.raises(ValueError, match="x: Orbax finds no tensors in it") as caught:
+    checkpoints.open(tmp_path / "x")
+  assert "\n" not in str(caught.value) and capfd.readouterr() == ("", "")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Orbax, of restoring without a sharding
@@ -554,11 +567,11 @@ def test_preflight_compares_vocabularies(pool):
 def test_finite_reads_bits():
   for dtype in (np.float32, ml_dtypes.bfloat16, np.float16, np.float64, np.int32):
     values = np.ones(1000, dtype)
-    assert preflight.finite(values)
+    assert finite(values)
     if dtype is not np.int32:
       for bad in (np.nan, np.inf, -np.inf):
         values[777] = bad
-        assert not preflight.finite(values)
+        assert not finite(values)
 
 
 FLOATS = (
@@ -586,7 +599,7 @@ def test_nonfinite_elements_are_counted(dtype):
 
 def test_a_full_disk_is_found_before(tmp_path):
   with pytest.raises(OSError, match="the disk has"):
-    preflight.require_disk(tmp_path / "not" / "yet", 1 << 60)
+    storage.require_space(tmp_path / "not" / "yet", 1 << 60)
 
 
 def test_pool_lists():

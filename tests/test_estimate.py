@@ -198,7 +198,7 @@ def test_a_plan_of_the_job(tmp_path):
   assert code == 0, errors
   made = json.loads((tmp_path / "plan.json").read_text())
   assert made["fits"] and made["devices"] == 4 and made["seconds_per_candidate"] > 0
-  assert "candidate" in out and "4 checkpoints on 4 cpu" in out
+  assert "candidate" in out and "4 checkpoints and a base on 4 cpu" in out
   assert "leaves 1 of 5 devices idle" in out
 
 

@@ -191,7 +191,7 @@ def test_a_platform_that_is_not_here_is_one_sentence(world, tmp_path):
     ("c.recycle.search.proposer = 'cma'", "config: unknown search.proposer 'cma'; did you mean 'cma_es'?"),
     further("c.recycle.search.fitness = 'avg'", "config: unknown search.fitness 'avg'"),
     further("c.recycle.search.budget = 7", "config: search.budget is 7; expected at least 8"),
-    further("c.recycle.search.method = 'slerp'", "config: search.method 'slerp' merges 2 models; got 8"),
+    further("c.recycle.search.method = 'slerp'", "config: search.method 'slerp' cannot be searched in space"),
   ],
 )
 def test_a_quickstart_that_cannot_be_is_refused_first(tmp_path, change, said):

@@ -269,7 +269,7 @@ def test_a_merge_does_not_write_into_an_adapter(world):
   text = OWN.format(method="linear", a="a, adapter: lora", more="")
   adapted = checkpoints.with_adapter(checkpoints.open("a"), "lora")
   remapped = embeddings.Remapped(
-    adapted.path, {}, {}, None, {"x": adapted}, "x", None, frozenset(), frozenset()
+    adapted.path, {}, {}, None, adapted, {"x": adapted}, "x", None, frozenset(), frozenset()
   )
   assert remapped.places == adapted.places == (adapted.path, Path("lora"))
   assert "lies in the input lora" in refused(world, text, "lora/inner")

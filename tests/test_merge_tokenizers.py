@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from merge_jax import checkpoints, recipes
 from merge_jax.checkpoints import hub
 from merge_jax.evals import chat as templates
-from merge_jax.recipes import casting, chat, embeddings, schema, tokenizer_files, tokenizers, vocabulary
+from merge_jax.recipes import chat, embeddings, schema, tensors, tokenizer_files, tokenizers, vocabulary
 
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
@@ -49,10 +49,10 @@ def make(root, label, spec, *, rows=None, dtype=np.float32, head=True, bias=Fals
   vocabulary = Tokenizer.from_str(json.dumps(spec)).get_vocab()
   rows = rows or max(vocabulary.values()) + 1
   matrix = (value(label, np.arange(rows))[:, None] + np.arange(3.0)).astype(dtype)
-  tensors = {"model.embed_tokens.weight": matrix, "model.layers.0.up.weight": np.zeros((rows, 3), dtype)}
-  tensors |= {"lm_head.weight": -matrix} if head else {}
-  tensors |= {"lm_head.bias": matrix[:, 0]} if bias else {}
-  checkpoints.write(folder, tensors)
+  made = {"model.embed_tokens.weight": matrix, "model.layers.0.up.weight": np.zeros((rows, 3), dtype)}
+  made |= {"lm_head.weight": -matrix} if head else {}
+  made |= {"lm_head.bias": matrix[:, 0]} if bias else {}
+  checkpoints.write(folder, made)
   texts = {"config.json": {"vocab_size": rows} | dict(config), "tokenizer.json": spec} | dict(files)
   for name, content in texts.items():
     (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
@@ -172,9 +172,9 @@ def test_a_tied_model_beside_untied_ones_has_rows_of_their_heads(tmp_path, keys)
   assert first(views["b"].read("lm_head.weight"))[4] == (103 - 203) / 2
   assert views["x"].result_dtype("lm_head.weight") == np.float32
   named = {schema.Model(label): view for label, view in views.items()}
-  (tensors, *_), notes = (found := casting.tensors(named))[0].values(), found[1]
-  assert tensors["lm_head.weight"] == "lm_head.weight" and "x ties its head" in notes[0]
-  assert casting.untied(views["y"]) and not casting.untied(views["x"])
+  (names, *_), notes = (found := tensors.of(named))[0].values(), found[1]
+  assert names["lm_head.weight"] == "lm_head.weight" and "x ties its head" in notes[0]
+  assert tensors.untied(views["y"]) and not tensors.untied(views["x"])
 
 
 def test_a_head_that_is_stored_twice_is_remapped_as_such(tmp_path):
@@ -279,6 +279,16 @@ def test_tokens_of_their_own(tmp_path):
   assert first(-rows["y"])[:6] == [0, 200, 0, 2, 1, 203]
   for one in rows.values():
     np.testing.assert_allclose(one[6], one[:6].mean(0), rtol=1e-6)
+
+
+def test_an_id_far_beyond_all_tokens_is_damage(tmp_path):
+  models = pool(tmp_path)
+  path = tmp_path / "b" / "tokenizer.json"
+  spec = json.loads(path.read_text())
+  spec["model"]["vocab"][next(iter(spec["model"]["vocab"]))] = 2**32 - 1
+  path.write_text(json.dumps(spec))
+  with pytest.raises(ValueError, match="has id 4294967295, of 4 tokens; the file"):
+    tokenizers.plan("base", {}, None, models, "b")
 
 
 @pytest.mark.parametrize("multiple", [1, 4, 64])
@@ -478,3 +488,18 @@ def test_chat_templates_of_the_user():
     chat.choose("{{ messages }}\n{% for %}", [])
   with pytest.raises(ValueError, match="unknown chat template 'lama3'; did you mean 'llama3'"):
     chat.choose("lama3", [])
+  for text in ("{{ x | nofilter }}", "{{ 1" + "0" * 6000 + " }}"):
+    with pytest.raises(ValueError, match=r"chat_template.* is no valid Jinja"):
+      chat.choose(text, [])
+  with pytest.raises(ValueError, match="chat_template is nested too deeply"):
+    chat.choose("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", [])
+
+
+@pytest.mark.parametrize(
+  ("content", "said"), [("5", "expected an object"), ('{"chat_template": "{{ m["}', "is no valid Jinja")]
+)
+def test_a_chat_template_that_is_damaged_is_named_with_its_model(tmp_path, content, said):
+  (tmp_path / "y").mkdir()
+  (tmp_path / "y" / "tokenizer_config.json").write_text(content)
+  with pytest.raises(ValueError, match=f"{tmp_path}/y: .*{said}"):
+    chat.choose("auto", [tmp_path / "y"])

@@ -633,12 +633,15 @@ MISUSED = {
   "another shape": (lambda: merge_ones(operator=Summed(0.0)), r"^Summed: .* shape \(\); expected \(4,\)"),
   "a text that is not static": (
     lambda: mj.plan(Summed(), ONES[0]),
-    "^Summed: mode is 'all', which is no number; .*metadata=STATIC",
+    "^Summed: mode is 'all', which is no number; .*metadata=merge_jax.STATIC",
   ),
-  "a class that is no pytree": (lambda: merge_ones(operator=Plain()), "^Plain is no pytree; put @pytree"),
+  "a class that is no pytree": (
+    lambda: merge_ones(operator=Plain()),
+    "^Plain is no pytree; put @merge_jax.pytree",
+  ),
   "a part that is no pytree": (
     lambda: mj.prepare(mj.route((".*", Plain())), ONES),
-    "^Plain is no pytree; put @pytree",
+    "^Plain is no pytree; put @merge_jax.pytree",
   ),
   "complex weights": (lambda: merge_ones(np.array([1j, 1.0])), "expected a number for each"),
   "complex numbers among weights": (
@@ -718,7 +721,7 @@ def test_numbers_in_a_row_are_not_for_a_dict_that_jax_has_sorted():
     (mj.ties(density=jnp.array([0.1, 0.5, 0.9])), None, base),
     (mj.fisher(), None, {"statistics": [EXPERTS[0]] * 3}),
   ):
-    with pytest.raises(ValueError, match="in a row, but inside a program models by name are in the order of"):
+    with pytest.raises(ValueError, match="by position, but inside a program models by name lose their order"):
       jax.jit(lambda e, operator=operator, w=weights, o=options: mj.merge(operator, e, w, **o))(NAMED)
   squares = {name: jax.tree.map(jnp.square, tree) for name, tree in NAMED.items()}
   expected_ = mj.merge(mj.fisher(), list(NAMED.values()), statistics=list(squares.values()))

@@ -1,6 +1,7 @@
 """One plan for merges in memory, under jit and streamed: who merges which tensor."""
 
 import collections
+import math
 from pathlib import Path
 
 import chex
@@ -77,7 +78,7 @@ def jobs_of(operator, experts, base):
   plan, parts = mj.plan(operator, experts[0].specs), operator.parts
   jobs = []
   for entry in plan.entries:
-    part = parts[entry.operator]
+    part = parts[entry.part]
     jobs.append(
       streaming.Job(
         entry.name,
@@ -86,7 +87,7 @@ def jobs_of(operator, experts, base):
         tuple(streaming.Source(one, entry.name) for one in experts),
         streaming.Source(base, entry.name) if part.needs_base else None,
         models=tuple(one.name for one in experts),
-        group=entry.operator,
+        group=entry.part,
       )
     )
   return jobs
@@ -141,10 +142,10 @@ def test_plan_is_static_and_needs_no_tensor():
   specs = {name: jax.ShapeDtypeStruct(value.shape, value.dtype) for name, value in EXPERTS[0].items()}
   plan = mj.plan(operator, specs, AXES)
   assert plan == mj.plan(operator, EXPERTS[0], AXES) and hash(plan) == hash(mj.plan(operator, specs, AXES))
-  assert [entry.operator for entry in plan.entries] == [0, 0, 1, 1, 2, 2]
+  assert [entry.part for entry in plan.entries] == [0, 0, 1, 1, 2, 2]
   assert [entry.name for entry in plan.entries if not entry.merged] == ["step"]
   assert plan.entries[2].slices == ("b.0.w", "b.1.w", "b.2.w")
-  assert [plan.size(i) for i in range(3)] == [210, 630, 64]
+  assert [sum(math.prod(entry.shape) for entry in plan.of(i)) for i in range(3)] == [210, 630, 64]
   assert mj.prepare(operator, EXPERTS, base=BASE, axes=AXES).plan == plan
 
 
@@ -162,3 +163,10 @@ def test_plan_is_static_and_needs_no_tensor():
 def test_errors(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+def test_a_stack_of_no_layers_is_carried_over():
+  tree = {"layers": {"w": np.zeros((0, 3, 4), np.float32)}, "b": np.ones(2, np.float32)}
+  axes = ((r"(layers)\..*", mj.Axes(stack=0, out=(2,))),)
+  merged = mj.merge(mj.linear(), [tree, tree], [2.0, 1.0], axes=axes)
+  chex.assert_trees_all_equal(merged, tree)

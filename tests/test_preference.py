@@ -9,7 +9,6 @@ import pytest
 
 from merge_jax import checkpoints, evals
 from merge_jax.training import Recipe, Stopped, begin, continued, corpus, loop, preference, puzzles, train
-from merge_jax.training.recipe import plain
 from tests import pools
 from tests.test_launch import launch
 from tests.test_training import LIMITS, SMALL, apply, equal, make_tasks, params, standard_promotion
@@ -117,10 +116,6 @@ def test_what_does_not_go_together_is_refused(params):
   plain_data = corpus(tasks, evals.Tokens(puzzles.tokenizer(), 1), **LIMITS)
   with pytest.raises(ValueError, match="right answers alone, and dpo_beta is"):
     train(apply, begin(params, recipe), plain_data, recipe)
-
-
-def test_recipes_without_a_preference_are_written_as_before():
-  assert "dpo_beta" not in plain(Recipe(**SMALL)) and plain(Recipe(**DPO))["dpo_beta"] == 0.5
 
 
 def test_the_job_prefers_the_right_choices(tmp_path):

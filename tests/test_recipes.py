@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+import merge_jax as mj
 from merge_jax import recipes
+from merge_jax.operators import counting
 from merge_jax.recipes import choices, configs, layers, methods, own_methods, parameters, schema, yaml_reader
 from merge_jax.recipes.parameters import lookup, parse
 
@@ -274,7 +276,7 @@ def test_layers_are_stacked_anew():
   targets = layers.restack(
     [[*LLAMA, *OUTSIDE]] * 2, layers.Stack("model.layers", 3), [[(0, 2), (1, 3)], [(2, 3)]]
   )
-  got = {target.name: (target.names, target.part, target.layer) for target in targets}
+  got = {target.name: (target.names, target.slice, target.layer) for target in targets}
   assert got["model.layers.0.mlp.w"] == (("model.layers.0.mlp.w", "model.layers.1.mlp.w"), 0, 0)
   assert got["model.layers.2.mlp.experts.0.w"] == (("model.layers.2.mlp.experts.0.w",), 1, 0)
   assert got["model.embed_tokens.weight"][1] == 0
@@ -364,7 +366,7 @@ def test_configs_that_cannot_follow(config, order, words):
 def test_counts_are_those_of_float64(elements, density):
   got = methods._trim({"density": np.array([density])}, elements, True)["density"]
   kept = min(elements, max(1, int(density * elements))) if density > 0 else 0
-  assert np.floor(np.float64(got[0]) * elements) == kept
+  assert got.tolist() == [kept] and got.dtype == np.uint32
 
 
 @pytest.mark.parametrize("name", methods.MERGEKIT)
@@ -431,3 +433,35 @@ def test_operators_have_one_form_for_all_tensors():
   ]
   made = choices.operators(linear)
   assert made[0] is made[2] and choices.structure(made[0]) == choices.structure(made[1])
+
+
+@pytest.mark.parametrize("elements", [10, 2**24 + 3, 128256 * 4096, 2**32 + 1])
+@pytest.mark.parametrize(("density", "gamma"), [(0.7, 0.1), (0.05, 0.01), (0.6, 0.3), (1.0, 0.0)])
+def test_counts_are_mergekits_however_large_a_tensor_is(elements, density, gamma):
+  given = {"density": np.array([density]), "gamma": np.array([gamma]), "rescale": False}
+  size, kept = counting.limbs(elements), int(density * elements)
+  at_least_one = max(kept, 1)
+  off = 0 if elements < 2**32 else elements >> 23  # of more than uint32 has only a density is told
+
+  def count(share):
+    return counting.whole(counting.fraction(size, share)[0])
+
+  trim = mj.trim(methods._trim(given, elements, True)["density"], scope="tensor", keep="exact")
+  assert abs(counting.whole(trim.rank(size, trim.density)[0]) - at_least_one) <= off
+  cut = methods._outliers(given, elements, True)
+  assert abs(count(cut["density"]) - kept) <= off and abs(count(cut["gamma"]) - int(gamma * elements)) <= off
+
+
+def test_numbers_that_each_model_may_have_are_the_operators():
+  """What a recipe may say of each model is what the rule, or one of its blocks, takes one for each of."""
+
+  def per_model(part):
+    blocks = (*part.sparsify, part.reduce) if isinstance(part, mj.TaskVector) else ()
+    return {*getattr(part, "per_model", ()), *(name for block in blocks for name in per_model(block))}
+
+  needed = {"density": 0.5, "t": 0.1}
+  for name, own in own_methods.OWN.items():
+    arguments = {
+      key: needed[key] for key, one in own_methods.keywords(name).items() if one.default is one.empty
+    }
+    assert per_model(own_methods.factory(name)(**arguments)) == set(own), name

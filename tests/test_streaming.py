@@ -1,5 +1,6 @@
 """Blocks: how tensors are cut, that rules go by them, and order statistics that are found in one pass."""
 
+import itertools
 import threading
 
 import chex
@@ -18,6 +19,7 @@ from merge_jax.operators.reduce import Reducer
 from merge_jax.streaming import blocks, order
 from tests.cases import CASES, every
 from tests.cases.common import make_tree
+from tests.further import beyond
 from tests.test_plan import Memory, Result, jobs_of
 
 KEY = jax.random.key(5)
@@ -144,32 +146,28 @@ class Held:
     pass
 
 
-@pytest.mark.parametrize("name", every())
-def test_every_rule_streams_what_it_merges_in_memory(name, monkeypatch):
-  """Tensors of several blocks, and a last one that is not full."""
+def streams_alike(monkeypatch, operator, count, weights=None, statistics=None):
+  """Whether a stream of tensors of several blocks, the last not full, gives what a merge in memory does."""
   monkeypatch.setattr(blocks, "LONGEST", 512)
   monkeypatch.setattr(blocks, "SHORTEST", 512)
-  case = CASES[name]
   shapes = {"model.layers.0.w": (18, 65), "model.norm.weight": (16,)}
   base = make_tree(0, shapes=shapes)
-  experts = [make_tree(i + 1, 0.1, base, shapes=shapes) for i in range(case.count)]
-  kwargs = {"key": KEY} if case.operator.needs_key else {}
-  if case.operator.needs_base:
+  experts = [make_tree(i + 1, 0.1, base, shapes=shapes) for i in range(count)]
+  kwargs = {"key": KEY} if operator.needs_key else {}
+  if operator.needs_base:
     kwargs["base"] = base
-  statistics = None
-  if case.statistics is not None:
-    statistics = [case.statistics(tree, i) for i, tree in enumerate(experts)]
-    kwargs["statistics"] = statistics
-  weights = None if case.weights is None else np.array(case.weights, np.float32)
+  if statistics is not None:
+    statistics = kwargs["statistics"] = [statistics(tree, i) for i, tree in enumerate(experts)]
+  weights = None if weights is None else np.array(weights, np.float32)
   jobs = [
     streaming.Job(
       tensor,
       jax.ShapeDtypeStruct(shape, np.float32),
-      case.operator,
+      operator,
       tuple(Held(tree[tensor]) for tree in experts),
-      Held(base[tensor]) if case.operator.needs_base else None,
+      Held(base[tensor]) if operator.needs_base else None,
       weights,
-      tuple(map(str, range(case.count))),
+      tuple(map(str, range(count))),
       None
       if statistics is None
       else tuple(None if one[tensor] is None else Held(one[tensor]) for one in statistics),
@@ -179,8 +177,40 @@ def test_every_rule_streams_what_it_merges_in_memory(name, monkeypatch):
   result = Result(jobs)
   streaming.stream(jobs, result, key=KEY)
   named = {str(i): tree for i, tree in enumerate(experts)}
-  expected = mj.merge(case.operator, named, weights, **kwargs)
+  expected = mj.merge(operator, named, weights, **kwargs)
   chex.assert_trees_all_close(dict(result), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", every())
+def test_every_rule_streams_what_it_merges_in_memory(name, monkeypatch):
+  case = CASES[name]
+  streams_alike(monkeypatch, case.operator, case.count, case.weights, case.statistics)
+
+
+SPARSIFIERS = {
+  "trim": mj.trim(0.4),
+  "exact": mj.trim(0.5, scope="tensor", keep="exact"),
+  "rows": mj.trim(0.5, scope="row"),
+  "drop": mj.drop(0.6),
+  "ranked": mj.drop_by_magnitude(0.5, 0.2),
+  "outliers": mj.trim_outliers(0.5, 0.1, scope="tensor"),
+  "row outliers": mj.trim_outliers(0.5, 0.1),
+  "varying": mj.keep_variance(0.5),
+}
+REDUCERS = {
+  "sum": mj.WeightedSum(),
+  "agreeing": mj.AgreeingMean(),
+  "energy": mj.EnergyMean(mj.keep_variance(0.6)),
+}
+PAIRS = list(itertools.product(SPARSIFIERS, SPARSIFIERS))
+CHAINS = [(*pair, reduce) for pair, reduce in zip(PAIRS, itertools.cycle(REDUCERS), strict=False)][::3]
+
+
+@pytest.mark.parametrize("chain", beyond(CHAINS[::7], CHAINS), ids="-".join)
+def test_every_chain_streams_what_it_merges_in_memory(chain, monkeypatch):
+  *blocks_, reduce = chain
+  operator = mj.TaskVector(tuple(SPARSIFIERS[name] for name in blocks_), REDUCERS[reduce])
+  streams_alike(monkeypatch, operator, 3)
 
 
 @pytree

@@ -26,7 +26,7 @@ from tests.pools import make_pool
 
 TASKS = ("copy", "first", "other")
 OPTIONS = {"settings": {"both": ["copy", "first"]}, "counts": [2, 8], "budgets": [4, 7], "seeds": [0, 1],
-           "ablations": ["sigma"], "sigmas": [0.1], "batch": 2, "bootstrap": 100}  # fmt: skip
+           "ablations": ["sigma"], "sigmas": [0.1], "batch": 2}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +310,7 @@ def test_intervals_are_paired_and_know_seeds():
   right = (generator.random(200) < 0.5).astype(float)
   better = right.copy()
   better[np.flatnonzero(right == 0)[:10]] = 1.0
-  setting = Setting("t", ("t",), {"t": 1.0}, (), {})
+  setting = Setting("t", ("t",), {"t": 1.0}, (), {"units": None})
   one = setting.interval([model(better.tolist())], ["t"], 2000, model(right.tolist()))
   np.testing.assert_allclose(one["value"], 0.05)
   np.testing.assert_allclose(one["stderr"], np.sqrt(0.05 * 0.95 / 200), rtol=0.1)
@@ -320,5 +320,7 @@ def test_intervals_are_paired_and_know_seeds():
   halves = [model([value] * 2000) for value in (0.4, 0.6)]
   few = setting.interval(halves, ["t"], 4000)
   np.testing.assert_allclose(few["stderr"], 0.1, rtol=0.05)  # of two seeds: of n - 1, not of n
-  worse = Setting("t", ("t",), {"t": -1.0}, (), {}).interval([model(better.tolist())], ["t"], 100)
+  worse = Setting("t", ("t",), {"t": -1.0}, (), {"units": None}).interval(
+    [model(better.tolist())], ["t"], 100
+  )
   np.testing.assert_allclose(worse["value"], -better.mean())

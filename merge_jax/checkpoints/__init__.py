@@ -15,12 +15,10 @@ from merge_jax.checkpoints.base import Writer as Writer
 from merge_jax.checkpoints.finite import nonfinite as nonfinite
 from merge_jax.checkpoints.formats import FORMATS as FORMATS
 from merge_jax.checkpoints.formats import Format as Format
-from merge_jax.checkpoints.formats import open_checkpoint as open_checkpoint
+from merge_jax.checkpoints.formats import open as open
 from merge_jax.checkpoints.formats import write as write
 from merge_jax.checkpoints.formats import writer as writer
 from merge_jax.checkpoints.placement import place as place
 from merge_jax.checkpoints.safetensors_file import DTYPES as DTYPES
 from merge_jax.checkpoints.safetensors_file import nbytes as nbytes
 from merge_jax.checkpoints.sidecars import SIDECARS as SIDECARS
-
-open = open_checkpoint

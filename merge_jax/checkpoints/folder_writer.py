@@ -18,7 +18,7 @@ import numpy as np
 from merge_jax import host, storage
 from merge_jax.checkpoints import safetensors_file, sharing
 from merge_jax.checkpoints.base import Checkpoint, Writer
-from merge_jax.checkpoints.safetensors_file import nbytes
+from merge_jax.checkpoints.safetensors_file import nbytes, raw
 
 INDEX = "model.safetensors.index.json"
 
@@ -138,7 +138,7 @@ class FolderWriter(Writer):
   def _put_parts(self, name: str, parts: Iterable[np.ndarray]) -> None:
     shard, at = self._places[name]
     for part in parts:
-      content = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+      content = raw(part).data
       with storage.writing(shard.file):
         self._opened(shard).write(content, at)
       at += len(content)

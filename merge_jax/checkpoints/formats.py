@@ -50,7 +50,7 @@ FORMATS = {
 """All formats by name; the first whose `detect` says yes opens a folder."""
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open(path: str | Path) -> Checkpoint:
   """Opens a checkpoint; no tensor is read.
 
   Args:

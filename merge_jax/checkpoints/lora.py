@@ -1,15 +1,17 @@
 """What a PEFT LoRA adapter's `adapter_config.json` says, as far as it changes the weights."""
 
-import json
+import functools
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
-from merge_jax import storage
+from merge_jax import decoding
+from merge_jax.checkpoints import sidecars
 from merge_jax.errors import shown
 
 _Rank = Annotated[int, msgspec.Meta(ge=1)]
@@ -58,12 +60,12 @@ def read_config(path: Path) -> Config:
     FileNotFoundError: there is none.
     ValueError: not JSON, a value that is not of its type, or an adapter that is no plain LoRA.
   """
-  config = storage.read_json(path, Config)
+  raw = sidecars.read_object(path)
+  config = decoding.convert(raw, Config, str(path))
   if config.peft_type != "LORA":
     raise ValueError(
       f"{path}: peft_type is {shown(config.peft_type)}; expected 'LORA', the only one that is read."
     )
-  raw = json.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
   for name, value in raw.items():
     if value and name not in INERT and name not in Config.__struct_fields__:
       raise ValueError(f"{path}: {name} is {shown(value)}; expected it unset: plain LoRA alone is read.")
@@ -78,7 +80,7 @@ def read_config(path: Path) -> Config:
     )
   for pattern in (*(config.rank_pattern or {}), *(config.alpha_pattern or {})):
     try:
-      re.compile(pattern)
+      _compiled(pattern)
     except re.error as error:
       raise ValueError(f"{path}: the pattern {shown(pattern)} is no regular expression ({error}).") from None
   return config
@@ -86,6 +88,14 @@ def read_config(path: Path) -> Config:
 
 def _matched(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
   for pattern, value in (patterns or {}).items():
-    if re.match(rf"(.*\.)?({pattern})$", module):
+    if _compiled(pattern).match(module):
       return value
   return default
+
+
+@functools.cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+  """As PEFT matches modules with it."""
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # of sets within sets, which the user did not write
+    return re.compile(rf"(.*\.)?({pattern})$")

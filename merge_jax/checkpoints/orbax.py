@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax import checkpoint as legacy
 from orbax.checkpoint import v1 as ocp
@@ -140,6 +141,11 @@ def open_folder(folder: Path) -> Tree:
   with _one_sentence(folder, "read"):
     tree = ocp.metadata(root, item).metadata
   flat, treedef = naming.flatten(tree)
+  if not flat:
+    raise ValueError(
+      f"{folder}: Orbax finds no tensors in it; copy it again if files are missing or damaged, and save the "
+      "parameters alone: a leaf that is True or False hides all others."
+    )
   for name, leaf in flat.items():
     if not hasattr(leaf, "shape"):
       raise ValueError(
@@ -232,8 +238,12 @@ class TreeWriter(Writer):
 
 @contextlib.contextmanager
 def _one_sentence(folder: Path, what: str) -> Iterator[None]:
+  said = logging.get_verbosity()
+  logging.set_verbosity(min(said, logging.ERROR))  # Orbax warns of what it then does without
   try:
     yield
   except Exception as error:  # Orbax raises many kinds
     reason = " ".join(str(error).split())[:300]
     raise ValueError(f"{folder}: Orbax cannot {what} it ({type(error).__name__}: {reason}).") from None
+  finally:
+    logging.set_verbosity(said)

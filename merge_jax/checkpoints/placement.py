@@ -1,6 +1,5 @@
 """From files to devices: every process reads the bytes of its own shards, and can prove it."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +10,7 @@ from jax import Array
 from jax.sharding import Sharding
 
 from merge_jax.checkpoints.base import Checkpoint, narrowed
+from merge_jax.checkpoints.safetensors_file import raw
 
 Stacks = Mapping[str, tuple[str, ...]]
 """Names of leaves that are stacks of layers, and the names of their slices along the first axis."""
@@ -30,7 +30,7 @@ def place(
     checkpoint: open.
     shardings: of every leaf of the result, by name; memory kinds are kept, so that it may lie on the host.
     stacks: tensors that become one leaf `[layers, …]`, in order; their shapes and dtypes are equal.
-    verify: read what was placed back, and compare digests with the files.
+    verify: read what was placed back, and compare its bytes with those of the files.
 
   Returns:
     The leaves by name; what JAX would narrow (64 bits) stays on the host whole, a numpy array.
@@ -66,13 +66,9 @@ def _compare(checkpoint: Checkpoint, name: str, value: Array, parts: tuple[str, 
     names, index = ([name], shard.index) if parts is None else (parts[shard.index[0]], shard.index[1:])
     slices = [np.asarray(shard.data)] if parts is None else np.asarray(shard.data)
     for one, part in zip(names, slices, strict=True):
-      if _digest(part) == _digest(checkpoint.read(one, index)):
+      if np.array_equal(raw(part), raw(checkpoint.read(one, index))):
         continue
       raise ValueError(
         f"{checkpoint.path}: tensor {one!r} lies on {shard.device} with other bytes than its file has; start "
         "the job again, and check the disk and the device's memory if it happens twice."
       )
-
-
-def _digest(value: np.ndarray) -> bytes:
-  return hashlib.sha256(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data).digest()

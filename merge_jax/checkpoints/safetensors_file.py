@@ -181,6 +181,11 @@ def header(specs: Mapping[str, jax.ShapeDtypeStruct]) -> bytes:
   return len(text).to_bytes(8, "little") + text
 
 
+def raw(value: np.ndarray) -> np.ndarray:
+  """The bytes of a tensor in row-major order: uint8, flat; a view where it can be one."""
+  return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+
+
 def nbytes(spec: jax.ShapeDtypeStruct) -> int:
   """Bytes of a tensor."""
   return spec.size * np.dtype(spec.dtype).itemsize

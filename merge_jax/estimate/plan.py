@@ -112,8 +112,6 @@ def share_of_training(examples: int, budget: int) -> float:
 def advice(job: Job, held: Memory, mesh: Mapping[str, int], device: Device, model: int) -> list[str]:
   """What would make a search fit that does not, and what its mesh costs."""
   room, found = costs.USABLE * device.memory, list[str]()
-  if job.resident == job.checkpoints:
-    found.append("--method=task_arithmetic, the default of launch.recycle, holds a base as well.")
   size = math.prod(mesh.values())
   rest = held.data + held.activations
   if (side := mesh["candidate"]) > 1:
@@ -137,7 +135,7 @@ def advice(job: Job, held: Memory, mesh: Mapping[str, int], device: Device, mode
     found.append(f"Activations alone take {gib(rest)}: lower --batch_tokens, or cut heads over tensor.")
     return found
   factor = 2 ** math.ceil(math.log2(cut / (room - rest)))
-  found.append(f"{size * factor} devices would hold it, with the parameters cut over all of them.")
+  found.append(f"--num_devices={size * factor} would hold it, with the parameters cut over all of them.")
   base = job.resident - job.checkpoints
   fewer = int((room - rest - held.merged) // (held.parameters // job.resident)) - base
   if fewer >= 2:

@@ -67,7 +67,7 @@ class Chat:
     source: where it was found, for errors.
 
   Raises:
-    ValueError: Jinja cannot parse it.
+    ValueError: Jinja cannot compile it.
 
   >>> chat = Chat("{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}",
   ...             {"bos_token": "^"})
@@ -83,6 +83,8 @@ class Chat:
       raise ValueError(f"{source}: line {error.lineno} is no valid Jinja ({error.message}).") from None
     except (SyntaxError, RecursionError, MemoryError):  # of the Python that Jinja writes
       raise ValueError(f"{source} is nested too deeply.") from None
+    except ValueError as error:  # of a number with thousands of digits
+      raise ValueError(f"{source} is no valid Jinja ({error}).") from None
 
   def __call__(self, messages: Sequence[tuple[str, str]], *, asked: bool = True) -> str:
     """Messages of pairs of role and content as one text, up to where the assistant's answer begins if asked.

@@ -140,7 +140,7 @@ def load(spec: str | Path) -> Task:
   """
   path, metric = _path_and_metric(spec)
   check_names([path.stem], str(path))
-  lines = path.read_bytes().split(b"\n")  # JSON escapes "\n" and no other line end
+  lines = storage.read_bytes(path).split(b"\n")  # JSON escapes "\n" and no other line end
   if not lines[-1]:
     lines.pop()
   options = Options()

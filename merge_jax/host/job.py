@@ -138,7 +138,8 @@ def leave_now(status: int) -> NoReturn:
 
 
 def names(processes: Sequence[int]) -> str:
-  """
+  """What processes are called in sentences.
+
   >>> names([1, 2, 5])
   'processes 1, 2, 5'
   """

@@ -30,6 +30,7 @@ from merge_jax.operators.contrib.widen import widen as widen
 from merge_jax.operators.core import Leaf as Leaf
 from merge_jax.operators.core import Operator as Operator
 from merge_jax.operators.core import Ranked as Ranked
+from merge_jax.operators.core import Ranks as Ranks
 from merge_jax.operators.core import Total as Total
 from merge_jax.operators.core import Weights as Weights
 from merge_jax.operators.core import route as route
@@ -45,8 +46,13 @@ from merge_jax.operators.masks import trim as trim
 from merge_jax.operators.naming import Axes as Axes
 from merge_jax.operators.planning import Plan as Plan
 from merge_jax.operators.planning import plan as plan
+from merge_jax.operators.pytrees import STATIC as STATIC
+from merge_jax.operators.pytrees import pytree as pytree
 from merge_jax.operators.reduce import AgreeingMean as AgreeingMean
+from merge_jax.operators.reduce import Reducer as Reducer
 from merge_jax.operators.reduce import WeightedSum as WeightedSum
+from merge_jax.operators.sparsify import Mask as Mask
+from merge_jax.operators.sparsify import Sparsifier as Sparsifier
 from merge_jax.operators.task_vector import TaskVector as TaskVector
 from merge_jax.operators.task_vector import dare_linear as dare_linear
 from merge_jax.operators.task_vector import dare_ties as dare_ties

@@ -53,8 +53,9 @@ class Total(NamedTuple):
     whole: of all tensors of the model, or else of one tensor at a time.
     kind: numbers that are added, counts as limbs (`counting.py`), or numbers from 0 on of which the largest
       is wanted.
-    usual: of one tensor at a time: a result that does as well for nearly every tensor, and a function that
-      tells from the results of all surveys with it whether it did. Streams try it, and save a pass.
+    usual: `(guess, holds)`, of one tensor at a time: a result that serves nearly every tensor, and a test of
+      all results that were found with it. Streams take the guess and measure only where the test fails: that
+      saves a pass.
   """
 
   measure: Callable[[Leaf, Surveyed], PyTree]

@@ -141,13 +141,22 @@ def tally(keys: Array, thresholds: Array) -> Array:
   return sum_counts(counts, keys.size, kept=1)
 
 
+def is_count(value: Any) -> bool:
+  """Whether a density is the number of elements itself, in uint32."""
+  return getattr(value, "dtype", None) == np.uint32
+
+
 @_anywhere
 def fraction(size: Any, density: Any) -> Any:
   """k = floor(size * density), exactly, of a size `[3]` and float32 densities `[...]` in [0, 1]: `[..., 3]`.
 
   Half a unit in the last place is added to the density first, so that a decimal that float32
-  rounds down counts as what was written: 0.7 of 10 is 7.
+  rounds down counts as what was written: 0.7 of 10 is 7. What `is_count` is k itself, at most `size`.
   """
+  if is_count(density):
+    xp = _module(size, density)
+    k = xp.stack([density & 0xFFFF, density >> 16, xp.zeros_like(density)], -1)
+    return smaller(k, size)
   if _module(size, density) is np:
     share = np.asarray(density, np.float32)
     counts = [_fraction(whole(size), float(x)) for x in share.flat]

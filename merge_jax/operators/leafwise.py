@@ -129,12 +129,12 @@ def ties(
 
 
 @functools.partial(jax.jit, static_argnames="axes")
-def found(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> PyTree:
+def survey_alone(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) -> PyTree:
   """The result of the operator's next survey, of one tensor, in one program."""
-  return _over_stack(_found, (operator,), axes, leaf, surveyed)
+  return _over_stack(_survey, (operator,), axes, leaf, surveyed)
 
 
-def _found(operator: Operator, leaf: Leaf, surveyed: Surveyed) -> PyTree:
+def _survey(operator: Operator, leaf: Leaf, surveyed: Surveyed) -> PyTree:
   survey, size = _next(operator, surveyed), leaf.experts[0].size
   if isinstance(survey, Ranks):
     return None
@@ -149,11 +149,11 @@ def _found(operator: Operator, leaf: Leaf, surveyed: Surveyed) -> PyTree:
   return [Cut(low, high) for low, high in zip(states.low, states.high, strict=True)]
 
 
-def prepared(operator: Operator, leaf: Leaf) -> PyTree:
+def prepare_alone(operator: Operator, leaf: Leaf) -> PyTree:
   """`Operator.prepare` of a leaf as rules get it, whose surveys are all of one tensor."""
   surveyed: Surveyed = ()
   for _ in operator.survey():
-    surveyed = (*surveyed, _found(operator, leaf, surveyed))
+    surveyed = (*surveyed, _survey(operator, leaf, surveyed))
   return operator.prepare(leaf, surveyed)
 
 

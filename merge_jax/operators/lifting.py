@@ -17,13 +17,12 @@ from merge_jax.operators import layout, leafwise, naming, planning, surveying
 from merge_jax.operators.core import Leaf, Operator, PyTree, Route, Surveyed, Weights
 from merge_jax.operators.naming import AxesRules
 from merge_jax.operators.planning import Entry, Plan, plan
-from merge_jax.operators.pytrees import STATIC, has_rows, pytree, require_one
+from merge_jax.operators.pytrees import STATIC, has_one_per_model, pytree, require_one
 
-UNORDERED = (
-  "but inside a program models by name are in the order of their names, since JAX sorts dicts; give these by "
-  "name, too, or the models as a list with names=."
+BY_POSITION = (
+  "are given by position, but inside a program models by name lose their order, since JAX sorts dicts; give "
+  "them by name, too, or the models as a list with names=."
 )
-"""What is wrong with numbers in a row."""
 
 
 @pytree
@@ -38,7 +37,7 @@ class Prepared:
   names: tuple[int | str, ...] = dataclasses.field(metadata=STATIC)
   """Of the models, or their positions."""
   ordered: bool = dataclasses.field(metadata=STATIC)
-  """Whether numbers in a row can be told to belong to them."""
+  """Whether they are in the order that they were given in, so that numbers by position are theirs."""
 
   @property
   def count(self) -> int:
@@ -94,7 +93,7 @@ def prepare(
     key: seed of random operators; one key per (model, tensor) is derived from it.
     statistics: for each expert what was measured of it, by tensor name; in order, or by model name.
     axes: rules for leaves that are not `[out, in]`, or stacked; see `Axes`.
-    names: of the experts of a sequence, as a mapping has them.
+    names: for a sequence of experts: a name for each, as a mapping has them.
 
   Returns:
     A pytree to pass to `combine`, also through `jit`.
@@ -112,7 +111,7 @@ def prepare(
   ids, leaves, treedef = planning.match(experts, base, statistics, names)
   ordered = planning.in_order(experts)
   if not ordered and isinstance(statistics, Sequence):
-    raise ValueError(f"Statistics are in a row, {UNORDERED}")
+    raise ValueError(f"Statistics {BY_POSITION}")
   planned = plan(operator, {name: leaf.experts[0] for name, leaf in leaves.items()}, axes)
   label, parts = type(operator).__name__, operator.parts
   needs_base = any(part.needs_base for part in parts)
@@ -127,33 +126,37 @@ def prepare(
     key = planning.beside(key, leaves.values())
   for part in parts:
     require_one(part, len(ids))
-    if not ordered and has_rows(part):
-      raise ValueError(f"{type(part).__name__} has numbers of each model in a row, {UNORDERED}")
+    if not ordered and has_one_per_model(part):
+      raise ValueError(f"Numbers of each model of {type(part).__name__} {BY_POSITION}")
   for entry in planned.entries:
-    leaf, part = leaves[entry.name], parts[entry.operator]
-    if part.models not in (None, len(ids)):
-      raise ValueError(f"{type(part).__name__} merges {part.models} models, got {len(ids)}.")
-    leaf = leaf._replace(base=leaf.base if part.needs_base else None)
-    if entry.merged:  # 64-byte aligned host memory is used in place, not copied
-      leaf = jax.tree.map(lambda x: x if isinstance(x, Array) else jax.device_put(x), leaf)
-      leaf = layout.alike(leaf)
-      measured, count = jax.tree.leaves(leaf.statistics), len(entry.slices)
-      if entry.axes.stack is not None and any(np.shape(x)[:1] != (count,) for x in measured):
-        where = f"Statistics of tensor {entry.name!r}"
-        raise ValueError(f"{where}: expected those of its {count} layers, stacked in front.")
-      planning.require_together(entry.name, leaf)
-      if key is not None and part.needs_key:
-        keys = [[naming.key_of(key, model, one) for one in entry.slices] for model in ids]
-        leaf = leaf._replace(keys=tuple(_per_slice(entry, of_model) for of_model in keys))
-    else:
-      planning.require_equal(entry.name, leaf)
-    leaves[entry.name] = leaf
+    leaves[entry.name] = _input(parts[entry.part], entry, leaves[entry.name], ids, key)
   prepared = {}
   for index, part in enumerate(parts):
     entries = planned.of(index)
     for entry, surveyed in zip(entries, _surveys(part, entries, leaves), strict=True):
       prepared[entry.name] = leafwise.prepare(part, leaves[entry.name], surveyed, entry.axes)
   return Prepared(operator, leaves, prepared, planned, treedef, tuple(ids), ordered)
+
+
+def _input(part: Operator, entry: Entry, leaf: Leaf, models: Sequence[int | str], key: Array | None) -> Leaf:
+  """A tensor as its rule gets it: without a base that is not used, on devices, with its random keys."""
+  if part.models not in (None, len(models)):
+    raise ValueError(f"{type(part).__name__} merges {part.models} models, got {len(models)}.")
+  leaf = leaf._replace(base=leaf.base if part.needs_base else None)
+  if not entry.merged:
+    planning.require_equal(entry.name, leaf)
+    return leaf
+  # 64-byte aligned host memory is used in place, not copied
+  leaf = layout.alike(jax.tree.map(lambda x: x if isinstance(x, Array) else jax.device_put(x), leaf))
+  measured, count = jax.tree.leaves(leaf.statistics), len(entry.slices)
+  if entry.axes.stack is not None and any(np.shape(x)[:1] != (count,) for x in measured):
+    where = f"Statistics of tensor {entry.name!r}"
+    raise ValueError(f"{where}: expected those of its {count} layers, stacked in front.")
+  planning.require_together(entry.name, leaf)
+  if key is None or not part.needs_key:
+    return leaf
+  keys = [[naming.key_of(key, model, one) for one in entry.slices] for model in models]
+  return leaf._replace(keys=tuple(_per_slice(entry, of_model) for of_model in keys))
 
 
 def _surveys(part: Operator, entries: Sequence[Entry], leaves: Mapping[str, Leaf]) -> list[Surveyed]:
@@ -181,23 +184,30 @@ def _by_name(prepared: Prepared, weights: Any) -> Weights:
     raise ValueError(f"{type(prepared.operator).__name__} takes no weights; use linear() for a weighted one.")
   given = isinstance(weights, Weights)
   if isinstance(weights, Mapping):
-    weights = in_row(weights, prepared.names)
+    weights = by_position(weights, prepared.names)
   elif not prepared.ordered:
-    raise ValueError(f"Weights are in a row, {UNORDERED}")
+    raise ValueError(f"Weights {BY_POSITION}")
   values = planning.beside(_numbers(weights.values if given else weights), prepared.leaves.values())
   if values.ndim != (2 if given else 1) or values.shape[-1] != prepared.count:
     raise ValueError(f"Weights of shape {values.shape} do not fit {prepared.count} models.")
   result = Weights(values, weights.patterns) if given else Weights(values[None], ("(?s:.*)",))
-  if isinstance(values, jax.core.Tracer):
-    return result
-  concrete = np.asarray(values)  # inside a program what JAX computes is traced, whatever it is computed from
+  if not isinstance(values, jax.core.Tracer):
+    _require_usable(prepared, result, np.asarray(values))
+  return result
+
+
+def _require_usable(prepared: Prepared, weights: Weights, concrete: np.ndarray) -> None:
+  """Raises ValueError for weights that are not finite, or sum to 0 where a rule divides by their sum.
+
+  `concrete` are their values: inside a program what JAX computes, rows of them for example, is traced.
+  """
   if not prepared.wide:
     with np.errstate(over="ignore"):
       concrete = concrete.astype(np.float32)  # what it is computed with
   if not np.all(np.isfinite(concrete)):
     raise ValueError(f"The weights are {shown(concrete.tolist())}; expected finite numbers.")
   merged = (entry for entry in prepared.plan.entries if entry.merged)
-  used = {(entry.operator, result.index(one)) for entry in merged for one in entry.slices}
+  used = {(entry.part, weights.index(one)) for entry in merged for one in entry.slices}
   for index, row in used:
     part, numbers = prepared.operator.parts[index], concrete.reshape(-1, prepared.count)[row]
     least = np.finfo(numbers.dtype).tiny  # less is flushed, also a reciprocal, by which programs may multiply
@@ -208,10 +218,9 @@ def _by_name(prepared: Prepared, weights: Any) -> Weights:
       raise ValueError(
         f"The weights of {type(part).__name__} sum to {total:g}, by which it divides; pass others."
       )
-  return result
 
 
-def in_row(weights: Mapping[Any, ArrayLike], names: Sequence[int | str]) -> list[ArrayLike]:
+def by_position(weights: Mapping[Any, ArrayLike], names: Sequence[int | str]) -> list[ArrayLike]:
   """Weights by model in the models' order; ValueError if they are not of these models."""
   for one in (*weights, *names):
     if one not in names or one not in weights:
@@ -262,7 +271,7 @@ def combine(prepared: Prepared, weights: WeightsLike = None, *, dtype: Any = Non
   rows = () if by_name is None else tuple(by_name.values)
   merged = []
   for entry in prepared.plan.entries:
-    leaf, part = prepared.leaves[entry.name], prepared.operator.parts[entry.operator]
+    leaf, part = prepared.leaves[entry.name], prepared.operator.parts[entry.part]
     first = leaf.experts[0]
     to = first.dtype if dtype is None or not jnp.issubdtype(first.dtype, jnp.floating) else jnp.dtype(dtype)
     if not entry.merged:  # a copy: a caller may donate the result; on the host 64-bit integers are whole

@@ -82,8 +82,10 @@ class Slerp(Operator):
     lerp_above: linear where the cosine is above it, or below its negative; mergekit has 0.9995, which most
       fine-tunes of one base reach.
 
-  Without it linear only where sin Ω < 1e-6. A zero tensor counts as orthogonal to everything. A
-  ValueError: not exactly two models, a t that is not finite, weights that sum to 0.
+  Raises:
+    ValueError: not exactly two models, a t that is not finite, weights that sum to 0.
+
+  Without it linear only where sin Ω < 1e-6. A zero tensor counts as orthogonal to everything.
 
   >>> import merge_jax as mj
   >>> ends = [{"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([0.0, 1.0])}]

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from merge_jax.operators import counting, hashing, layout, rows, selection
 from merge_jax.operators.core import Leaf, PyTree, Ranked, Survey, Surveyed
 from merge_jax.operators.pytrees import STATIC, check_choice, check_number, pytree
-from merge_jax.operators.sparsify import Mask, Rescale, random_keys
+from merge_jax.operators.sparsify import Mask, Rescale, check_share, random_keys
 
 Scope = Literal["model", "tensor", "row"]
 Keep = Literal["threshold", "exact"]
@@ -24,7 +24,7 @@ class Trim(Mask):
 
   Attributes:
     density: fraction kept, in [0, 1], one number or one for each model `[K]`; read as float32, as the
-      magnitudes are.
+      magnitudes are. In uint32 it is k itself, the number of elements.
     scope: one threshold for the whole model (the TIES authors'), for each tensor (mergekit, PEFT), or for
       each row of `[out, in]`.
     keep: "threshold" keeps all that reach the (n-k)-th smallest magnitude, k = floor(n density):
@@ -54,7 +54,7 @@ class Trim(Mask):
     check_choice("scope", self.scope, get_args(Scope))
     check_choice("keep", self.keep, get_args(Keep))
     check_choice("rescale", self.rescale, ("none", "l1"))
-    check_number("density", self.density, 0.0, 1.0)
+    check_share("density", self.density)
     if self.keep == "exact" and self.scope != "tensor":
       raise ValueError(f"keep='exact' needs scope='tensor'; equals in a {self.scope} have no order here.")
 
@@ -82,7 +82,9 @@ class Trim(Mask):
   def rank(self, size: Any, density: Any) -> Any:
     """Ranks `[..., 3]` of the thresholds among `size` magnitudes (limbs): the authors' is the (k+1)-th."""
     k = counting.fraction(size, density)
-    more = (density > 0) & (density < 1) & ((self.keep == "threshold") | ~(k > 0).any(-1))
+    more = (
+      (density > 0) & (counting.minus(size, k) > 0).any(-1) & ((self.keep == "threshold") | ~(k > 0).any(-1))
+    )
     return counting.carry(k + counting.of(more))
 
   def choose(self, leaf: Leaf, ordered: PyTree) -> Sequence[PyTree]:

@@ -1,6 +1,7 @@
 """What is settled before any work, from names, shapes and dtypes: which models match, who merges what.
 
-Merges in memory, streams and sharded pools all start from a `Plan`, so that they cannot disagree.
+Merges in memory and pools that are searched start from a `Plan`; recipes, which restack layers and rename
+tensors, settle the same in `recipes/build.py`.
 """
 
 import dataclasses
@@ -56,7 +57,7 @@ class Entry(NamedTuple):
     name: its canonical name.
     shape: its shape, the stack included.
     merged: whether it is merged; integer, boolean and empty tensors are carried over.
-    operator: which of the operator's `parts` merges it; under `jit` only an index tells them apart.
+    part: which of the operator's `parts` merges it; under `jit` only an index tells them apart.
     axes: what its axes mean.
     slices: names of its slices along `axes.stack`, or its own: keys and rows of weights go by them.
   """
@@ -64,7 +65,7 @@ class Entry(NamedTuple):
   name: str
   shape: tuple[int, ...]
   merged: bool
-  operator: int
+  part: int
   axes: Axes
   slices: tuple[str, ...]
 
@@ -75,13 +76,9 @@ class Plan:
 
   entries: tuple[Entry, ...]
 
-  def of(self, operator: int) -> tuple[Entry, ...]:
+  def of(self, part: int) -> tuple[Entry, ...]:
     """The tensors that one of the operator's `parts` merges: what its surveys cover."""
-    return tuple(entry for entry in self.entries if entry.merged and entry.operator == operator)
-
-  def size(self, operator: int) -> int:
-    """Number of elements of these tensors, in one model."""
-    return sum(math.prod(entry.shape) for entry in self.of(operator))
+    return tuple(entry for entry in self.entries if entry.merged and entry.part == part)
 
 
 def plan(operator: Operator | Route, specs: PyTree, axes: AxesRules = ()) -> Plan:
@@ -101,7 +98,7 @@ def plan(operator: Operator | Route, specs: PyTree, axes: AxesRules = ()) -> Pla
   >>> import merge_jax as mj
   >>> operator = mj.route((r".*norm", mj.uniform()), (r".*", mj.ties()))
   >>> specs = {"mlp": jax.ShapeDtypeStruct((4, 2), "float32"), "step": jax.ShapeDtypeStruct((), "int32")}
-  >>> [(entry.name, entry.merged, entry.operator) for entry in plan(operator, specs).entries]
+  >>> [(entry.name, entry.merged, entry.part) for entry in plan(operator, specs).entries]
   [('mlp', True, 1), ('step', False, 1)]
   >>> plan(operator, {"layer": specs}).entries[0].name
   'layer.mlp'
@@ -116,7 +113,7 @@ def plan(operator: Operator | Route, specs: PyTree, axes: AxesRules = ()) -> Pla
     shape = tuple(spec.shape)
     merged = merges(spec.dtype, f"Tensor {name!r}") and math.prod(shape) > 0
     own, slices = naming.axes_of(name, shape, axes)
-    index, *others = dict.fromkeys(map(operator.index, slices))
+    index, *others = dict.fromkeys(map(operator.index, slices or (name,)))  # a stack may have no layers
     if others:
       raise ValueError(
         f"Tensor {name!r}: several patterns of the route match its layers, which are one array; write "
@@ -130,14 +127,12 @@ def _require_traceable(operator: Operator | Route) -> None:
   """Raises ValueError for an operator, or a part of one, that is no pytree of numbers."""
   for path, value in jax.tree_util.tree_flatten_with_path(operator)[0]:
     if isinstance(value, Operator):
-      raise ValueError(
-        f"{type(value).__name__} is no pytree; put @pytree, of merge_jax.operators.pytrees, above the class."
-      )
+      raise ValueError(f"{type(value).__name__} is no pytree; put @merge_jax.pytree above the class.")
     if not isinstance(value, int | float) and not hasattr(value, "dtype"):
       name = jax.tree_util.keystr(path, simple=True, separator=".")
       raise ValueError(
         f"{type(operator).__name__}: {name} is {shown(value)}, which is no number; declare such a field with "
-        "dataclasses.field(metadata=STATIC), a block's class with @pytree, of merge_jax.operators.pytrees."
+        "dataclasses.field(metadata=merge_jax.STATIC), a block's class with @merge_jax.pytree."
       )
 
 

@@ -108,7 +108,7 @@ def require_one(tree: Any, count: int) -> None:
       raise ValueError(f"{type(owner).__name__}: {name} has shape {shape}; expected one number{more}.")
 
 
-def has_rows(tree: Any) -> bool:
+def has_one_per_model(tree: Any) -> bool:
   """Whether a number of an operator is one for each model, in order."""
   return any(shape for _, _, shape in _shapes(tree))
 

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from merge_jax.operators import counting
 from merge_jax.operators.core import Leaf, PyTree, Survey, Surveyed, Total
+from merge_jax.operators.pytrees import check_number
 from merge_jax.operators.sums import totals
 
 Deltas = tuple[Array, ...]
@@ -53,6 +55,12 @@ class Sparsifier(Block, abc.ABC):
 Rescale = Literal["none", "inverse", "l1"]
 
 
+def check_share(name: str, value: Any) -> None:
+  """Raises ValueError for what is concrete and neither in [0, 1] nor numbers of elements, in uint32."""
+  if not counting.is_count(value):
+    check_number(name, value, 0.0, 1.0)
+
+
 class Mask(Sparsifier):
   """A sparsifier that looks at one model at a time; its numbers are scalars, or `[K]` for one a model.
 
@@ -62,7 +70,7 @@ class Mask(Sparsifier):
   """
 
   rescale: Rescale = "none"
-  per_model: ClassVar[tuple[str, ...]] = ("density", "epsilon", "gamma")
+  per_model: ClassVar[tuple[str, ...]] = ("density",)
   """The numbers that may be one for each model."""
 
   @property
@@ -103,9 +111,10 @@ class Mask(Sparsifier):
     return [jax.tree.unflatten(structure, row) for row in rows]
 
   def numbers(self, name: str, count: int) -> Array:
-    """One of its numbers for each of K models, float32 `[K]`; errors as of `each`."""
+    """One of its numbers for each of K models, `[K]`, float32 or uint32 as it is; errors as of `each`."""
     values = [getattr(one, name) for one in self.each(count)]
-    return (jnp if any(isinstance(x, Array) for x in values) else np).array(values, np.float32)
+    dtype = np.uint32 if counting.is_count(values[0]) else np.float32
+    return (jnp if any(isinstance(x, Array) for x in values) else np).array(values, dtype)
 
   def survey(self) -> tuple[Survey, ...]:
     order = self.order()

@@ -66,11 +66,11 @@ def largest(leaf: Leaf, surveyed: Surveyed = ()) -> Array:
 
 
 def scale(squares: Callable[[Surveyed], Any]) -> Total:
-  """The survey of `largest`, by which `scaled` numbers are squared.
+  """The survey of the largest magnitude, by which numbers are `scaled` before they are squared.
 
   Args:
-    squares: the results of a rule's surveys to sums of such squares. Where they are far from the ends of
-      float32 with numbers as they are, these did not need to be scaled.
+    squares: picks the sums of squares out of the results of a rule's surveys. Where all lie between 2^-30 and
+      2^60 with numbers as they are, none needed to be scaled.
   """
 
   def fits(surveyed: Surveyed) -> bool:

@@ -57,7 +57,7 @@ def of_tensor(operator: Operator, leaf: Leaf, surveyed: Surveyed, axes: Axes) ->
   if isinstance(survey, Ranks):
     return None
   if isinstance(survey, Total) or _staged() or _traced(operator, leaf, surveyed) or axes.stack is not None:
-    return leafwise.found(operator, leaf, surveyed, axes)
+    return leafwise.survey_alone(operator, leaf, surveyed, axes)
   rows, size = [(leaf, surveyed, axes)], leaf.experts[0].size
   states = _searched(operator, rows, size)
   cuts = [Cut(low, high) for low, high in zip(states.low, states.high, strict=True)]

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
-from merge_jax.recipes import casting, configs, layers
+from merge_jax.recipes import configs, layers, tensors
 from merge_jax.recipes.casting import Part
 from merge_jax.recipes.layers import Stack, Target
 from merge_jax.recipes.schema import Model, Recipe
@@ -17,7 +17,7 @@ def targets(
   Args:
     recipe: what to merge.
     parts: its slices, cast, in order.
-    names: of each model's tensors, as `casting.tensors` gives them.
+    names: of each model's tensors, as `tensors.of` gives them.
 
   Raises:
     ValueError: a tensor that one of the models does not have, layers that are not there, a module that
@@ -37,7 +37,7 @@ def _targets(
   for module in recipe.modules:
     own = [part for part in parts if part.module is module]
     where = recipe.method if module.name is None else f"modules.{module.name}"
-    stack, have = casting.stack_of(module, names, where)
+    stack, have = tensors.stack_of(module, names, where)
     roots = have
     ranges = [
       [layer_range(one.layers, stack, names[one.model], one.label) for one in part.inputs] for part in own
@@ -49,7 +49,7 @@ def _targets(
     restacked = _shared_once(layers.restack(mine, stack, ranges), stack, mine, where)
     _refuse_further(own, ranges, stack, names, recipe, have)
     for target in restacked:
-      part = own[target.part]
+      part = own[target.slice]
       for one, name in zip(part.inputs, target.names, strict=True):
         _require_tensor(name, names[one.model], one.label, part.inputs[0].label)
       yield part, target
@@ -149,6 +149,7 @@ def _of_module(
 def layer_range(
   chosen: tuple[int, int] | None, stack: Stack | None, names: Mapping[str, str], label: str
 ) -> tuple[int, int]:
+  """The layers of a model that a slice takes, all where it does not say; ValueError beyond the last."""
   if stack is None:
     return (0, 0)
   count = next((one.length for one in layers.stacks(names) if one.prefix == stack.prefix), 0)

@@ -12,6 +12,7 @@ import numpy as np
 
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.operators import naming
+from merge_jax.operators.core import Operator
 from merge_jax.operators.naming import Axes
 from merge_jax.operators.planning import merges
 from merge_jax.recipes import (
@@ -22,6 +23,7 @@ from merge_jax.recipes import (
   layers,
   measured,
   parameters,
+  tensors,
   told,
   vocabulary,
 )
@@ -62,8 +64,8 @@ def build(
   semantics = semantics or semantics_of(recipe)
   mergekit = semantics == "mergekit"
   opened = words.models
-  names, notes = casting.tensors(opened)
-  recipe = casting.named(recipe, names)
+  names, notes = tensors.of(opened)
+  recipe = tensors.named(recipe, names)
   notes += (*vocabulary.differences(recipe, opened), *words.notes)
   parts: list[Part] = []
   for module in recipe.modules:
@@ -79,59 +81,53 @@ def build(
   groups: dict[Any, int] = {}
   jobs = []
   for (part, target), choice, operator in zip(targets, chosen, operators, strict=True):
-    choices.require_models(choice, operator, len(part.experts), choice.method != recipe.method)
-    base = part.base if operator.needs_base else None
-    if operator.needs_base and base is None:
-      raise ValueError(f"{choice.method} works on differences to a base: add base: to the recipe.")
     sources = [_source(opened, names, part, i, target) for i in range(len(part.inputs))]
-    if casting.computed(target.name, sources[0].spec):  # as the first model has it
+    if tensors.computed(target.name, sources[0].spec):  # as the first model has it
       label = part.inputs[0].label
       jobs.append(Job(target.name, sources[0].spec, operator, (sources[0],), models=(label,), copied=True))
-      continue
-    experts = [sources[i] for i in part.experts]
-    used = (*part.experts, *(() if part.base is None else (part.base,)))
-    spec = _spec(recipe, target, part, [sources[i] for i in used], used, like)
-    statistics = None
-    if jnp.issubdtype(spec.dtype, jnp.floating):
-      inputs = [part.inputs[i] for i in part.experts]
-      statistics = measured.of_tensor(choice.method, inputs, experts, measurements)
-    group = (choice.method, choices.structure(operator), len(part.experts))
-    jobs.append(
-      Job(
-        target.name,
-        spec,
-        operator,
-        tuple(experts),
-        None if base is None else sources[base],
-        None if operator.weightless else choice.weights,
-        tuple(part.inputs[i].label for i in part.experts),
-        statistics,
-        groups.setdefault(group, len(groups)),
-        choice.axes(len(spec.shape)) if operator.by_rows else Axes(),
-        copied=choices.copies(choice, operator, len(experts)),
-      )
-    )
+    else:
+      job = _job(recipe, part, target, choice, operator, sources, measurements, like)
+      group = (choice.method, choices.structure(operator), len(part.experts))
+      jobs.append(job._replace(group=groups.setdefault(group, len(groups))))
   if recipe.origin == "own" and recipe.base is not None and all(job.base is None for job in jobs):
     raise ValueError(f"{recipe.method} does not use a base: remove base:, or list it among the models.")
   if measurements and all(job.statistics is None for job in jobs):
     raise ValueError(f"{recipe.method} does not use statistics: remove them from the models.")
   notes += told.fused_experts(recipe, jobs, like) if mergekit else ()
   config = _config(recipe, parts, names, opened, like)
-  if config is not None and any(job.name == casting.HEAD for job in jobs):
+  if config is not None and any(job.name == tensors.HEAD for job in jobs):
     config = _untied(config, [opened[one.model] for part in parts for one in part.inputs], like)
   config = None if config is None else vocabulary.configured(config, words)
   return Built(
-    recipe,
-    semantics,
-    tuple(jobs),
-    like,
-    config,
-    opened,
-    recipe.notes + tuple(dict.fromkeys(notes)),
-    tuple(chosen),
-    words,
-    measurements,
-  )
+    recipe=recipe, semantics=semantics, jobs=tuple(jobs), like=like, config=config, inputs=opened,
+    notes=recipe.notes + tuple(dict.fromkeys(notes)), choices=tuple(chosen), vocabulary=words,
+    measurements=measurements,
+  )  # fmt: skip
+
+
+def _job(
+  recipe: Recipe, part: Part, target: Target, choice: choices.Choice, operator: Operator,
+  sources: Sequence[Source], measurements: measured.Files, like: Checkpoint,
+) -> Job:  # fmt: skip
+  """What merges a tensor; `sources` are those of all inputs of its slice."""
+  choices.require_models(choice, operator, len(part.experts), choice.method != recipe.method)
+  if operator.needs_base and part.base is None:
+    raise ValueError(f"{choice.method} works on differences to a base: add base: to the recipe.")
+  base = sources[part.base] if operator.needs_base and part.base is not None else None
+  experts, inputs = [sources[i] for i in part.experts], [part.inputs[i] for i in part.experts]
+  used = (*part.experts, *(() if part.base is None else (part.base,)))
+  spec = _spec(recipe, target, part, [sources[i] for i in used], used, like)
+  statistics = None
+  if jnp.issubdtype(spec.dtype, jnp.floating):
+    statistics = measured.of_tensor(choice.method, inputs, experts, measurements)
+  return Job(
+    target.name, spec, operator, tuple(experts), base,
+    weights=None if operator.weightless else choice.weights,
+    models=tuple(one.label for one in inputs),
+    statistics=statistics,
+    axes=choice.axes(len(spec.shape)) if operator.by_rows else Axes(),
+    copied=choices.copies(choice, operator, len(experts)),
+  )  # fmt: skip
 
 
 def _choose(
@@ -178,7 +174,7 @@ def _spec(
   ]
   for spec, label, kind in zip(specs, labels, kinds, strict=True):
     if spec.shape != specs[0].shape:
-      words = target.name == casting.HEAD or layers.before(target.name)
+      words = target.name == tensors.HEAD or layers.before(target.name)
       hint = " If the vocabularies differ, add tokenizer_source: union." if words else ""
       raise ValueError(
         f"Tensor {target.name!r} has shape {spec.shape} in {label} but {specs[0].shape} in {labels[0]}; only "
@@ -220,7 +216,7 @@ def _config(
     own = [part for part in parts if part.module is module]
     if all(one.layers is None for part in own for one in part.inputs):
       continue
-    stack, have = casting.stack_of(module, names, recipe.method)
+    stack, have = tensors.stack_of(module, names, recipe.method)
     if stack is None:
       raise ValueError(f"{recipe.method}: slices need a model with layers, this one has none.")
     origins: list[configs.Origin] = []
@@ -240,6 +236,6 @@ def _untied(config: dict[str, Any], merged: Sequence[Checkpoint], like: Checkpoi
   Only where that of one model is not its embedding it is said, also where the key is missing: some families
   tie what does not say otherwise.
   """
-  if casting.untied(like) or not any(map(casting.untied, merged)):
+  if tensors.untied(like) or not any(map(tensors.untied, merged)):
     return config
   return config | {"tie_word_embeddings": False}

@@ -82,12 +82,15 @@ class Planned(Checkpoint):
     raise ValueError(f"{self.path}: {shown(name)} is not written yet.")
 
   def files(self) -> tuple[Path, ...]:
+    """None yet."""
     return ()
 
   def writer(self, folder: Path, specs: Mapping[str, Any], **options: Any) -> Writer:
+    """Refused: only what is there has a format."""
     raise ValueError(f"{self.path} is not written yet.")
 
   def result_dtype(self, name: str) -> np.dtype:
+    """As it will be written."""
     return np.dtype(self.specs[name].dtype)
 
 

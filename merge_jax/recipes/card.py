@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from merge_jax.recipes.built import Built
+from merge_jax.storage import gib
 
 
 def text(built: Built, name: str, seed: int, version: str) -> str:
@@ -54,7 +55,7 @@ def plan(built: Built) -> str:
   lines = [f"semantics: {built.semantics}", "models:"]
   for model, checkpoint in built.inputs.items():
     base = "  (base)" if model == built.recipe.base else ""
-    lines.append(f"  {model}: {len(checkpoint.specs)} tensors, {_size(checkpoint.nbytes)}{base}")
+    lines.append(f"  {model}: {len(checkpoint.specs)} tensors, {gib(checkpoint.nbytes)}{base}")
   lines.append("merge:")
   rows: dict[str, list[str]] = {}
   for job, choice in zip(built.jobs, built.choices, strict=True):
@@ -63,7 +64,7 @@ def plan(built: Built) -> str:
     of = names[0] if len(names) == 1 else f"{len(names)} tensors, first {names[0]}"
     lines.append(f"  {row}\n    {of}")
   dtypes = sorted({str(job.spec.dtype) for job in built.jobs})
-  lines.append(f"result: {len(built.jobs)} tensors, {_size(built.nbytes)}, {', '.join(dtypes)}")
+  lines.append(f"result: {len(built.jobs)} tensors, {gib(built.nbytes)}, {', '.join(dtypes)}")
   return "\n".join([*lines, *[f"note: {note}" for note in built.notes]])
 
 
@@ -86,9 +87,3 @@ def _number(value: Any) -> str:
     same = len(set(value)) == 1 and len(value) > 1
     return _number(value[0]) if same else "[" + ", ".join(map(_number, value)) + "]"
   return f"{value:.4g}"
-
-
-def _size(nbytes: int) -> str:
-  from merge_jax.preflight import gib
-
-  return gib(nbytes)

@@ -2,8 +2,7 @@
 
 import collections
 from collections.abc import Mapping, Sequence
-
-import jinja2
+from pathlib import Path
 
 from merge_jax.checkpoints import Checkpoint, sidecars
 from merge_jax.errors import unknown
@@ -68,24 +67,33 @@ def choose(choice: str, models: Sequence[Checkpoint]) -> str | None:
     A Jinja template; None where no input has one.
 
   Raises:
-    ValueError: an unknown name, or a text that Jinja cannot parse.
+    ValueError: an unknown name, or a text that Jinja cannot compile.
 
   >>> choose("chatlm", [])
   Traceback (most recent call last):
   ValueError: unknown chat template 'chatlm'; did you mean 'chatml'? Known: alpaca, auto, chatml, ...
   """
   if choice == "auto":
-    found = [template for one in models if (template := chat.of(tokenizer_files.of(one))) is not None]
+    found = [template for one in models if (template := _of(one)) is not None]
     return max(found, key=collections.Counter(found).__getitem__, default=None)
   if choice in TEMPLATES:
     return TEMPLATES[choice]
   if "{" not in choice:
     raise ValueError(unknown("chat template", choice, ["auto", *TEMPLATES]))
-  try:
-    chat.environment().parse(choice)
-  except jinja2.TemplateSyntaxError as error:
-    raise ValueError(f"chat_template: line {error.lineno} is no valid Jinja ({error.message}).") from None
+  chat.Chat(choice, {}, "chat_template")
   return choice
+
+
+def _of(model: Checkpoint | Path) -> str | None:
+  """The chat template of a model, which compiles; None if it has none."""
+  folder = model if isinstance(model, Path) else model.path
+  try:
+    template = chat.of(tokenizer_files.of(model))
+  except ValueError as error:
+    raise ValueError(f"{folder}: {error}") from None
+  if template is not None:
+    chat.Chat(template, {}, f"{folder}: the chat template")
+  return template
 
 
 def put(template: str, files: Mapping[str, bytes]) -> dict[str, bytes]:

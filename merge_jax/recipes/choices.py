@@ -184,7 +184,8 @@ def operators(choices: Sequence[Choice]) -> list[Operator]:
 
 def _form(value: Any, of_each_model: bool) -> Any:
   if isinstance(value, np.ndarray):
-    return value.astype(np.float32) if of_each_model or not value.ndim else np.float32(value.flat[0])
+    kind = np.uint32 if value.dtype == np.uint32 else np.float32  # counts are exact
+    return value.astype(kind) if of_each_model or not value.ndim else kind(value.flat[0])
   return np.float32(value) if isinstance(value, float) else value
 
 
@@ -197,14 +198,16 @@ def _make(choice: Choice, arguments: Mapping[str, Any]) -> Operator:
     return make(**arguments)
   except ValueError:
     try:  # again with plain numbers, which read better in a sentence
-      return make(**{k: _plain(v) if hasattr(v, "tolist") else v for k, v in arguments.items()})
+      return make(**{key: _plain(value) for key, value in arguments.items()})
     except ValueError as error:
       raise ValueError(f"{choice.method}: {error}") from None
 
 
 def _plain(value: Any) -> Any:
   """float32 as its shortest decimals."""
-  return np.asarray(value).astype(str).astype(float).tolist()
+  if getattr(value, "dtype", None) != np.float32:
+    return value
+  return value.astype(str).astype(float).tolist()
 
 
 def copies(choice: Choice, operator: Operator, count: int) -> bool:

@@ -3,15 +3,15 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from merge_jax.checkpoints import Checkpoint, Index, Writer
+from merge_jax.checkpoints import Checkpoint, Index
+from merge_jax.checkpoints.views import View
 from merge_jax.errors import unknown
-from merge_jax.recipes import casting
+from merge_jax.recipes import tensors
 from merge_jax.recipes.tokenizers import TokenizerPlan, configured, vocabulary_size
 from merge_jax.streaming import Readable
 
@@ -112,7 +112,7 @@ def _mean(plan: TokenizerPlan, label: str, reads: Mapping[str, np.ndarray], kind
 
 
 @dataclasses.dataclass(frozen=True)
-class Remapped(Checkpoint):
+class Remapped(View):
   """A checkpoint whose embeddings and head have the rows of a plan's tokenizer.
 
   Attributes:
@@ -129,35 +129,17 @@ class Remapped(Checkpoint):
   remapped: frozenset[str]
   turned: frozenset[str]
 
-  @property
-  def own(self) -> Checkpoint:
-    """The model that this is a view of."""
-    return self.models[self.label]
-
-  @property
-  def format(self) -> str:
-    """The model's own."""
-    return self.own.format
-
-  @property
-  def places(self) -> tuple[Path, ...]:
-    """The model's own."""
-    return self.own.places
-
-  @property
-  def where(self) -> str:
-    """The model's own."""
-    return self.own.where
-
   def result_dtype(self, name: str) -> np.dtype:
     """That of the model's own tensor."""
-    source = self.models[self.label]
-    return source.result_dtype(_name(source, name))
+    return self.source.result_dtype(_name(self.source, name))
+
+  def release(self, name: str) -> None:
+    """Lets go of the model's own tensor."""
+    self.source.release(_name(self.source, name))
 
   def _stored(self, name: str, index: Index | None) -> np.ndarray:
-    source = self.models[self.label]
     if self.aliases.get(name, name) not in self.remapped:
-      stored = source.read_alias(name) if name in self.aliases else source.read(name, index)
+      stored = self.source.read_alias(name) if name in self.aliases else self.source.read(name, index)
       return stored[index or ()] if name in self.aliases else stored
     reads = {
       key: self.models[key].read_alias(name)
@@ -170,18 +152,6 @@ class Remapped(Checkpoint):
       return embed_rows(self.plan, self.label, turned).T[index or ()]
     rows, *rest = index or (slice(None),)
     return embed_rows(self.plan, self.label, reads, rows)[(slice(None), *rest)]
-
-  def files(self) -> tuple[Path, ...]:
-    """Those of the model."""
-    return self.own.files()
-
-  def digest(self) -> str:
-    """That of the model."""
-    return self.own.digest()
-
-  def writer(self, folder: Path, specs: Mapping[str, Any], **options: Any) -> Writer:
-    """A writer of the model's format, with its side files."""
-    return self.models[self.label].writer(folder, specs, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,9 +206,9 @@ def remap(plan: TokenizerPlan, label: str, models: Mapping[str, Checkpoint]) -> 
   if same and vocabulary_size(source) == plan.rows:
     return source
   specs, config = dict(source.specs), configured(source.config or {}, plan.config)
-  tied = casting.HEAD not in specs and casting.head(source)
-  if tied and any(casting.HEAD in one.specs for one in models.values()):
-    specs[casting.HEAD], names = specs[tied], (*names, casting.HEAD)
+  tied = tensors.HEAD not in specs and tensors.head(source)
+  if tied and any(tensors.HEAD in one.specs for one in models.values()):
+    specs[tensors.HEAD], names = specs[tied], (*names, tensors.HEAD)
     config["tie_word_embeddings"] = True  # said, as the tensors no longer do
   turned = frozenset(name for name in names if _axis(specs[name].shape, vocabulary_size(source)) == 1)
   for name in names:
@@ -254,7 +224,7 @@ def remap(plan: TokenizerPlan, label: str, models: Mapping[str, Checkpoint]) -> 
     shape = (1, plan.rows) if name in turned else (plan.rows, *own[1:])
     specs[name] = jax.ShapeDtypeStruct(shape, kind)
   aliases = {alias: name for alias, name in source.aliases.items() if alias not in specs}
-  return Remapped(source.path, specs, aliases, config, models, label, plan, frozenset(names), turned)
+  return Remapped(source.path, specs, aliases, config, source, models, label, plan, frozenset(names), turned)
 
 
 def _needed(plan: TokenizerPlan, label: str) -> tuple[str, ...]:
@@ -265,7 +235,7 @@ def _needed(plan: TokenizerPlan, label: str) -> tuple[str, ...]:
 
 def _name(checkpoint: Checkpoint, name: str) -> str:
   """The name that a model stores a tensor under: a tied head is its embedding."""
-  return (casting.head(checkpoint) or name) if name == casting.HEAD else name
+  return (tensors.head(checkpoint) or name) if name == tensors.HEAD else name
 
 
 def _spec(checkpoint: Checkpoint, name: str) -> jax.ShapeDtypeStruct:

@@ -25,9 +25,12 @@ SEMANTICS = ("auto", "mergekit", "paper")
 
 def check(path: str | Path, semantics: str = "auto") -> list[Built]:
   """Builds all merges of a recipe file and reads no weights; errors as of `read` and `build`."""
-  folder, found = Path(path).expanduser().parent, list[Built]()
-  made: dict[str, Checkpoint] = {}
-  for recipe in reading.read(path):
+  return _planned(reading.read(path), Path(path).expanduser().parent, semantics)
+
+
+def _planned(recipes: Sequence[Recipe], folder: Path, semantics: str) -> list[Built]:
+  found, made = list[Built](), dict[str, Checkpoint]()
+  for recipe in recipes:
     found.append(built := build_one(recipe, folder, made, semantics, found))
     if recipe.name is not None:
       made[recipe.name] = planned_of(built)
@@ -118,12 +121,13 @@ def run(
     if value is not None and not 0 <= value <= most:
       raise ValueError(f"--{name} is {value}; expected a number from 0 to {most:,.0f}.")
   target, folder = _target(output_dir), Path(path).expanduser().parent
-  recipes, planned = reading.read(path), check(path, semantics)
+  recipes = reading.read(path)
+  planned = _planned(recipes, folder, semantics)
   storage.refuse_inside(target, _places(planned), "--output_dir")
   stages, replaced = _stages(target), None
   if host.is_lead():
     replaced = _replaced(planned, target, overwrite)
-    preflight.require_disk(target, sum(built.nbytes for built in planned) - _left(target, stages))
+    storage.require_space(target, sum(built.nbytes for built in planned) - _left(target, stages))
   preflight.require(
     list(preflight.ties([(str(checkpoint.path), checkpoint) for checkpoint in _inputs(planned)]))
   )

@@ -115,13 +115,13 @@ class Target(NamedTuple):
   Attributes:
     name: in the result.
     names: in each input of its slice.
-    part: which slice makes it.
+    slice: which slice makes it.
     layer, length: its place among the layers of that slice; None outside of layers.
   """
 
   name: str
   names: tuple[str, ...]
-  part: int
+  slice: int
   layer: int | None
   length: int
 

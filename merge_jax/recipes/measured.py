@@ -53,7 +53,7 @@ def of_tensor(
     if file.about.kind != KINDS[method]:
       raise ValueError(f"{where}: {file.path} holds those of kind {file.about.kind!r}; {how}.")
     remapped = source.checkpoint if isinstance(source.checkpoint, Remapped) else None
-    own = source.checkpoint if remapped is None else remapped.own
+    own = source.checkpoint if remapped is None else remapped.source
     name = spelling.stored(own, source.name)  # as the model that was measured has it
     if name not in file:
       raise ValueError(f"{where}: {file.path} is of a model without tensor {name!r}; {how}.")

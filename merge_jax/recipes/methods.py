@@ -111,13 +111,12 @@ def _agree(v: Values, mergekit: bool, divisor: str = "count") -> dict[str, Any]:
   return {"scaling": v["lambda"], **by}
 
 
-def exactly(count: Any, elements: int) -> np.ndarray:
-  """A density of which a rule that rounds down keeps `count` of `elements`, in float32 as in float64.
-
-  >>> bool(np.floor(exactly(9, 10) * 10) == 9)
-  True
-  """
-  return np.where(count >= elements, 1.0, (np.asarray(count) + 0.5) / max(elements, 1)).astype(np.float32)
+def _exactly(count: Any, elements: int) -> np.ndarray:
+  """What keeps `count` of `elements`: that number; of more than uint32 has, a density near it."""
+  if elements < 1 << 32:
+    return np.asarray(count, np.uint32)
+  density = np.where(count > 0, (count + 0.5) / elements, 0.0)
+  return np.where(count >= elements, 1.0, density).astype(np.float32)
 
 
 def _kept(density: Any, elements: int) -> Any:
@@ -129,8 +128,7 @@ def _kept(density: Any, elements: int) -> Any:
 def _trim(v: Values, elements: int, mergekit: bool) -> dict[str, Any]:
   if not mergekit:
     return {"density": v["density"]}
-  kept = _kept(v["density"], elements)
-  density = np.where(kept > 0, exactly(kept, elements), 0.0).astype(np.float32)
+  density = _exactly(_kept(v["density"], elements), elements)
   return {"density": density, "scope": "tensor", "keep": "exact"}
 
 
@@ -152,8 +150,8 @@ def _outliers(v: Values, n: int, mergekit: bool) -> dict[str, Any]:
     return {"density": v["density"], "gamma": v["gamma"]} | _rescale(v, mergekit, "l1")
   kept = np.floor(np.asarray(v["density"], np.float64) * n)
   top = np.minimum(np.floor(np.asarray(v["gamma"], np.float64) * n), n - kept)
-  cut = {"density": exactly(kept, n), "gamma": np.where(top > 0, exactly(top, n), 0.0).astype(np.float32)}
-  return cut | {"scope": "tensor"} | _rescale(v, mergekit)
+  cut = {"density": _exactly(kept, n), "gamma": _exactly(top, n), "scope": "tensor"}
+  return cut | _rescale(v, mergekit)
 
 
 def _della(v: Values, n: int, mergekit: bool) -> dict[str, Any]:
@@ -239,7 +237,7 @@ MERGEKIT: Mapping[str, Method] = {
   ),
   "breadcrumbs_ties": Method(
     "breadcrumbs_ties",
-    (*_SUM, _density(1.0), _GAMMA, _flag("normalize", False, True), _flag("rescale", False)),
+    (*_SUM, _density(1.0), _GAMMA, _flag("normalize", False), _flag("rescale", False)),
     lambda v, n, m: _outliers(v, n, m) | _agree(v, m), weighted=True,
   ),
   "della": Method(

@@ -101,9 +101,10 @@ def read(raw: Any, where: str, text: str = "") -> Recipe:
   if top.schedule is not None and any(key.partition(" ")[0] == "weight" for key in told):
     raise ValueError(f"{where}: has a schedule, and weights in parameters or rules; remove one of them.")
   return Recipe(
-    top.method, (Module((Slice(inputs),)),), "own", base, settings, rules, top.dtype,
-    mergekit.tokenizer(top.tokenizer, f"{where}: tokenizer"), top.chat_template, top.name, top.seed, "paper",
-    _schedule(top.schedule, inputs, f"{where}: schedule"), (), text,
+    top.method, (Module((Slice(inputs),)),), "own", base=base, settings=settings, rules=rules,
+    dtype=top.dtype, tokenizer=mergekit.tokenizer(top.tokenizer, f"{where}: tokenizer"),
+    chat_template=top.chat_template, name=top.name, seed=top.seed,
+    schedule=_schedule(top.schedule, inputs, f"{where}: schedule"), text=text,
   )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ OWN: Mapping[str, tuple[str, ...]] = dict.fromkeys(_PLAIN, ()) | {
   "della_linear": ("density", "epsilon"),
   "breadcrumbs": ("density", "gamma"),
   "breadcrumbs_ties": ("density", "gamma"),
+  "consensus": ("threshold",),
 }
 """Our methods by name, with the parameters that each model may have its own of; weights apart."""
 

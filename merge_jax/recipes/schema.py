@@ -117,7 +117,6 @@ class Recipe(NamedTuple):
   chat_template: str | None = None
   name: str | None = None
   seed: int = 0
-  semantics: Semantics | None = None
   schedule: tuple[str, Mapping[str, Any]] | None = None
   notes: tuple[str, ...] = ()
   text: str = ""

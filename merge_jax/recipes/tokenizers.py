@@ -62,6 +62,10 @@ class _Override(msgspec.Struct, forbid_unknown_fields=True):
   force: bool = False
 
 
+_GAP = 1024
+"""Ids beyond those of a model's tokens and rows that a tokenizer may have reserved."""
+
+
 class _Vocabulary(NamedTuple):
   ids: Mapping[str, int]
   added: Mapping[str, AddedToken]
@@ -124,6 +128,13 @@ def plan(
   tokenizer.add_tokens(new)
   ids = tokenizer.get_vocab()
   size = max(ids.values(), default=-1) + 1
+  known = max(2 * len(ids), *(one.rows for one in vocabularies.values()))
+  if size > known + _GAP:  # not of a tokenizer with reserved ids
+    text = max(ids, key=ids.__getitem__)
+    raise ValueError(
+      f"{label}: token {shown(text)} of tokenizer.json has id {size - 1}, of {len(ids)} tokens; the file is "
+      "damaged, copy it again."
+    )
   multiple = pad_to_multiple_of or 1
   rows = -(-size // multiple) * multiple
   rows_of = {key: np.full(rows, -1, np.int64) for key in vocabularies}

@@ -12,6 +12,7 @@ import merge_jax
 from merge_jax import checkpoints, host, storage, streaming
 from merge_jax.checkpoints import huggingface, sidecars
 from merge_jax.checkpoints.folder_writer import FolderWriter
+from merge_jax.checkpoints.safetensors_file import raw
 from merge_jax.recipes import card, manifest, vocabulary
 from merge_jax.recipes.built import Built
 
@@ -69,16 +70,12 @@ class _Digesting:
   def _digested(self, name: str, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     digest = hashlib.sha256()
     for part in parts:
-      digest.update(_content(part))
+      digest.update(raw(part).data)
       yield part
     self._digests[name] = digest.hexdigest()
 
   def __getattr__(self, name: str) -> Any:
     return getattr(self._writer, name)
-
-
-def _content(value: np.ndarray) -> memoryview:
-  return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
 
 
 def _verify(folder: Path, specs: Mapping[str, jax.ShapeDtypeStruct], digests: Mapping[str, str]) -> None:
@@ -102,5 +99,5 @@ def _read_back(folder: Path, specs: Mapping[str, jax.ShapeDtypeStruct], digests:
     found = written.read(name)
     if (found.shape, found.dtype) != (spec.shape, np.dtype(spec.dtype)):
       raise ValueError(f"{folder}: tensor {name!r} reads back as {found.dtype}{list(found.shape)}.")
-    if name in digests and hashlib.sha256(_content(found)).hexdigest() != digests[name]:
+    if name in digests and hashlib.sha256(raw(found).data).hexdigest() != digests[name]:
       raise ValueError(f"{folder}: tensor {name!r} reads back other than it was written; is the disk sound?")

@@ -266,7 +266,7 @@ def describe(problem: Problem) -> str:
   first, tasks, parts = pool[0], len(suite.tasks), ", ".join(problem.parts)
   lines = [
     ("pool", f"{len(pool)} checkpoints of {first.parameters:,} parameters "
-             f"({preflight.gib(sum(c.nbytes for c in pool))}): {', '.join(problem.labels)}"),
+             f"({storage.gib(sum(c.nbytes for c in pool))}): {', '.join(problem.labels)}"),
     *suite.describe(),
   ]  # fmt: skip
   most = FINALISTS + bool(s.steps)
@@ -293,7 +293,7 @@ def describe(problem: Problem) -> str:
                f"fitness {s.fitness} of {s.fitness_source}; {_known_points(problem)}"),
     ("weights", "one for each checkpoint" + (f" in each of {parts}" if parts else "")),
     ("writes", f"{problem.settings.output_dir}: {', '.join(written)} "
-               f"(merged: {preflight.gib(first.nbytes)})"),
+               f"(merged: {storage.gib(first.nbytes)})"),
     *(("note", note) for note in problem.notes),
   ]  # fmt: skip
   shown = [f"{word:<10} {text}" for word, text in lines]

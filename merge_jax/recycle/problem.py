@@ -201,7 +201,7 @@ def build(settings: Settings) -> Problem:
   if s.granularity == AUTO and PROPOSERS[name].foresees:
     patterns = grouping.patterns("depth", pool[0].specs)
     options = dataclasses.replace(options, space=searched(patterns))
-  preflight.require_disk(settings.folder, pool[0].nbytes)
+  storage.require_space(settings.folder, pool[0].nbytes)
   return Problem(
     settings, tuple(pool), base, tuple(preflight.labels(pool)), suite, fitness, name, patterns,
     options, Budget(s.budget, s.seconds or None, len(pool)), layout,

@@ -167,15 +167,14 @@ def harness_model(first: Checkpoint, model: Model, options: Evals, layout: Layou
     model: of `model_of`.
     options, layout: of the job.
   """
-  from merge_jax.evals.harness.model import Face
-  from merge_jax.evals.harness.model import Model as Judge
+  from merge_jax.evals.harness.model import Face, LanguageModel
 
   config = model.config
   face = Face(
     model.apply, model.generate, evals.Tokens.from_folder(first.path), config.vocab_size,
     config.max_positions, model.branches, options.max_shapes, options.batch_tokens, jnp.dtype(options.dtype),
   )  # fmt: skip
-  return Judge(face, layout)
+  return LanguageModel(face, layout)
 
 
 def _heldout(

@@ -75,8 +75,14 @@ class Window:
     patterns: tuple[str, ...] = (),
     seed: int = 0,
   ):
+    operator = make()
+    if any(getattr(survey, "whole", False) for survey in operator.survey()):
+      raise ValueError(
+        f"{type(operator).__name__} needs statistics of whole models, so that its pool must be in device "
+        "memory: --pool_memory=device, with more devices if it does not fit."
+      )
     self._make, self._experts, self._base = make, experts, base
-    self._patterns, self._key = patterns, methods.key_of(make(), seed)
+    self._patterns, self._key = patterns, methods.key_of(operator, seed)
     self._specs, self._layout, self._stacks = specs, layout, stacks
 
   def leaves(self) -> Iterator[tuple[str, mj.Leaf]]:

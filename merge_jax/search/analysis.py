@@ -13,6 +13,9 @@ from merge_jax.search.journal import Record
 from merge_jax.search.pareto import rows
 from merge_jax.search.scores import nullable, signed
 
+USED = 0.015
+"""Weights above count as used; where the paper's figures still show a colour."""
+
 
 def spearman(a: ArrayLike, b: ArrayLike) -> float | None:
   """Rank correlation of the pairs that are finite; None where it is not defined.
@@ -59,7 +62,7 @@ def top(records: Sequence[Record], values: np.ndarray, count: int = 5) -> list[R
   return chosen
 
 
-def nonzero_weights(best: Sequence[Record], parts: int = 1, threshold: float = 0.015) -> list[int]:
+def nonzero_weights(best: Sequence[Record], parts: int = 1, threshold: float = USED) -> list[int]:
   """How many weights of each of the best solutions exceed the threshold in magnitude.
 
   Args:
@@ -97,7 +100,7 @@ def analyse(records: Sequence[Record], fitness: Fitness, parts: int = 1) -> dict
   best = top(records, values)
   weights = np.mean([r.point.mean_weights for r in best], axis=0) if best else np.zeros(len(singles))
   return {
-    "nonzero_weights": {"threshold": 0.015, "top": nonzero_weights(best, parts)},
+    "nonzero_weights": {"threshold": USED, "top": nonzero_weights(best, parts)},
     "top_points": [
       {"method": r.method, "weights": r.point.weights, "numbers": r.point.numbers} for r in best
     ],

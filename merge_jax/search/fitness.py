@@ -10,7 +10,7 @@ from merge_jax.search.journal import Record
 from merge_jax.search.scores import Scores, signed
 
 AGGREGATES = ("mean", "normalized", "worst")
-SOURCES = ("auto", "metric", "loss")
+SOURCES = ("metric", "loss", "auto")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Fitness:
   tasks: tuple[str, ...]
   signs: tuple[float, ...]
   aggregate: str = "mean"
-  source: str = "auto"
+  source: str = "metric"
   weights: tuple[tuple[str, float], ...] = ()
 
   def __post_init__(self) -> None:

@@ -40,7 +40,11 @@ def lexists(path: Path) -> bool:
 def read_bytes(path: Path) -> bytes:
   """The content of a regular file; errors as `refuse_special`."""
   refuse_special(path)
-  return path.read_bytes()
+  try:
+    return path.read_bytes()
+  except OSError as error:  # of a bad disk: a failed read does not say of what
+    error.filename = error.filename or str(path)
+    raise
 
 
 def read_json(path: Path, kind: type[T]) -> T:

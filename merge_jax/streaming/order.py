@@ -14,7 +14,7 @@ import numpy as np
 from merge_jax.operators import counting, leafwise
 from merge_jax.operators.core import Operator, Surveyed
 from merge_jax.operators.selection import TOP, Cut
-from merge_jax.streaming.blocks import Block, thinned
+from merge_jax.streaming.blocks import Block, OfBlocks, thinned
 
 SURE = 5.0  # standard errors to both sides of the expected place in the sample
 
@@ -49,7 +49,7 @@ def cuts(operator: Operator, blocks: Sequence[Block], surveyed: Surveyed) -> lis
   size = sum(block.size for block in blocks)
   found = leafwise.ranks(operator, counting.limbs(size), len(blocks[0].leaf.experts), surveyed)
   ranks = [counting.whole(k) for k in found]
-  samples = [np.sort(x) for x in keys(operator, thinned(blocks), surveyed)]
+  samples = [np.sort(x) for x in _sample(operator, blocks, surveyed)]
   searches = [_Search(k, *_bracket(samples[i // survey.each], k / size)) for i, k in enumerate(ranks)]
   while left := [i for i, one in enumerate(searches) if one.value is None]:
     for block in blocks:
@@ -68,6 +68,16 @@ def cuts(operator: Operator, blocks: Sequence[Block], surveyed: Surveyed) -> lis
 
   last = [one.last(blocks, again, i // survey.each) for i, one in enumerate(searches)]
   return [cut._replace(last=np.array([at])) for cut, at in zip(found, last, strict=True)]
+
+
+def _sample(operator: Operator, blocks: Sequence[Block], surveyed: Surveyed) -> list[np.ndarray]:
+  """Some of the keys, from all over the tensor."""
+  if not any(isinstance(one, OfBlocks) for one in surveyed):
+    return keys(operator, thinned(blocks), surveyed)
+  # What was found for the elements of a block is not of those that are left of several.
+  every = len(blocks) | 1
+  some = [[x[-one.start % every :: every] for x in keys(operator, one, surveyed)] for one in blocks]
+  return [np.concatenate(parts) for parts in zip(*some, strict=True)]
 
 
 def _bracket(sample: np.ndarray, share: float) -> tuple[int, int]:

@@ -52,8 +52,8 @@ def of_models(jobs: Sequence[Job], read: Read, each: Each) -> Surveyed:
 def of_tensor(job: Job, blocks: Sequence[Block], whole: Surveyed, *, trusting: bool = False) -> Surveyed:
   """The results of all surveys for one tensor, as far as those of the whole model in `whole` allow.
 
-  What is usual is tried first; `trusting`: and is not looked at again. Not where a survey of the whole model
-  may be of its results, which then are not all there to be judged.
+  Guesses (`Total.usual`) are tried first; with `trusting` their test is left out. They are not used where the
+  rule also surveys the whole model: then not all results are there to be tested.
   """
   surveys = job.operator.survey()
   judges = [one.usual[1] for one in surveys if isinstance(one, Total) and one.usual]

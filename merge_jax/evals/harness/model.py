@@ -59,7 +59,7 @@ class _Programs(NamedTuple):
   generate: Callable[..., Any]
 
 
-class Model(TemplateLM):
+class LanguageModel(TemplateLM):
   """Answers lm-eval's requests; `on` says with which parameters.
 
   Every call packs what it is asked into at most `max_shapes` shapes and compiles one program for each;
@@ -90,7 +90,7 @@ class Model(TemplateLM):
     )
     self._params: Any = None
 
-  def on(self, params: Any) -> "Model":
+  def on(self, params: Any) -> "LanguageModel":
     """The same programs with other parameters."""
     other = copy.copy(self)
     other._params = params

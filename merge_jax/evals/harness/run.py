@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from merge_jax.evals.harness import PREFIX, library
-from merge_jax.evals.harness.model import Model
+from merge_jax.evals.harness.model import LanguageModel
 
 
 class Evaluated(NamedTuple):
@@ -22,7 +22,7 @@ class Evaluated(NamedTuple):
 
 
 def evaluate(
-  model: Model,
+  model: LanguageModel,
   names: Sequence[str],
   manager: Any,
   *,

@@ -19,9 +19,12 @@ class ArceeFusion(Operator):
       I = |θ₁ - θ₀| KL(P ‖ Q)        P = softmax(θ₁) + 10⁻⁸, Q = softmax(θ₀) + 10⁻⁸, along rows of [out, in]
       θ = θ₁ where I ≥ median(I) + 1.5 (Q₃(I) - Q₁(I)), else θ₀
 
+  Raises:
+    ValueError: not exactly one model beside the base.
+
   Quantiles are of one tensor and exact, the sorted scores at `⌊q (n - 1)⌋` (mergekit draws a million of
   larger tensors). A vector is one row. Rows of one element have KL 0, so that all of the other model is
-  taken. A ValueError: not exactly one model beside the base.
+  taken.
 
   Source: mergekit's documentation (no paper).
 

@@ -10,9 +10,9 @@ from jax.typing import ArrayLike
 from merge_jax.operators import counting, rows, selection
 from merge_jax.operators import reduce as reducers
 from merge_jax.operators.core import Leaf, PyTree, Ranked, Survey, Surveyed
-from merge_jax.operators.pytrees import STATIC, check_choice, check_number, pytree
+from merge_jax.operators.pytrees import STATIC, check_choice, pytree
 from merge_jax.operators.reduce import AgreeingMean, WeightedSum
-from merge_jax.operators.sparsify import Mask, Rescale
+from merge_jax.operators.sparsify import Mask, Rescale, check_share
 from merge_jax.operators.task_vector import TaskVector
 
 
@@ -22,7 +22,8 @@ class TrimOutliers(Mask):
 
   Attributes:
     density: fraction kept, in [0, 1], one number or one for each model `[K]`.
-    gamma: fraction of outliers, in [0, 1], one number or one for each model.
+    gamma: fraction of outliers, in [0, 1], one number or one for each model. In uint32 both are numbers of
+      elements.
     scope: of n: each row of `[out, in]` (the authors), or the whole tensor. Where density + γ > 1, rows
       keep what is left below the outliers (authors); tensors drop fewer outliers, so that the density is
       met (mergekit).
@@ -44,12 +45,13 @@ class TrimOutliers(Mask):
   gamma: ArrayLike = 0.01
   scope: Literal["row", "tensor"] = dataclasses.field(default="row", kw_only=True, metadata=STATIC)
   rescale: Rescale = dataclasses.field(default="none", kw_only=True, metadata=STATIC)
+  per_model = ("density", "gamma")
 
   def __post_init__(self) -> None:
     check_choice("scope", self.scope, ("row", "tensor"))
     check_choice("rescale", self.rescale, ("none", "l1"))
-    check_number("density", self.density, 0.0, 1.0)
-    check_number("gamma", self.gamma, 0.0, 1.0)
+    check_share("density", self.density)
+    check_share("gamma", self.gamma)
 
   def ranks(self, size: Any, density: Any, gamma: Any) -> tuple[Any, Any]:
     """How many of `size` are outliers, and how many those are with what is kept; all are limbs."""

@@ -22,8 +22,10 @@ class Consensus(Operator):
     k: 2 leaves out what is used by one task or none, 1 by none, 0 nothing (task arithmetic).
     scaling: α; the authors search 0.1 … 1.
 
-  Weights default to 1 for every model, and scale task vectors before all else. A ValueError: a negative
-  threshold or k, numbers that are not finite.
+  Raises:
+    ValueError: a negative threshold or k, numbers that are not finite.
+
+  Weights default to 1 for every model, and scale task vectors before all else.
   Source: Localizing Task Information for Improved Model Merging and Compression (arXiv 2405.07813).
 
   >>> import merge_jax as mj

@@ -32,7 +32,8 @@ class DropByMagnitude(Mask):
   Attributes:
     density: mean probability of keeping, one number or one for each model `[K]`; 1 keeps all, 0 nothing.
     epsilon: half of the range of the probabilities (half of the authors' window size), one number or
-      one for each model; 0 < density - ε and density + ε < 1, unless the density is 0 or 1 or ε is 0.
+      one for each model; 0 < density - ε and density + ε < 1, unless the density is 0 or 1 or ε is 0. 0, the
+      authors' default, drops all magnitudes alike, as DARE does.
     rescale: "inverse" divides what is kept by its own q (authors); "l1" (mergekit), "none": see `Mask`.
 
   Raises:
@@ -49,6 +50,7 @@ class DropByMagnitude(Mask):
   rescale: Rescale = dataclasses.field(default="inverse", kw_only=True, metadata=STATIC)
   random = True
   rowwise = True
+  per_model = ("density", "epsilon")
 
   def __post_init__(self) -> None:
     check_choice("rescale", self.rescale, get_args(Rescale))
@@ -110,7 +112,8 @@ def della(
   """DELLA: drop by magnitude, elect a sign, average what agrees by weight.
 
   Args:
-    density, epsilon, rescale: see `DropByMagnitude`; mergekit's epsilon is 0.15, its rescale "l1".
+    density, epsilon, rescale: see `DropByMagnitude`; without an epsilon it is DARE's drop. mergekit's is
+      0.15, its rescale "l1".
     scaling: λ; the authors' example has 1.1.
     election, divisor, zero_sign: see `AgreeingMean`; the authors' and mergekit's are the defaults.
 

@@ -28,10 +28,12 @@ class Karcher(Operator):
     max_iter: number of steps.
     tol: steps end where ‖T‖ is less.
 
-  The steps change K coefficients, not tensors. A zero vector has no direction, but counts in the mean
-  norm. If the directions cancel, the first is where the steps start; one within 0.1 of the opposite of u
-  says nothing about where to go, and is left out of a step. One model is itself. Weights default to 1/K.
-  A ValueError: max_iter that is no whole number from 0 on, weights that sum to 0.
+  Raises:
+    ValueError: max_iter that is no whole number from 0 on, weights that sum to 0.
+
+  The steps change K coefficients, not tensors. A zero vector has no direction, but counts in the mean norm.
+  If the directions cancel, the first is where the steps start; one within 0.1 of the opposite of u says
+  nothing about where to go, and is left out of a step. One model is itself. Weights default to 1/K.
 
   Source: Functionality-Oriented LLM Merging on the Fisher-Rao Manifold (arXiv 2603.04972).
 

@@ -93,7 +93,7 @@ class Knots(Operator):
       kept = spectral.above_noise(s, joint.shape, s[0])
       basis = jnp.where(kept[None, :], u, 0.0)[:, : self.rank]
     aligned = _aligned(leaf, basis)
-    return basis, leafwise.prepared(self.rule, aligned)
+    return basis, leafwise.prepare_alone(self.rule, aligned)
 
   def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
     basis, inner = prepared

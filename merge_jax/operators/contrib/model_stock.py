@@ -31,8 +31,10 @@ class ModelStock(Operator):
     floor: least product of two norms by which a cosine is divided; mergekit: 1e-6, which leaves small
       tensors near the base. 0 is free of scale.
 
-  A zero task vector has cosine 0 with all others. t = 0 where `|1 + (K - 1) c| < 1e-6`. A ValueError: fewer
-  than two models, a negative floor.
+  Raises:
+    ValueError: fewer than two models, a negative floor.
+
+  A zero task vector has cosine 0 with all others. t = 0 where `|1 + (K - 1) c| < 1e-6`.
 
   Source: Model Stock (arXiv 2403.19522).
 

@@ -25,6 +25,9 @@ class MultiSlerp(Operator):
     normalize: weights are divided by their sum, which must not be 0.
     eps: where `‖Σ wᵢ uᵢ‖` is less than that, or only rounding, `θ = Σ wᵢ xᵢ`.
 
+  Raises:
+    ValueError: a negative eps, weights that sum to 0 with `normalize`.
+
   mergekit describes it as one step from that mean direction along the weighted sum of the logarithms'
   linear parts; that sum is zero in exact arithmetic. A zero vector adds no direction, but counts in the
   weights of the norm. One model is itself. Weights default to 1/K.

@@ -18,7 +18,9 @@ class Nearswap(Operator):
   Attributes:
     t: the distance that an element moves at most, 1e-4 for example; 0 gives the base.
 
-  A ValueError: not exactly one model beside the base, a negative t.
+  Raises:
+    ValueError: not exactly one model beside the base, a negative t.
+
   Source: the model card of QuartetAnemoi-70B-t0.0001 (no paper).
 
   >>> import merge_jax as mj

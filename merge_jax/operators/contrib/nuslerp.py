@@ -31,7 +31,9 @@ class NuSlerp(Operator):
       matrix of one row: here the two look alike.
     lerp_above: absolute cosine above which the mean is linear; None only where rounding leaves no angle.
 
-  A ValueError: not exactly two models, an unknown `by`, a `lerp_above` outside [0, 1].
+  Raises:
+    ValueError: not exactly two models, an unknown `by`, a `lerp_above` outside [0, 1].
+
   Source: mergekit's documentation (no paper).
 
   >>> import merge_jax as mj
@@ -74,7 +76,7 @@ class NuSlerp(Operator):
     def angles(*pair: Array) -> PyTree:
       whole = self.by == "tensor"
       near, opposite, cancels = (
-        Slerp().prepare(leaf, surveyed) if whole else leafwise.prepared(Slerp(), Leaf(pair))
+        Slerp().prepare(leaf, surveyed) if whole else leafwise.prepare_alone(Slerp(), Leaf(pair))
       )
       if self.lerp_above is None:
         return near, opposite, cancels

@@ -15,8 +15,10 @@ class Passthrough(Operator):
   Attributes:
     scale: s; 1 gives the model's bytes.
 
+  Raises:
+    ValueError: not exactly one model, a scale that is not finite.
+
   Layers are stacked, left out or repeated by the recipe that says which tensor comes from where.
-  A ValueError: not exactly one model, a scale that is not finite.
   Source: mergekit's documentation (no paper).
 
   >>> import merge_jax as mj

@@ -130,13 +130,19 @@ class EnergyMean(Reducer):
     floor: energies whose sum is below it count as equal: 0, or mergekit's 1e-6.
 
   Weights are refused.
+
+  Raises:
+    ValueError: a concrete floor that is no finite number from 0 on.
   """
 
   select: KeepVariance | None = None
-  floor: float = dataclasses.field(default=0.0, metadata=STATIC)
   masked: bool = dataclasses.field(default=False, metadata=STATIC)
+  floor: ArrayLike = 0.0
   weightless = True
   elementwise = True
+
+  def __post_init__(self) -> None:
+    check_number("floor", self.floor, 0.0)
 
   def survey(self) -> tuple[Survey, ...]:
     """Those of the selection, or how large the task vectors are; the squares of what is selected."""
@@ -164,7 +170,7 @@ class EnergyMean(Reducer):
     return jnp.where(jnp.isfinite(summed), merged, summed)
 
 
-def _shares(squares: Array, power: Array, floor: float) -> Array:
+def _shares(squares: Array, power: Array, floor: ArrayLike) -> Array:
   """Shares `[K]` of the models in the energy of a tensor; equal ones where there is none."""
   whole = jnp.sum(squares)
   (least,) = scaled([jnp.asarray(floor, whole.dtype)], 2 * power)
@@ -172,7 +178,7 @@ def _shares(squares: Array, power: Array, floor: float) -> Array:
   return jnp.where(none, 1.0 / len(squares), squares / jnp.where(whole == 0, 1.0, whole))
 
 
-def sce(select_topk: ArrayLike = 1.0, *, masked: bool = False, floor: float = 0.0) -> TaskVector:
+def sce(select_topk: ArrayLike = 1.0, *, masked: bool = False, floor: ArrayLike = 0.0) -> TaskVector:
   """SCE: weights from the energy of what varies most between models, then a merge of what agrees in sign.
 
   Args:
@@ -181,6 +187,9 @@ def sce(select_topk: ArrayLike = 1.0, *, masked: bool = False, floor: float = 0.
       makes the weights, and all positions are merged (the authors' code).
     floor: energies whose sum is below it count as equal; mergekit has 1e-6, which is most real
       fine-tunes.
+
+  Raises:
+    ValueError: a concrete number out of its range.
 
   Weights are refused. With one model nothing varies: the masked form gives the base.
   Source: FuseChat: Knowledge Fusion of Chat Models (arXiv 2408.07990).
@@ -192,4 +201,4 @@ def sce(select_topk: ArrayLike = 1.0, *, masked: bool = False, floor: float = 0.
   [2.778..., 1.0]
   """
   select = KeepVariance(select_topk)
-  return TaskVector((), EnergyMean(select, floor, masked))
+  return TaskVector((), EnergyMean(select, masked, floor))

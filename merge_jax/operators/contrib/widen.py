@@ -27,10 +27,12 @@ class Widen(Operator):
     threshold: 0 or more; above it a column is important.
     score: of an important column; 1 takes all of its task vector, whatever other models do.
 
+  Raises:
+    ValueError: negative numbers.
+
   A vector, or a matrix of one row, has the magnitudes `|θᵢ - θ₀|` themselves in place of ranks, and one
   score. The authors transpose embeddings first: give them `Axes(out=(1,))`. A zero column has cosine 0 with
-  all others and 1 with another zero, and equal changes are ranked by position. One model is itself. A
-  ValueError: negative numbers.
+  all others and 1 with another zero, and equal changes are ranked by position. One model is itself.
 
   Source: Extend Model Merging from Fine-Tuned to Pre-Trained LLMs (arXiv 2408.03092).
 

@@ -10,9 +10,8 @@ from jax.sharding import Mesh
 from merge_jax import models
 from merge_jax.study.cells import Cell
 from merge_jax.study.data import Data
-from merge_jax.study.lineages import PRETRAINED, Lineage, in_turn
-from merge_jax.study.lineages import Member as Trained
-from merge_jax.study.pools.settings import Member, Pools
+from merge_jax.study.lineages import PRETRAINED, Lineage, Member, in_turn
+from merge_jax.study.pools.settings import MemberSettings, Pools
 from merge_jax.study.settings import Size, Training
 from merge_jax.study.trainer import Trainer
 from merge_jax.training import read_recipe
@@ -33,8 +32,8 @@ class Pool(NamedTuple):
   size: str
   kind: str
   seed: int
-  members: dict[str, Trained]
-  base: Trained
+  members: dict[str, Member]
+  base: Member
 
   @property
   def name(self) -> str:
@@ -76,15 +75,19 @@ def _recipes(suite: Pools, size: str) -> dict[str, dict[str, Any]]:
   return {stage: {**common.get(stage, {}), **own.get(stage, {})} for stage in (PRETRAINED, "member")}
 
 
-def _values(member: Member, common: Mapping[str, Any]) -> dict[str, Any]:
+def _values(member: MemberSettings, common: Mapping[str, Any]) -> dict[str, Any]:
   values = {**common, **member.recipe}
   return values | {"learning_rate": values["learning_rate"] * member.rate}
 
 
 def _pool(
-  trainer: Trainer, lineage: Lineage, kind: str, members: Mapping[str, Member], common: Mapping[str, Any]
+  trainer: Trainer,
+  lineage: Lineage,
+  kind: str,
+  members: Mapping[str, MemberSettings],
+  common: Mapping[str, Any],
 ) -> Pool:
-  made = dict[str, list[Trained]]()  # of a run all of its checkpoints, in order
+  made = dict[str, list[Member]]()  # of a run all of its checkpoints, in order
   for name in in_turn({name: one.start for name, one in members.items()}, f"config: kinds.{kind}"):
     member, label, where = members[name], f"{kind}/{name}", f"config: kinds.{kind}.{name}.recipe"
     start = made[member.start][-1] if member.start else lineage.base

@@ -44,7 +44,7 @@ class Puzzles(Part, frozen=True):
   share: Share = 0.3
 
 
-class Member(Part, frozen=True):
+class MemberSettings(Part, frozen=True):
   """A checkpoint of a pool, or several along one run.
 
   Attributes:
@@ -127,7 +127,7 @@ class Pools(Part, frozen=True):
   sizes: Annotated[dict[str, Size], Meta(min_length=1)]
   recipes: dict[Literal["pretrained", "member"], dict[str, Any]]
   seeds: dict[Literal["tune", "confirm"], tuple[Count, ...]]
-  kinds: Annotated[dict[str, dict[str, Member]], Meta(min_length=1)]
+  kinds: Annotated[dict[str, dict[str, MemberSettings]], Meta(min_length=1)]
   contestants: dict[str, Contestant]
   budgets: Numbers = (25, 50, 150)
   opening: Count = 10

@@ -13,8 +13,6 @@ from merge_jax.study.recycling.found import Setting, columns, proposed, row, set
 from merge_jax.study.recycling.settings import FACTORS, MAIN, PAPER, Arm, levels
 
 Plain = dict[str, Any]
-THRESHOLD = 0.015
-"""Weights above count as used; where the paper's figures still show a colour."""
 BASELINES = ("best_single", "uniform", "merge_best", "greedy")
 
 
@@ -65,8 +63,8 @@ def _setting(one: Setting, draws: int) -> Plain:
     "searches": [{"seed": s["seed"], "fitness": proposed(s, s["fitness"])} for s in searches],
     "front": (points[pareto.front(points)] * [one.signs[task] for task in one.tasks]).tolist(),
     "gains": _gains(one, draws),
-    "threshold": THRESHOLD,
-    "density": [[int(np.sum(np.abs(weights) > THRESHOLD)) for weights in top] for top in tops],
+    "threshold": analysis.USED,
+    "density": [[int(np.sum(np.abs(weights) > analysis.USED)) for weights in top] for top in tops],
     "weight_fitness": [
       analysis.spearman(floats(single)[s["members"]], np.mean(top, axis=0)[s["members"]])
       for s, top in zip(searches, tops, strict=True)
