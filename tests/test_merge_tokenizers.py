@@ -281,14 +281,15 @@ def test_tokens_of_their_own(tmp_path):
     np.testing.assert_allclose(one[6], one[:6].mean(0), rtol=1e-6)
 
 
-def test_an_id_far_beyond_all_tokens_is_damage(tmp_path):
+@pytest.mark.parametrize("source", ["base", "union"])
+def test_an_id_far_beyond_all_tokens_is_damage(tmp_path, source):
   models = pool(tmp_path)
   path = tmp_path / "b" / "tokenizer.json"
   spec = json.loads(path.read_text())
   spec["model"]["vocab"][next(iter(spec["model"]["vocab"]))] = 2**32 - 1
   path.write_text(json.dumps(spec))
   with pytest.raises(ValueError, match="has id 4294967295, of 4 tokens; the file"):
-    tokenizers.plan("base", {}, None, models, "b")
+    tokenizers.plan(source, {}, None, models, "b")
 
 
 @pytest.mark.parametrize("multiple", [1, 4, 64])

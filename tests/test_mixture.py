@@ -105,6 +105,18 @@ def test_a_run_predicts_mixtures(run):
   assert alone["best"]["scores"]["copy"] <= min(one["scores"]["copy"] for one in alone.values()) + 1e-9
 
 
+def test_a_setting_that_is_no_more_does_not_matter(run, tmp_path):
+  copy = tmp_path / "copy"
+  shutil.copytree(run, copy)
+  manifest = json.loads((copy / "manifest.json").read_text())
+  manifest["config"]["gone"] = 1
+  (copy / "manifest.json").write_text(json.dumps(manifest))
+  assert recycle.mixture(copy, say=quiet) == recycle.mixture(run, say=quiet)
+  del manifest["config"]["search"]["fitness"]  # its default then
+  (copy / "manifest.json").write_text(json.dumps(manifest))
+  assert recycle.mixture(copy, say=quiet)["mixtures"]
+
+
 @pytest.mark.parametrize(
   ("arguments", "words"),
   [

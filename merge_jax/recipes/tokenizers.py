@@ -123,18 +123,12 @@ def plan(
   read = {key: tokenizer_files.read(opened[assumed] if key in bare else one) for key, one in models}
   vocabularies = {key: _vocabulary(read[key], opened[key]) for key in opened}
   tokenizer = read[label] if folder is None else tokenizer_files.read(folder)
+  _refuse_damaged(label, tokenizer, max(one.rows for one in vocabularies.values()))
   others = [one for key, one in vocabularies.items() if key != label] if source == "union" else []
   new = _missing(tokenizer.get_vocab(), others, overrides)
   tokenizer.add_tokens(new)
   ids = tokenizer.get_vocab()
   size = max(ids.values(), default=-1) + 1
-  known = max(2 * len(ids), *(one.rows for one in vocabularies.values()))
-  if size > known + _GAP:  # not of a tokenizer with reserved ids
-    text = max(ids, key=ids.__getitem__)
-    raise ValueError(
-      f"{label}: token {shown(text)} of tokenizer.json has id {size - 1}, of {len(ids)} tokens; the file is "
-      "damaged, copy it again."
-    )
   multiple = pad_to_multiple_of or 1
   rows = -(-size // multiple) * multiple
   rows_of = {key: np.full(rows, -1, np.int64) for key in vocabularies}
@@ -163,6 +157,17 @@ def plan(
   if new:
     files = tokenizer_files.extended(files, tokenizer, [token.content for token in new])
   return TokenizerPlan(label, ids, rows, rows_of, fill, padding, files, changes, tuple(notes))
+
+
+def _refuse_damaged(label: str, tokenizer: Tokenizer, rows: int) -> None:
+  """Raises ValueError for an id that is not even one of a tokenizer with reserved ids."""
+  ids = tokenizer.get_vocab()
+  text = max(ids, key=ids.__getitem__, default="")
+  if ids and ids[text] >= max(2 * len(ids), rows) + _GAP:
+    raise ValueError(
+      f"{label}: token {shown(text)} of tokenizer.json has id {ids[text]}, of {len(ids)} tokens; the file is "
+      "damaged, copy it again."
+    )
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

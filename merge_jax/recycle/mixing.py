@@ -10,7 +10,7 @@ from merge_jax import storage
 from merge_jax.decoding import by_task, shares
 from merge_jax.errors import unknown
 from merge_jax.recycle import folder
-from merge_jax.recycle.settings import Search
+from merge_jax.recycle.settings import Search, from_earlier
 from merge_jax.search import mixture as mixtures
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.journal import Journal
@@ -77,11 +77,11 @@ def mixture(
     storage.refuse_inside(target, there)
     storage.refuse_unwritable(target)
   result = storage.read_json(run / folder.RESULT, dict[str, Any])
-  labels, search = result["checkpoints"], old.config["search"]
+  labels, search = result["checkpoints"], from_earlier(old.config | {"output_dir": str(run)}).search
   tasks = {task["name"]: task for task in result["tasks"]}
-  weights = tuple(sorted(by_task(task_weights or search["task_weights"], "--task_weights").items()))
+  weights = tuple(sorted(by_task(task_weights or search.task_weights, "--task_weights").items()))
   fitness = Fitness(
-    tuple(tasks), tuple(task["sign"] for task in tasks.values()), search["fitness"], "metric", weights
+    tuple(tasks), tuple(task["sign"] for task in tasks.values()), search.fitness, "metric", weights
   )
   records = [one for one in Journal.read(run / folder.JOURNAL) if one.split == SPLIT]
   learned = mixtures.learn(records, fitness, len(labels))

@@ -15,7 +15,7 @@ from merge_jax.recycle import choice, folder, merged
 from merge_jax.recycle.folder import Refused
 from merge_jax.recycle.pool import Watch
 from merge_jax.recycle.problem import Problem, build
-from merge_jax.recycle.settings import Settings, from_mapping
+from merge_jax.recycle.settings import from_earlier
 from merge_jax.search import items, wishes
 from merge_jax.search.fitness import Fitness
 from merge_jax.search.journal import Journal, Record
@@ -93,12 +93,10 @@ def _problem(path: Path, output: Path) -> Problem:
     Refused: it is not finished or its inputs changed.
   """
   old = folder.completed(path)
-  names = Settings.__struct_fields__  # settings that are no more decided nothing of the merge
-  config = {name: value for name, value in old.config.items() if name in names}
   # From the disk: a tensor at a time is all that is read, and a batch of candidates would be of devices.
   disk = {"output_dir": str(output), "placement": {"pool_memory": "disk"}}
-  search = dict(config.get("search", {})) | {"batch": 1, "in_turn": False}
-  settings = from_mapping(config | disk | {"search": search})
+  search = dict(old.config.get("search", {})) | {"batch": 1, "in_turn": False}
+  settings = from_earlier(old.config | disk | {"search": search})
   try:
     problem = build(settings)
   except FileNotFoundError as error:

@@ -208,6 +208,11 @@ def from_mapping(values: Mapping[str, Any]) -> Settings:
   return made
 
 
+def from_earlier(values: Mapping[str, Any]) -> Settings:
+  """The settings of a run that another version may have started, without those that are no more."""
+  return from_mapping({name: value for name, value in values.items() if name in Settings.__struct_fields__})
+
+
 def to_mapping(settings: Settings) -> dict[str, Any]:
   """Settings as JSON gives them back."""
   return msgspec.json.decode(msgspec.json.encode(settings))
