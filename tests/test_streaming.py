@@ -265,6 +265,42 @@ def test_norms_of_any_size_are_those_in_memory(operator, size, monkeypatch):
   chex.assert_trees_all_close(dict(result), expected, rtol=1e-6, atol=1e-7 * size)
 
 
+@pytest.mark.parametrize("operator", [mj.karcher(), mj.multislerp(), mj.multislerp(task_vectors=True)])
+@pytest.mark.parametrize(("times", "passes"), [(1.7, 1), (2.3, 3), (1e4, 3)])
+def test_norms_that_differ_much_are_measured_before_distances(operator, times, passes, monkeypatch):
+  """Vectors of nearly one direction: distances say nothing beside the difference of their norms."""
+  zero, one, other = (make_tree(seed, shapes={"w": (40, 65)}) for seed in range(3))
+  base = zero if operator.needs_base else None
+  origin = zero["w"] if operator.needs_base else 0.0
+  near = times * (one["w"] + 1e-4 * other["w"])
+  experts = [{"w": (origin + x).astype(np.float32)} for x in (one["w"], near)]
+  measured, real = set(), leafwise.measure
+  monkeypatch.setattr(leafwise, "measure", lambda *args: measured.add(len(args[2])) or real(*args))
+  jobs, result = merged_by(operator, experts, base)
+  streaming.stream(jobs, result)
+  assert measured == ({2} if passes == 1 else {0, 1, 2})
+  chex.assert_trees_all_close(
+    dict(result), mj.merge(operator, experts, base=base), rtol=1e-6, atol=1e-6 * times
+  )
+
+
+def test_combinations_share_a_program_in_streams():
+  trees = [make_tree(seed, shapes={"w": (9, 10)}) for seed in range(3)]
+  streaming.stream(*merged_by(mj.linear(), trees))
+  before = leafwise.merge._cache_size()
+  for operator in (mj.uniform(), mj.karcher(max_iter=3), mj.multislerp()):
+    jobs, result = merged_by(operator, trees)
+    streaming.stream(jobs, result)
+    chex.assert_trees_all_close(dict(result), mj.merge(operator, trees), rtol=1e-6, atol=1e-6)
+  assert leafwise.merge._cache_size() == before
+
+
+def merged_by(operator, trees, base=None):
+  models = [Memory(tree, str(i)) for i, tree in enumerate(trees)]
+  jobs = jobs_of(operator, models, base and Memory(base, "b"))
+  return jobs, Result(jobs)
+
+
 def test_squares_that_end_differently_in_two_blocks_are_scaled(monkeypatch):
   monkeypatch.setattr(blocks, "LONGEST", 1024)
   a, half = np.full(2048, 1e25, np.float32), np.full(1024, 1e25, np.float32)

@@ -1,7 +1,9 @@
 """Direct combinations of models, without a base: along the chord, or along the sphere."""
 
+import abc
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators.core import Leaf, Operator, PyTree, Surveyed, Total
+from merge_jax.operators.differences import vectors
 from merge_jax.operators.pytrees import STATIC, check_number, pytree
 from merge_jax.operators.sums import exponent, scale, scaled, totals
 
@@ -22,8 +25,30 @@ def weighted_sum(arrays: tuple[Array, ...], weights: Array) -> Array:
   return total
 
 
+def library(x: Any) -> Any:
+  """The functions for an array: NumPy's, or those of `jax.numpy`."""
+  return jnp if isinstance(x, Array) else np
+
+
+class Combination(Operator):
+  """A rule whose result is `Σ cᵢ xᵢ` of models, or of task vectors where there is a base, which is added.
+
+  A stream has surveys on the host: it computes c there, and all such rules share the program of `linear`.
+  """
+
+  elementwise = True
+
+  @abc.abstractmethod
+  def coefficients(self, prepared: PyTree, weights: Array) -> Array:
+    """c `[K]`; by NumPy where the arguments are NumPy's; see `library`."""
+
+  def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
+    merged = weighted_sum(vectors(leaf), self.coefficients(prepared, weights))
+    return merged if leaf.base is None else leaf.base + merged
+
+
 @pytree
-class Linear(Operator):
+class Linear(Combination):
   """Weighted average of the models: `θ = Σ wᵢ θᵢ / Σ wᵢ`.
 
   Attributes:
@@ -37,20 +62,19 @@ class Linear(Operator):
   """
 
   normalize: bool = dataclasses.field(default=True, kw_only=True, metadata=STATIC)
-  elementwise = True
 
   def default_weights(self, count: int) -> np.ndarray:
     return np.full(count, 1.0 / count)
 
-  def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
-    return weighted_sum(leaf.experts, weights / jnp.sum(weights) if self.normalize else weights)
+  def coefficients(self, prepared: PyTree, weights: Array) -> Array:
+    return weights / weights.sum() if self.normalize else weights
 
 
 linear = Linear
 
 
 @pytree
-class Uniform(Operator):
+class Uniform(Combination):
   """Uniform soup: the mean of the models, `θ = Σ θᵢ / K`; weights are refused.
 
   Source: Model soups (arXiv 2203.05482).
@@ -61,10 +85,9 @@ class Uniform(Operator):
   """
 
   weightless = True
-  elementwise = True
 
-  def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
-    return weighted_sum(leaf.experts, jnp.full_like(weights, 1.0 / len(leaf.experts)))
+  def coefficients(self, prepared: PyTree, weights: Array) -> Array:
+    return library(weights).full_like(weights, 1.0 / len(weights))
 
 
 uniform = Uniform

@@ -18,6 +18,7 @@ from merge_jax import errors, host, storage
 from merge_jax.checkpoints import Writer, nonfinite
 from merge_jax.operators import leafwise
 from merge_jax.operators.core import Surveyed
+from merge_jax.operators.linear import Combination, linear
 from merge_jax.streaming import blocks, survey
 from merge_jax.streaming.blocks import Block
 from merge_jax.streaming.job import Job
@@ -129,12 +130,15 @@ def _merged(
 ) -> Iterator[np.ndarray]:
   """What each block of a tensor merges to, flat."""
   weights = job.operator.default_weights(len(job.experts)) if job.weights is None else job.weights
-  numbers, dtype = np.asarray(weights, np.float32), np.dtype(job.spec.dtype)
-  surveyed = survey.of_tensor(job, parts, whole, trusting=trusting)
+  numbers: Any = np.asarray(weights, np.float32)
+  operator, surveyed = job.operator, survey.of_tensor(job, parts, whole, trusting=trusting)
+  if isinstance(operator, Combination) and parts[0].leaf.start is not None:
+    with np.errstate(all="ignore"):  # what is not finite is told of the result
+      numbers = operator.coefficients(operator.prepare(parts[0].leaf, surveyed), numbers)
+    operator, surveyed = linear(normalize=False), ()
   for block in parts:
-    merged = leafwise.merge(
-      job.operator, block.aligned(), block.relative(surveyed), numbers, block.axes, dtype
-    )
+    leaf, found = block.aligned(), block.relative(surveyed)
+    merged = leafwise.merge(operator, leaf, found, numbers, block.axes, np.dtype(job.spec.dtype))
     yield np.asarray(merged).reshape(-1)[: block.size]
 
 

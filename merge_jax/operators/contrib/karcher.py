@@ -9,13 +9,13 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators.contrib import sphere
-from merge_jax.operators.core import Leaf, Operator, PyTree, Survey, Surveyed
-from merge_jax.operators.linear import weighted_sum
+from merge_jax.operators.core import Leaf, PyTree, Survey, Surveyed
+from merge_jax.operators.linear import Combination, library
 from merge_jax.operators.pytrees import STATIC, check_number, check_whole, pytree
 
 
 @pytree
-class Karcher(Operator):
+class Karcher(Combination):
   """Mean on the sphere of directions, times the mean norm, tensor by tensor.
 
       u = argmin Σ aᵢ ∠(u, xᵢ)²        θ = u Σ aᵢ ‖xᵢ‖        aᵢ = wᵢ / Σ w
@@ -46,7 +46,6 @@ class Karcher(Operator):
   max_iter: int = dataclasses.field(default=10, kw_only=True, metadata=STATIC)
   tol: ArrayLike = dataclasses.field(default=1e-5, kw_only=True)
   normalize = True
-  elementwise = True
 
   def __post_init__(self) -> None:
     check_number("tol", self.tol, 0.0)
@@ -61,35 +60,46 @@ class Karcher(Operator):
   def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
     return sphere.directions(surveyed)
 
-  def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
-    weights = weights / jnp.sum(weights)
+  def coefficients(self, prepared: PyTree, weights: Array) -> Array:
+    weights = weights / weights.sum()
     pulls = sphere.known(prepared, weights)
-    total = jnp.sum(pulls)
-    mean = self._mean(prepared.chords, pulls / jnp.where(total == 0, 1.0, total))
-    return weighted_sum(leaf.experts, sphere.over_norms(prepared, mean, jnp.sum(weights * prepared.norms)))
+    mean = self._mean(prepared.chords, pulls / sphere.or_one(pulls.sum()))
+    return sphere.over_norms(prepared, mean, (weights * prepared.norms).sum())
 
   def _mean(self, chords: Array, weights: Array) -> Array:
     """Coefficients `[K]` of the unit vectors, whose sum is the mean."""
-    square = jnp.sum(weights) ** 2 - sphere.spread(chords, weights)
+    xp = library(weights)
+    square = weights.sum() ** 2 - sphere.spread(chords, weights)
     lost = sphere.cancels(square, weights)
-    start = weights / jnp.sqrt(jnp.where(lost, 1.0, square))
-    used = (jnp.cumsum(weights != 0) == 1) & (weights != 0)
-    tol = jnp.asarray(self.tol, chords.dtype)
+    used = (xp.cumsum(weights != 0) == 1) & (weights != 0)
+    start = xp.where(lost, used.astype(weights.dtype), weights / xp.sqrt(xp.where(lost, 1.0, square)))
+    least = xp.asarray(self.tol, chords.dtype) ** 2
 
-    def step(_: int, mean: Array) -> Array:
+    def step(mean: Array) -> tuple[Array, Array]:
+      """The next mean, and the square of the way to it."""
       # ‖u - uᵢ‖² for u of norm 1: 1 - Σ mean = -spread / (1 + Σ mean), without cancellation.
-      short = 2.0 * sphere.spread(chords, mean) / (1.0 + jnp.sum(mean))
-      chord = jnp.sum(chords * mean[None, :], axis=1) - short
+      short = 2.0 * sphere.spread(chords, mean) / (1.0 + mean.sum())
+      chord = (chords * mean[None, :]).sum(axis=1) - short
       pulls = weights * _log_factor(chord)
-      tangent = pulls - jnp.sum(pulls * (1.0 - chord / 2)) * mean
-      square = jnp.maximum(jnp.sum(tangent) ** 2 - sphere.spread(chords, tangent), 0.0)
+      tangent = pulls - (pulls * (1.0 - chord / 2)).sum() * mean
+      square = xp.maximum(tangent.sum() ** 2 - sphere.spread(chords, tangent), 0.0)
       moved = _cos_root(square) * mean + _sinc_root(square) * tangent
-      size = jnp.sum(moved) ** 2 - sphere.spread(chords, moved)
-      moved = moved / jnp.sqrt(jnp.where(size == 0, 1.0, size))
-      ended = jax.lax.stop_gradient(mean - moved) + moved  # with the slope of a step: the start's is another
-      return jnp.where(square < tol**2, ended, moved)
+      return moved / xp.sqrt(sphere.or_one(moved.sum() ** 2 - sphere.spread(chords, moved))), square
 
-    return jax.lax.fori_loop(0, self.max_iter, step, jnp.where(lost, used.astype(start.dtype), start))
+    def traced(_: int, mean: Array) -> Array:
+      moved, square = step(mean)
+      ended = jax.lax.stop_gradient(mean - moved) + moved  # with the slope of a step: the start's is another
+      return jnp.where(square < least, ended, moved)
+
+    if xp is not np:
+      return jax.lax.fori_loop(0, self.max_iter, traced, start)
+    mean = start
+    for _ in range(self.max_iter):
+      moved, square = step(mean)
+      if square < least:
+        break
+      mean = moved
+    return mean
 
 
 karcher = Karcher
@@ -97,23 +107,24 @@ karcher = Karcher
 
 def _log_factor(chord: Array) -> Array:
   """`φ / sin φ` from the squared chord `4 sin²(φ/2)`; 0 within 0.1 of π, where it has a pole."""
+  xp = library(chord)
   small, far = chord < 1e-3, chord > 3.99
-  safe = jnp.where(small | far, 1.0, chord)
-  large = 2.0 * jnp.arcsin(jnp.sqrt(safe) / 2) / jnp.sqrt(safe * (1.0 - safe / 4))
+  safe = xp.where(small | far, 1.0, chord)
+  large = 2.0 * xp.arcsin(xp.sqrt(safe) / 2) / xp.sqrt(safe * (1.0 - safe / 4))
   series = 1.0 + chord * (1 / 6 + chord * (1 / 30 + chord * (1 / 140 + chord / 630)))
-  return jnp.where(far, 0.0, jnp.where(small, series, large))
+  return xp.where(far, 0.0, xp.where(small, series, large))
 
 
 def _cos_root(square: Array) -> Array:
   """`cos √x`, whose gradient is finite at 0."""
-  small = square < 1e-3
+  xp, small = library(square), square < 1e-3
   series = 1.0 - square / 2 * (1.0 - square / 12 * (1.0 - square / 30 * (1.0 - square / 56)))
-  return jnp.where(small, series, jnp.cos(jnp.sqrt(jnp.where(small, 1.0, square))))
+  return xp.where(small, series, xp.cos(xp.sqrt(xp.where(small, 1.0, square))))
 
 
 def _sinc_root(square: Array) -> Array:
   """`sin √x / √x`, likewise."""
-  small = square < 1e-3
-  root = jnp.sqrt(jnp.where(small, 1.0, square))
+  xp, small = library(square), square < 1e-3
+  root = xp.sqrt(xp.where(small, 1.0, square))
   series = 1.0 - square / 6 * (1.0 - square / 20 * (1.0 - square / 42 * (1.0 - square / 72)))
-  return jnp.where(small, series, jnp.sin(root) / root)
+  return xp.where(small, series, xp.sin(root) / root)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 from typing import Literal, get_args
 
 import jax.numpy as jnp
@@ -70,7 +69,7 @@ class ModelStock(Operator):
 
     if self.by == "row":
       return ()
-    return scale(lambda surveyed: [_squares(surveyed[1])]), Total(products, whole=False)
+    return scale(lambda surveyed: [sphere.squares(surveyed[1])]), Total(products, whole=False)
 
   def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
     """t, for each row `[rows, 1]` where it differs."""
@@ -97,11 +96,6 @@ class ModelStock(Operator):
 
 
 model_stock = ModelStock
-
-
-def _squares(products: Array) -> Array:
-  """Those of K models, of K + K (K - 1) / 2 sums of `_products`."""
-  return products[: (math.isqrt(8 * len(products) + 1) - 1) // 2]
 
 
 def _products(leaf: Leaf, most: Array) -> list[Array]:

@@ -2,20 +2,18 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from merge_jax.operators.contrib import sphere
-from merge_jax.operators.core import Leaf, Operator, PyTree, Survey, Surveyed
-from merge_jax.operators.differences import vectors
-from merge_jax.operators.linear import weighted_sum
+from merge_jax.operators.core import Leaf, PyTree, Survey, Surveyed
+from merge_jax.operators.linear import Combination, library
 from merge_jax.operators.pytrees import STATIC, check_number, pytree
 
 
 @pytree
-class MultiSlerp(Operator):
+class MultiSlerp(Combination):
   """Direction of the weighted sum of directions, length of the weighted sum of norms, tensor by tensor.
 
       uᵢ = xᵢ / ‖xᵢ‖        θ = Σ wᵢ uᵢ / ‖Σ wᵢ uᵢ‖ · Σ wᵢ ‖xᵢ‖
@@ -33,6 +31,7 @@ class MultiSlerp(Operator):
   weights of the norm. One model is itself. Weights default to 1/K.
   Source: mergekit's documentation (no paper).
 
+  >>> import jax.numpy as jnp
   >>> import merge_jax as mj
   >>> models = [{"w": jnp.array([4.0, 0.0])}, {"w": jnp.array([0.0, 2.0])}]
   >>> mj.merge(multislerp(), models)["w"].round(4).tolist()
@@ -42,7 +41,6 @@ class MultiSlerp(Operator):
   task_vectors: bool = dataclasses.field(default=False, kw_only=True, metadata=STATIC)
   normalize: bool = dataclasses.field(default=True, kw_only=True, metadata=STATIC)
   eps: ArrayLike = dataclasses.field(default=1e-8, kw_only=True)
-  elementwise = True
 
   def __post_init__(self) -> None:
     check_number("eps", self.eps, 0.0)
@@ -60,14 +58,14 @@ class MultiSlerp(Operator):
   def prepare(self, leaf: Leaf, surveyed: Surveyed) -> PyTree:
     return sphere.directions(surveyed)
 
-  def combine(self, leaf: Leaf, prepared: PyTree, weights: Array) -> Array:
-    weights = weights / jnp.sum(weights) if self.normalize else weights
+  def coefficients(self, prepared: PyTree, weights: Array) -> Array:
+    xp = library(weights)
+    weights = weights / weights.sum() if self.normalize else weights
     pulls = sphere.known(prepared, weights)
-    square = jnp.sum(pulls) ** 2 - sphere.spread(prepared.chords, pulls)
-    flat = sphere.cancels(square, weights) | (square < jnp.asarray(self.eps, square.dtype) ** 2)
-    length = jnp.sum(weights * prepared.norms) / jnp.sqrt(jnp.where(flat, 1.0, square))
-    merged = weighted_sum(vectors(leaf), jnp.where(flat, weights, sphere.over_norms(prepared, pulls, length)))
-    return merged if leaf.base is None else leaf.base + merged
+    square = pulls.sum() ** 2 - sphere.spread(prepared.chords, pulls)
+    flat = sphere.cancels(square, weights) | (square < xp.asarray(self.eps, square.dtype) ** 2)
+    length = (weights * prepared.norms).sum() / xp.sqrt(xp.where(flat, 1.0, square))
+    return xp.where(flat, weights, sphere.over_norms(prepared, pulls, length))
 
 
 multislerp = MultiSlerp
