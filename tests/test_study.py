@@ -14,7 +14,7 @@ from merge_jax import errors, evals, models, sharding
 from merge_jax.evals.examples import Examples
 from merge_jax.recycle.settings import Evals
 from merge_jax.study import grid, job, results, settings, tasks
-from merge_jax.study.cells import Cell, Group, Store, run, share
+from merge_jax.study.cells import Cell, Group, Store, forget_what_is_gone, run, share
 from merge_jax.study.tasks import Tasks
 from merge_jax.training import pool, puzzles
 from tests.further import further
@@ -121,6 +121,52 @@ def test_a_damaged_cell_is_named(tmp_path):
   path.write_text(path.read_text()[:-20])
   with pytest.raises(ValueError, match=f"{cell.key}.json .remove it"):
     store.get(cell.key)
+  path.unlink()
+  run([cell], store)
+  path.write_text(json.dumps(json.loads(path.read_text()) | {"result": {}}))
+  with pytest.raises(ValueError, match=f"{cell.key}.json .remove it.*is not the one that was written"):
+    store.get(cell.key)
+
+
+def test_what_is_gone_is_made_again_where_it_is_needed(tmp_path):
+  store, calls = Store(tmp_path / "cells"), []
+
+  def model(i, needs=()):
+    made = tmp_path / f"{i}"
+
+    def train():
+      calls.append(i)
+      made.write_text("")
+      return {"i": i}
+
+    return numbered(i, train, needs)._replace(made=made)
+
+  first = model(0)
+  second = model(1, (first.key,))
+  other = model(2, (first.key,))
+  score = numbered(3, needs=(second.key,))
+  cells = [first, second, other, score]
+  run(cells, store)
+  for i in range(3):
+    (tmp_path / f"{i}").unlink()
+  forget_what_is_gone(cells, store)
+  run(cells, store)
+  assert calls == [0, 1, 2]  # nothing is missing that would need them
+  store.forget(score.key)
+  forget_what_is_gone(cells, store)
+  run(cells, store)
+  assert calls == [0, 1, 2, 0, 1]
+  (tmp_path / "0").unlink()
+  forget_what_is_gone(cells, store, [other.key])
+  assert not store.has(first.key) and store.has(second.key) and not store.has(other.key)
+
+
+def test_a_folder_of_others_is_left_alone(tmp_path):
+  (tmp_path / "study.json").write_text('{"mine": 1}')
+  values = {"held_in": {"a": ["a.jsonl"]}, "methods": {"average": {"operator": "uniform"}}}
+  with pytest.raises(OSError, match="is not empty"):
+    job.study(settings.from_mapping(values | {"output_dir": str(tmp_path)}))
+  assert [path.name for path in tmp_path.iterdir()] == ["study.json"]
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, 3), (2, 5), (5, 1)])

@@ -64,6 +64,8 @@ def equal(a, b):
     ({"points": []}, "points"),
     ({"windows": [1]}, "windows"),
     ({"decays": ["step"]}, "step"),
+    ({"decays": ["linear", "linear"]}, "along.decays is .*expected different shapes"),
+    ({"recipe": OPTIONS["recipe"] | {"dpo_beta": 0.1}}, "along.recipe.dpo_beta is set"),
     ({"recipe": OPTIONS["recipe"] | {"steps": 10}}, "along.recipe.steps is set"),
     ({"recipe": OPTIONS["recipe"] | {"warmup": 70}}, "within the warm-up"),
     ({"recipe": OPTIONS["recipe"] | {"learning_rat": 1.0}}, "learning_rate"),

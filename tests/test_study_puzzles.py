@@ -135,7 +135,8 @@ def test_files_are_tasks(made):
     ({"held_in": ["revv"]}, "'revv'.*rev"),
     ({"held_in": ["rev", "rev"]}, "'rev' stands twice"),
     ({"shares": 0.1}, "shares"),
-    ({"share": 0.001, "train": 20}, "'rev' gave 20 items to train and .* to evaluate"),
+    ({"share": 0.001, "train": 20}, "'rev' gave 20 items to train and .* to evaluate.*Raise config"),
+    ({"share": 0.9999999}, "'rev' gave 0 items to train and .* to evaluate.*Lower config"),
   ],
 )
 def test_options_that_cannot_be_used_leave_no_trace(tmp_path, options, told):

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,15 @@ def test_what_is_there_is_not_made_again(done):
   again = study(folder, lambda *said: None)
   assert plain(again) == plain(result)
   assert before == {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
+
+
+def test_models_that_are_gone_are_trained_again(done):
+  folder, result, _ = done
+  before = {path.name for path in (folder / "models").iterdir()}
+  shutil.rmtree(folder / "models")
+  assert plain(study(folder, lambda *said: None)) == plain(result)
+  again = {path.name for path in (folder / "models").iterdir()}
+  assert again and again <= before
 
 
 @pytest.mark.skipif(not KILLS, reason="minutes: MERGE_JAX_STUDY_KILLS=10 ./launch/test --all")

@@ -24,6 +24,7 @@ class Cell(NamedTuple):
     spec: plain data, all that the result depends on; a model that was trained is named by its cell's key.
     run: does it.
     needs: keys of the cells that have to be done before.
+    made: a file that it leaves for those that need it.
   """
 
   kind: str
@@ -31,6 +32,7 @@ class Cell(NamedTuple):
   spec: Mapping[str, Any]
   run: Callable[[], Result]
   needs: tuple[str, ...] = ()
+  made: Path | None = None
 
   @property
   def key(self) -> str:
@@ -56,6 +58,11 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
   name: str
   spec: dict[str, Any]
   result: Result
+  digest: str
+
+
+def _digest(result: Result) -> str:
+  return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
 
 
 class Store:
@@ -77,13 +84,22 @@ class Store:
     path = self._path(key)
     if not path.is_file():
       return None
-    return decoding.decode(path.read_bytes(), _File, f"{path} (remove it, and it is made again)").result
+    where = f"{path} (remove it, and it is made again)"
+    found = decoding.decode(path.read_bytes(), _File, where)
+    if found.digest != _digest(found.result):
+      raise ValueError(f"{where}: the result is not the one that was written there.")
+    return found.result
 
   def put(self, cell: Cell, result: Result) -> None:
     """Keeps a result."""
     path = self._path(cell.key)
     path.parent.mkdir(parents=True, exist_ok=True)
-    storage.write_json(path, {"kind": cell.kind, "name": cell.name, "spec": cell.spec, "result": result})
+    about = {"kind": cell.kind, "name": cell.name, "spec": cell.spec, "result": result}
+    storage.write_json(path, about | {"digest": _digest(json.loads(json.dumps(result)))})
+
+  def forget(self, key: str) -> None:
+    """Takes a result out."""
+    self._path(key).unlink(missing_ok=True)
 
   def _path(self, key: str) -> Path:
     return self._folder / f"{key}.json"
@@ -139,6 +155,22 @@ def run(
     done += len(group.cells)
     progress(done, group.cells[-1].name)
   return outcome
+
+
+def forget_what_is_gone(cells: Sequence[Cell], store: Store, wanted: Iterable[str] = ()) -> None:
+  """Forgets cells whose files are gone, so that they are done again: those that others still need.
+
+  Args:
+    cells: in an order in which each comes after those that it needs.
+    store: holds what is done.
+    wanted: keys of cells whose files are needed in any case.
+  """
+  needed = set(wanted)
+  for cell in reversed(cells):
+    if cell.key in needed and cell.made is not None and not cell.made.is_file():
+      store.forget(cell.key)
+    if not store.has(cell.key):
+      needed.update(cell.needs)
 
 
 def share(

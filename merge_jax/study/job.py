@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from merge_jax import reports, sharding, storage
 from merge_jax.study import grid, parts, results, workers
-from merge_jax.study.cells import Cell, Outcome, Result, Store, run
+from merge_jax.study.cells import Cell, Outcome, Result, Store, forget_what_is_gone, run
 from merge_jax.study.data import sources
 from merge_jax.study.planning import Plan, plan
 from merge_jax.study.settings import Study
@@ -56,8 +56,7 @@ def study(
   """
   folder = storage.disk_destination(settings.output_dir, "--output_dir")
   storage.refuse_inside(folder, map(storage.path, settings.folders()), "--output_dir")
-  if not (folder / NAME).is_file():
-    storage.refuse_filled(folder)
+  _refuse_another(folder)
   grid.check(settings.methods, settings.counts, len(settings.held_in))
   mesh, store = mesh or sharding.make_mesh(""), Store(folder / "cells")
   if settings.workers > 1 and (mesh.size > 1 or mesh.devices.flat[0].platform != "cpu"):
@@ -72,6 +71,7 @@ def study(
     made = plan(settings, sources.find(settings, folder), folder, store, mesh, stop)
     if not claimed:
       _claim(stack, folder, settings)
+    forget_what_is_gone(made.cells, store, [key for one in made.pool.values() for key in one.needs[-1:]])
     if settings.workers > 1:
       _share(made, folder, store, mesh, stop, progress)
       progress = _silent  # all but what failed is done
@@ -80,6 +80,17 @@ def study(
     found = results.analysed(made, outcome, searched, folder.name)
     _write(folder, made, outcome, found)
     return found
+
+
+def _refuse_another(folder: Path) -> None:
+  """Raises OSError for a folder that has something in it and is no study's."""
+  file = folder / NAME
+  try:
+    known = storage.read_json(file, dict[str, Any]) if file.is_file() else {}
+  except ValueError:
+    known = {}
+  if not {field.name for field in msgspec.structs.fields(Study) if field.required} <= known.keys():
+    storage.refuse_filled(folder)
 
 
 def _claim(stack: contextlib.ExitStack, folder: Path, settings: Study) -> None:

@@ -16,6 +16,7 @@ from merge_jax.study.tasks import TEST, VALIDATION, Tasks
 from merge_jax.study.trainer import Trainer, placed
 from merge_jax.study.trajectory.compare import along
 from merge_jax.study.trajectory.run import read as read_along
+from merge_jax.training.recipe import shares
 
 SEARCH_SHARE = 0.6
 """Of the validation examples: what a search sees; the others choose among its answers."""
@@ -48,6 +49,7 @@ def run_cell(
   recipe = {"mixture": dict.fromkeys(held_in, 1.0), **part.options.get("recipe", {})}
   options = read_along({**part.options, "recipe": recipe})
   data = trainer.data_of_tasks()
+  shares(options.constant().mixture, data.names, "config: along.options.recipe.mixture")
   spec = {
     "base": lineage.base.identity, "tasks": tasks.digest, "options": part.options, "data": data.digest(),
   }  # fmt: skip

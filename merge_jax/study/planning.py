@@ -85,7 +85,9 @@ def plan(
     raise ValueError("config: there are no models; give families that are trained, or training.")
   names = [lineage.name for lineage in found]
   if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-    raise ValueError(f"config: training makes the lineage {twice[0]} (size/kind/seed), which is given, too.")
+    raise ValueError(
+      f"config: there are two lineages {twice[0]} (size/kind/seed); name each once in families and training."
+    )
   pool, origin = dict[str, Member](), None
   if settings.recycle is not None:
     parts.check_searches(settings.recycle, tasks)

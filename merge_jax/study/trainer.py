@@ -36,6 +36,7 @@ from merge_jax.study.settings import Size, Training
 from merge_jax.study.tasks import asked_in
 from merge_jax.training import Recipe, State, corpus, pool, read_recipe, result, train_into
 from merge_jax.training.corpus import Corpus
+from merge_jax.training.recipe import shares
 
 STAGES = (PRETRAINED, INSTRUCT, EXPERT, MULTITASK)
 SAVE_EVERY = 500
@@ -168,6 +169,7 @@ class Trainer:
     for task in recipe.mixture:
       if task not in data.names:
         raise ValueError(f"config: {name}: the stage has no training examples of {task!r}.")
+    shares(recipe.mixture, data.names, f"config: {name}: mixture")
     spec: dict[str, Any] = {
       "start": self._configs[size] if start is None else start.identity,
       "recipe": msgspec.to_builtins(recipe),
@@ -179,7 +181,7 @@ class Trainer:
     run = functools.partial(self._train, stage, size, recipe, start, every)
     cell = Cell("train", name, spec, run, () if start is None else start.needs[-1:])
     target = self._folder / f"{re.sub(r'[^A-Za-z0-9._]+', '-', name)[:80]}-{cell.key[:8]}"
-    self.cells.append(cell._replace(run=functools.partial(run, target)))
+    self.cells.append(cell._replace(run=functools.partial(run, target), made=target / "training.json"))
     return Member(target, cell.key, (*(start.needs if start else ()), cell.key))
 
   def _config(self, name: str, size: Size) -> dict[str, Any]:

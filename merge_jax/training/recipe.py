@@ -106,7 +106,7 @@ def read_recipe(settings: Mapping[str, Any], where: str) -> Recipe:
   return recipe
 
 
-def shares(mixture: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
+def shares(mixture: Mapping[str, float], names: Sequence[str], where: str = "mixture") -> np.ndarray:
   """Shares of tasks that sum to 1, float32 `[tasks]`, in the order of `names`.
 
   Raises:
@@ -117,9 +117,9 @@ def shares(mixture: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
   """
   for name in mixture:
     if name not in names:
-      raise ValueError(unknown("task", name, names, "mixture"))
+      raise ValueError(unknown("task", name, names, where))
   values = np.array([mixture.get(name, 0.0) for name in names], np.float32)
   total = values.sum()
   if not (values.min() >= 0 and 0 < total < np.inf):
-    raise ValueError(f"mixture: {dict(mixture)} needs a positive share, and no negative one.")
+    raise ValueError(f"{where}: {dict(mixture)} needs a positive share, and no negative one.")
   return values / total

@@ -144,9 +144,10 @@ def draw(name: str, options: Options, seed: int) -> Items:
     if full or i > last + FRUITLESS:
       break
   if 2 * len(items.evaluation) < min(options.evaluation, 100) or not items.train:
+    how = "Raise" if items.train else "Lower"
     raise ValueError(
       f"Puzzle {name!r} gave {len(items.train)} items to train and {len(items.evaluation)} to evaluate on; "
-      f"{options.evaluation} were asked for. Raise config.data.options.share."
+      f"{options.evaluation} were asked for. {how} config.data.options.share."
     )
   return items
 

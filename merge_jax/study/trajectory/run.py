@@ -76,6 +76,12 @@ def read(values: Mapping[str, Any]) -> Along:
   for name in ("steps", "decay", "decay_steps", "schedule_steps", "until_loss"):
     if name in options.recipe:
       raise ValueError(f"config: along.recipe.{name} is set; the run's steps and decays are those of along.")
+  if options.recipe.get("dpo_beta"):
+    raise ValueError(
+      "config: along.recipe.dpo_beta is set; its examples have right answers alone: leave it out."
+    )
+  if len(set(options.decays)) < len(options.decays):
+    raise ValueError(f"config: along.decays is {options.decays}; expected different shapes.")
   for name, steps in (("points", options.points), ("decay_steps", (options.decay_steps,))):
     if wrong := [step for step in steps if step % options.every]:
       raise ValueError(f"config: along.{name}: {wrong[0]} is not a multiple of every, {options.every}.")
