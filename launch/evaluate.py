@@ -5,15 +5,18 @@ python -m launch.evaluate --checkpoints=a,b --tasks=lm_eval:arc_easy,lm_eval:gsm
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 from absl import flags
+from jax.sharding import Mesh
 
 from merge_jax import checkpoints, decoding, evals, host, preflight, sharding, storage
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.evals import harness
 from merge_jax.evals import tasks as task_files
 from merge_jax.evals.objective import JittedObjective
+from merge_jax.evals.tasks import Task
 from merge_jax.evals.tokens import FILES
 from merge_jax.recycle import placing, suites
 from merge_jax.recycle.settings import Evals, Harness, Placement
@@ -51,8 +54,9 @@ def main() -> None:
   """Scores one checkpoint after the other, by the code and the defaults of `launch.recycle`."""
   if not _CHECKPOINTS.value or not _TASKS.value:
     raise ValueError("Give --checkpoints=a,b and --tasks=a.jsonl,b.jsonl:loss.")
-  if twice := next((path for path in _CHECKPOINTS.value if _CHECKPOINTS.value.count(path) > 1), ""):
-    raise ValueError(f"--checkpoints: got {twice} twice; name each checkpoint once.")
+  places = [storage.path(path).resolve() for path in _CHECKPOINTS.value]
+  if twice := next((place for place in places if places.count(place) > 1), None):
+    raise ValueError(f"--checkpoints: got {_CHECKPOINTS.value[places.index(twice)]} twice; name each once.")
   output = storage.destination(_OUTPUT.value, "--output")
   pool = [checkpoints.open(path) for path in _CHECKPOINTS.value]
   preflight.require(list(preflight.ties([(str(one.path), one) for one in pool])))
@@ -74,40 +78,63 @@ def main() -> None:
   groups: dict[Any, list[int]] = {}
   for i, checkpoint in enumerate(pool):
     groups.setdefault(_kind(checkpoint), []).append(i)
-  mesh = sharding.make_mesh(flags.FLAGS.mesh)
-  suite_of = {
-    kind: suites.task_suite({"all": tasks}, [pool[i] for i in group], options, mesh=mesh)
-    for kind, group in groups.items()
-    if own
-  }
+  mesh = _mesh()
   lm_eval = _LmEval(theirs, options) if theirs else None
-  scores: dict[str, dict[str, float | None]] = {path: {} for path in _CHECKPOINTS.value}
-  for kind, group in groups.items():
-    members = [pool[i] for i in group]
-    model = suites.model_of(members, options)
-    layout = placing.layout(members[0].specs, mesh, Placement(), model.stacks, model.axes)
-    objective = None
-    if own:
-      alone = {ALONE.method: evals.Merge(_itself, None)}
-      objective = JittedObjective(alone, suite_of[kind].scorers(), 1, layout)
-    judge = lm_eval.of(members[0], model, layout) if lm_eval else None
-    for i in group:
-      path = _CHECKPOINTS.value[i]
-      params = checkpoints.place(pool[i], layout.shardings, model.stacks, verify=_VERIFY.value)
-      found: dict[str, float] = {}
-      if objective is not None:
-        (evaluation,) = objective.on({ALONE.method: params}).evaluate([ALONE], "all")
-        found |= evaluation.scores
-      if lm_eval:
-        found |= lm_eval(judge, params, path)
-      scores[path] = nullables(found)
-      shown = (f"{task} {value:.4f}" for task, value in found.items())
-      print(f"{path}: " + ", ".join(shown), flush=True)
-  if host.is_lead():
-    storage.write_json(output, scores)
+  judges = [_judge([pool[i] for i in group], tasks, options, mesh, lm_eval) for group in groups.values()]
+  scores: dict[str, dict[str, float | None]] = {}
+  for judge, i in ((judge, i) for judge, group in zip(judges, groups.values(), strict=True) for i in group):
+    path = _CHECKPOINTS.value[i]
+    params = checkpoints.place(pool[i], judge.layout.shardings, judge.model.stacks, verify=_VERIFY.value)
+    found: dict[str, float] = {}
+    if judge.objective is not None:
+      (evaluation,) = judge.objective.on({ALONE.method: params}).evaluate([ALONE], "all")
+      found |= evaluation.scores
+    if lm_eval:
+      found |= lm_eval(judge.harness, params, path)
+    scores[path] = nullables(found)
+    shown = (f"{task} {value:.4f}" for task, value in found.items())
+    print(f"{path}: " + ", ".join(shown), flush=True)
+    if host.is_lead():  # each time: an error of a later one loses nothing
+      storage.write_json(output, {path: scores[path] for path in _CHECKPOINTS.value if path in scores})
   print(f"scores: {output}")
   if lm_eval and not lm_eval.logged:
     raise OSError(f"{_LOGS.value}: lm-eval could not write all of its logs there; the scores are whole.")
+
+
+def _mesh() -> Mesh:
+  """The mesh of `--mesh`, of which all devices should have something to do."""
+  mesh = sharding.make_mesh(flags.FLAGS.mesh)
+  if mesh.shape["candidate"] > 1:
+    raise ValueError(
+      f"--mesh={flags.FLAGS.mesh}: one checkpoint is scored at a time, so that candidate has to be 1; name "
+      "data, fsdp or tensor."
+    )
+  if idle := len(jax.devices()) - mesh.size:
+    print(f"note: --mesh={flags.FLAGS.mesh} leaves {idle} of {len(jax.devices())} devices idle")
+  return mesh
+
+
+class _Judge(NamedTuple):
+  """What scores checkpoints of one kind: on task files (objective), and by lm-eval (harness)."""
+
+  model: suites.Model
+  layout: sharding.Layout
+  objective: JittedObjective | None
+  harness: Any
+
+
+def _judge(
+  members: Sequence[Checkpoint], tasks: Sequence[Task], options: Evals, mesh: Mesh, lm_eval: "_LmEval | None"
+) -> _Judge:
+  """Raises ValueError for checkpoints that cannot be scored, before anything is."""
+  model = suites.model_of(members, options)
+  layout = placing.layout(members[0].specs, mesh, Placement(), model.stacks, model.axes)
+  objective = None
+  if tasks:
+    suite = suites.task_suite({"all": list(tasks)}, members, options, mesh=mesh)
+    alone = {ALONE.method: evals.Merge(_itself, None)}
+    objective = JittedObjective(alone, suite.scorers(), 1, layout)
+  return _Judge(model, layout, objective, lm_eval.of(members[0], model, layout) if lm_eval else None)
 
 
 class _LmEval:

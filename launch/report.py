@@ -20,13 +20,15 @@ def main() -> None:
   folder = storage.path(_RUN.value)
   file = folder / "result.json"
   result = storage.read_json(file, dict[str, Any]) if file.is_file() else {}
+  if result:
+    storage.refuse_unwritable(folder / "report.html")
   if reports.is_study(result):
     with storage.locked(folder), _common.telling_what_stays(folder / "figures"):
       reports.write_study(folder, result)
     print(f"{reports.study_console(result)}\n\nreport: {folder}/report.html")
     return
   run = recycle.RunFolder(folder)
-  if not run.known or not result:
+  if not result:
     raise ValueError(
       f"{folder}: has no result.json of a recycle run or study; expected the output folder of a finished one."
     )

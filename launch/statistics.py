@@ -39,6 +39,8 @@ def main() -> None:
   """Measures one checkpoint and writes one file."""
   if not _TASKS.value:
     raise ValueError("There is no task; give --tasks=a.jsonl,b.jsonl.")
+  if _KIND.value == "gram":
+    _common.refuse_given(["predictions"], "is for --kind=fisher")
   output = storage.disk_destination(_OUTPUT.value, "--output")
   checkpoint = checkpoints.open(_CHECKPOINT.value)
   where = str(checkpoint.path / "config.json")
@@ -57,7 +59,7 @@ def main() -> None:
     max_length=model.config.max_positions, vocabulary=model.config.vocab_size,
   )  # fmt: skip
   count = {task.name: len(task.examples) for task in tasks}
-  made: dict[str, Any] = {"tasks": count, "seed": _SEED.value}
+  made: dict[str, Any] = {"tasks": count, "seed": _SEED.value, "checkpoint": checkpoint.digest()}
   owners: dict[str, str] = {}
   bar = _common.Progress(sum(count.values()), "examples")
   try:

@@ -564,6 +564,23 @@ def test_preflight_compares_vocabularies(pool):
   assert any(f.check == "vocabulary" and f.level == "error" for f in errors(pool))
 
 
+def test_preflight_compares_what_tokenizers_are_built_from(pool):
+  words = [json.loads((path / "tokenizer.json").read_text())["model"]["vocab"] for path in pool]
+  (pool[2] / "tokenizer.json").unlink()
+  (pool[2] / "vocab.json").write_text(json.dumps(words[2]))
+  (said,) = [f for f in errors(pool) if f.check == "vocabulary"]
+  assert (
+    said.level == "warning" and said.detail == "not compared with that of m2, which has no tokenizer.json"
+  )
+  for path, one in zip(pool[:2], ({**words[0]}, dict(reversed(words[1].items()))), strict=True):
+    (path / "tokenizer.json").unlink()
+    (path / "vocab.json").write_text(json.dumps(one))
+  assert not [f for f in errors(pool) if f.check == "vocabulary"]  # in another order
+  (pool[1] / "vocab.json").write_text(json.dumps(words[1] | {"a": 3}))
+  (said,) = [f for f in errors(pool) if f.check == "vocabulary"]
+  assert said.level == "error" and said.detail == "m1 and m0 differ in vocab.json"
+
+
 def test_finite_reads_bits():
   for dtype in (np.float32, ml_dtypes.bfloat16, np.float16, np.float64, np.int32):
     values = np.ones(1000, dtype)

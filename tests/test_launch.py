@@ -29,15 +29,16 @@ CONFIGS = next(p for p in (ROOT / "configs", PACKAGE / "configs") if p.is_dir())
 ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu"}
 
 
-def start(name, *arguments, **options):
+def start(name, *arguments, devices=1, **options):
   words = [sys.executable, "-m", "merge_jax", name, *map(str, arguments)]
+  environment = ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)}
   return subprocess.Popen(
-    words, cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+    words, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
   )
 
 
-def launch(name, *arguments):
-  process = start(name, *arguments)
+def launch(name, *arguments, devices=1):
+  process = start(name, *arguments, devices=devices)
   out, errors = process.communicate(timeout=300)
   return process.returncode, out, errors
 
@@ -71,6 +72,11 @@ def test_recycle_then_report_then_again(world, tmp_path):
   assert f"no such job had made lies in {output}/figures.before-1" in out
   assert (output / "figures.before-1" / "mine.png").read_text() == "years of work"
   assert (output / "report.html").read_bytes() == page
+  bare = shutil.copytree(output, tmp_path / "bare", ignore=shutil.ignore_patterns(".*"))
+  code, _, errors = launch("report", f"--run={bare}")
+  assert code == 1 and errors.endswith(
+    "bare: .merge_jax.json is missing; copy the run with its hidden files.\n"
+  )
   code, out, _ = launch("recycle", *flags_of(world, output))
   assert code == 0 and "finished before" in out and "selected" in out
   code, out, errors = launch("recycle", *flags_of(world, output, "--config.search.seed=1"))
@@ -117,6 +123,7 @@ def test_a_signal_finishes_the_record_and_has_its_own_status(world, tmp_path, se
     ("evaluate", ["--checkpoints", "a", "b", "--tasks=t", "--output=x"], "Unexpected words: b. Lists are"),
     ("evaluate", ["--checkpoints=a", "--tasks=t", "--output="], "--output is empty"),
     ("evaluate", ["--checkpoints=a,b,a", "--tasks=t", "--output=x"], "--checkpoints: got a twice"),
+    ("evaluate", ["--checkpoints=a,./a/", "--tasks=t", "--output=x"], "--checkpoints: got a twice"),
     ("plan", ["--config_json=x/config.json", "--output=x/config.json"], "config.json is the input"),
     ("recycle", ["--tasks=a.jsonl", "--output_dir=x"], "There is no checkpoint"),
     further("recycle", ["--checkpoints=a,,b", "--tasks=a.jsonl", "--output_dir=x"], "entry 2 of 3 is empty"),
@@ -128,6 +135,11 @@ def test_a_signal_finishes_the_record_and_has_its_own_status(world, tmp_path, se
     ("recycle", [f"--config={CONFIGS}/recycle.py:cold"], "has no mode 'cold'"),
     ("study", ["--config=nope.py", "--output_dir=x"], "error: --config: nope.py: No such file or directory."),
     ("evaluate", ["--checkpoints=a", "--tasks=b", "--output=c", "--batch_tokens=0"], "batch_tokens"),
+    (
+      "statistics",
+      ["--checkpoint=a", "--tasks=t", "--output=x", "--kind=gram", "--predictions=data"],
+      "--predictions is for --kind=fisher; leave it out",
+    ),
     further("check", [], "There is no checkpoint"),
     further(
       "recycle",
@@ -273,6 +285,15 @@ def test_evaluate_checks_its_output_first(world, tmp_path):
   ):
     code, out, errors = launch(*words, f"--output={blob}")
     assert code == 1 and "is the input" in errors and out == ""
+
+
+def test_evaluate_gives_all_devices_something_to_do(world, tmp_path):
+  _, paths, tasks = world
+  given = (f"--checkpoints={paths[0]}", f"--tasks={tasks[0]}", f"--output={tmp_path / 'x'}")
+  code, _, errors = launch("evaluate", *given, "--mesh=fsdp:2,candidate:2", devices=4)
+  assert code == 1 and "one checkpoint is scored at a time, so that candidate has to be 1" in errors
+  code, out, errors = launch("evaluate", *given, "--mesh=fsdp:2", devices=3)
+  assert code == 0 and "note: --mesh=fsdp:2 leaves 1 of 3 devices idle\n" in out, errors
 
 
 def test_flags_for_tasks_of_lm_eval_are_refused_where_there_are_none(world, tmp_path):

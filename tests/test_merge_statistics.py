@@ -119,6 +119,24 @@ def test_regmean_with_shared_and_missing_matrices(world, tmp_path):
   np.testing.assert_allclose(got[NORM], sum(world[m]["values"][NORM] for m in MODELS) / 2, rtol=1e-6)
 
 
+def test_all_axes_but_the_first_are_inputs_of_regmean(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  values, grams = [], []
+  for seed, model in enumerate(MODELS):
+    generator = np.random.default_rng(seed)
+    values.append(generator.normal(size=(3, 2, WIDTH)).astype(np.float32))
+    inputs = generator.normal(size=(20, 2 * WIDTH)).astype(np.float32)
+    grams.append(inputs.T @ inputs)
+    (tmp_path / model).mkdir()
+    checkpoints.write(tmp_path / model, {"conv": values[-1]})
+    about = statistics_file.About(kind="gram", tensors=["conv"])
+    statistics_file.save(f"{model}_gram.safetensors", {"conv": grams[-1]}, about)
+  _, got = merge(tmp_path, recipe("regmean"))
+  right = sum(x.reshape(3, -1).astype(np.float64) @ g for x, g in zip(values, grams, strict=True))
+  expected = (right @ np.linalg.inv(sum(grams).astype(np.float64))).reshape(3, 2, WIDTH)
+  np.testing.assert_allclose(got["conv"], expected, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize(
   ("text", "words"),
   [
@@ -146,6 +164,17 @@ def test_statistics_that_do_not_fit_are_refused_before_anything_is_written(world
   assert "\n" not in str(caught.value)
   (tmp_path / "recipe.yml").unlink()
   assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_statistics_of_another_checkpoint_are_told(world, tmp_path):
+  made = {"checkpoint": checkpoints.open("a").digest()}
+  about = statistics_file.About(kind="fisher", tensors=list(SHAPES), made=made)
+  statistics_file.save("a_fisher.safetensors", world["a"]["fisher"], about)
+  built, _ = merge(tmp_path, recipe("fisher"))
+  assert not any("measured" in note for note in built.notes)
+  built, _ = merge(tmp_path, recipe("fisher", "a_fisher.safetensors"), "twice")
+  (note,) = [note for note in built.notes if "measured" in note]
+  assert note.startswith("the statistics of b (a_fisher.safetensors) were measured on another checkpoint")
 
 
 def test_other_statistics_are_another_job(world, tmp_path):

@@ -477,9 +477,11 @@ def test_the_chat_template_of_the_inputs(tmp_path):
   assert chat.choose("auto", list(folders.values())) == "A"
   assert chat.choose("auto", [folders["s"], folders["p"]]) == "C"
   assert chat.choose("auto", [folders["t"]]) is None
-  put = chat.put("D", tokenizer_files.of(folders["q"]))
+  put = chat.put("D", tokenizer_files.of(folders["q"]), "q")
+  with pytest.raises(ValueError, match=r"q/tokenizer_config.json: not valid JSON"):
+    chat.put("D", {"tokenizer_config.json": b"{"}, "q")
   assert templates.of(put) == "D" and "chat_template" not in json.loads(put["tokenizer_config.json"])
-  assert chat.put("D", {}) == {"chat_template.jinja": b"D"}
+  assert chat.put("D", {}, "q") == {"chat_template.jinja": b"D"}
 
 
 def test_chat_templates_of_the_user():

@@ -332,6 +332,13 @@ def test_probabilities_of_della_have_the_same_bits_in_all_programs():
   np.testing.assert_array_equal(jax.jit(probabilities)(block, delta), of_constants)
 
 
+def test_dellas_probabilities_are_those_of_float64_where_it_is():
+  with jax.enable_x64(True):
+    delta = jnp.asarray(np.arange(1.0, 6.0)[None])
+    found = mj.drop_by_magnitude(0.7, 0.2).probability((None, None), delta)
+    np.testing.assert_allclose(found[0], 0.5 + 0.4 * np.arange(5) / 4, rtol=1e-15)
+
+
 def test_the_masks_of_before_are_there():
   delta = np.arange(1, 401, dtype=np.float32).reshape(20, 20)
   key = jax.random.fold_in(naming.key_of(KEY, 0, "w"), 0)

@@ -176,8 +176,16 @@ def test_errors(tasks, tmp_path):
     statistics.batches([], TOKENS)
   data = statistics.batches(tasks[1:], TOKENS, batch_size=4)
   broken = PARAMS | {"lm_head.weight": PARAMS["lm_head.weight"].at[0, 0].set(jnp.nan)}
-  with pytest.raises(ValueError, match=r"Fisher information of tensor .* is not finite"):
+  with pytest.raises(ValueError, match=r"Tensor 'lm_head.weight' of the model holds NaN"):
     statistics.fisher(MODEL.apply, broken, data)
+  large, seen = {name: 1e25 * x if "norm" in name else x for name, x in PARAMS.items()}, []
+  for measure, what in (
+    (lambda: statistics.fisher(MODEL.apply, large, data, progress=seen.append), "Fisher information"),
+    (lambda: statistics.gram(MODEL.inputs, large, data, progress=seen.append), "Gram matrix"),
+  ):
+    with pytest.raises(ValueError, match=f"{what} of tensor .* is not finite, although the weights are"):
+      measure()
+  assert not seen  # the first batch tells
   with pytest.raises(ValueError, match="unknown predictions 'modle'; did you mean 'model'"):
     statistics.fisher(MODEL.apply, PARAMS, data, predictions="modle")
   with pytest.raises(FileNotFoundError, match="no such file"):

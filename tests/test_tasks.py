@@ -126,7 +126,7 @@ def test_only_a_line_feed_ends_a_line(tmp_path, end, mark, tail):
   text = (line + end) * 3 + (line if tail else "")
   (tmp_path / "t.jsonl").write_bytes(mark + text.encode())
   examples = evals.load(str(tmp_path / "t.jsonl")).examples
-  assert examples == (evals.Example(TEXT, ("y",)),) * (4 if tail else 3)
+  assert examples == tuple(evals.Example(TEXT, ("y",), line=i + 1) for i in range(4 if tail else 3))
 
 
 DAMAGE = [
@@ -166,7 +166,10 @@ def test_a_task_file_is_a_regular_file(tmp_path, monkeypatch):
   os.mkfifo(tmp_path / "pipe.jsonl")
   (path,) = pools.make_tasks(tmp_path)[:1]
   for spec, kind, message in (
-    ("", FileNotFoundError, "Task file '' does not exist"), (f"{path}:", ValueError, "unknown metric ''"),
+    ("", FileNotFoundError, "Task file '' does not exist"),
+    ("lm_eval:x", FileNotFoundError, "'lm_eval:x' does not exist; tasks of lm-eval are for launch.evaluate"),
+    ("none.jsonl:loss", FileNotFoundError, "Task file 'none.jsonl' does not exist"),
+    (f"{path}:", ValueError, "unknown metric ''"),
     (str(tmp_path), ValueError, "is not a regular file"),
     (str(tmp_path / "pipe.jsonl"), ValueError, "is not a regular file"),
     (f"{tmp_path}/pipe.jsonl:loss", ValueError, "is not a regular file"),

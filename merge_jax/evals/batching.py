@@ -78,7 +78,8 @@ def encode(
     texts = [text for example in task.examples for text in example.targets]
     targets = iter(tokens.targets(texts, append_eos=False))
     for number, (example, prompt) in enumerate(zip(task.examples, prompts, strict=True), 1):
-      where = f"Task {task.name!r}, example {number} ({shown(example.prompt, 40)})"
+      at = f"line {example.line}" if example.line else f"example {number}"
+      where = f"Task {task.name!r}, {at} ({shown(example.prompt, 40)})"
       counts.append(len(example.targets))
       for text in example.targets:
         target = next(targets)

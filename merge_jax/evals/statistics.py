@@ -129,14 +129,14 @@ def fisher(
   A batch holds a gradient for each of its examples.
 
   Raises:
-    ValueError: unknown predictions, or a result that is not finite.
+    ValueError: unknown predictions; weights, or a result, that are not finite.
 
   Sources: arXiv 2111.09832; Limitations of the Empirical Fisher Approximation (arXiv 1905.12558).
   """
   if predictions not in PREDICTIONS:
     raise ValueError(unknown("predictions", predictions, PREDICTIONS))
   key = jax.random.key(0) if key is None else key
-  params = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
+  params = _sound(params)
 
   def of_example(params: Params, rows: Any, right: Any, number: Any) -> Params:
     def log_likelihoods(params: Params) -> tuple[Array, Array]:
@@ -170,6 +170,8 @@ def fisher(
   count = 0.0
   for batch in data:
     total = step(total, params, batch)
+    if not count:
+      _finite(total, "Fisher information")
     count += float(batch.weights.sum())
     if progress is not None:
       progress(int(count))
@@ -196,11 +198,11 @@ def gram(
     left out; every token counts as much as any other.
 
   Raises:
-    ValueError: a result that is not finite.
+    ValueError: weights, or a result, that are not finite.
 
   Source: Dataless Knowledge Fusion (arXiv 2212.09849).
   """
-  params = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
+  params = _sound(params)
   owners: dict[str, str] = {}
 
   def distinct(params: Params, tokens: Array) -> dict[str, Array]:
@@ -226,14 +228,29 @@ def gram(
     read, lengths = batch.rows.tokens[every, batch.right], batch.lengths[every, batch.right]
     mask = (np.arange(read.shape[1]) < lengths[:, None]) & (batch.weights[:, None] > 0)
     total = step(total, params, jnp.asarray(read), jnp.asarray(mask))
+    if not examples:
+      _finite(total, "Gram matrix")
     tokens, examples = tokens + int(mask.sum()), examples + int(batch.weights.sum())
     if progress is not None:
       progress(examples)
   return _finite({name: value / tokens for name, value in total.items()}, "Gram matrix"), owners
 
 
-def _finite(values: dict[str, Array], what: str) -> dict[str, Array]:
+def _sound(params: Params) -> dict[str, Array]:
+  """Parameters in float32; ValueError for one that is not finite."""
+  params = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
+  for name, value in params.items():
+    if not bool(jnp.all(jnp.isfinite(value))):
+      raise ValueError(f"Tensor {name!r} of the model holds NaN or infinity; mend it first.")
+  return params
+
+
+def _finite(values: Params, what: str) -> dict[str, Array]:
+  """The same; ValueError for what is not finite, which sums stay from then on."""
   for name, value in values.items():
     if not bool(jnp.all(jnp.isfinite(value))):
-      raise ValueError(f"The {what} of tensor {name!r} is not finite; check the model's weights.")
-  return values
+      raise ValueError(
+        f"The {what} of tensor {name!r} is not finite, although the weights are: activations leave the range "
+        "of float32; check the model."
+      )
+  return dict(values)

@@ -14,7 +14,7 @@ from merge_jax import storage
 from merge_jax.decoding import decode
 from merge_jax.decoding import shares as shares
 from merge_jax.errors import shown
-from merge_jax.evals import metrics
+from merge_jax.evals import harness, metrics
 from merge_jax.evals.options import Options
 
 
@@ -41,6 +41,7 @@ class Example(NamedTuple):
     id: names the item, "" where the file does not.
     group: names what the item was made from (a passage, an image, a person), "" where the file does not.
     asked: how another library asks it; None for task files.
+    line: of its file, 0 where there is none.
   """
 
   prompt: str
@@ -49,6 +50,7 @@ class Example(NamedTuple):
   id: str = ""
   group: str = ""
   asked: Asked | None = None
+  line: int = 0
 
   @property
   def sizes(self) -> tuple[float, ...]:
@@ -152,7 +154,8 @@ def load(spec: str | Path) -> Task:
   if len(lines) < first:
     raise ValueError(f"{path}: the file has no examples.")
   examples = tuple(
-    _example(line, f"{path}:{number}") for number, line in enumerate(lines[first - 1 :], first)
+    _example(line, f"{path}:{number}")._replace(line=number)
+    for number, line in enumerate(lines[first - 1 :], first)
   )
   kinds = ["choices" if len(example.targets) > 1 else "targets" for example in examples]
   for number, kind in enumerate(kinds, first):
@@ -198,12 +201,14 @@ def path_of(spec: str | Path) -> Path:
 def _path_and_metric(given: str | Path) -> tuple[Path, metrics.Metric | None]:
   spec = str(given)
   head, colon, tail = spec.rpartition(":")
-  if colon and head and "/" not in tail and not storage.path(spec).exists():
-    path, metric = storage.path(head), metrics.named(tail, spec)
-  else:
-    path, metric = storage.path(spec), None
+  named = bool(colon and head and "/" not in tail and not storage.path(spec).exists())
+  path = storage.path(head if named else spec)
   if not spec or not path.exists():
-    raise FileNotFoundError(f"Task file {shown(spec)} does not exist.")
+    what, why = str(path) if named else spec, ""
+    if harness.is_named(spec):
+      what, why = spec, "; tasks of lm-eval are for launch.evaluate and launch.recycle"
+    raise FileNotFoundError(f"Task file {shown(what)} does not exist{why}.")
+  metric = metrics.named(tail, spec) if named else None
   if not path.is_file():
     raise ValueError(f"Task file {shown(str(path))} is not a regular file.")
   return path, metric

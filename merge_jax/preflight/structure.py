@@ -1,6 +1,8 @@
 """What headers and side files tell: names, shapes, dtypes, configs, vocabularies."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from merge_jax import storage
@@ -9,6 +11,12 @@ from merge_jax.errors import in_library, shown
 from merge_jax.operators.planning import merges
 from merge_jax.preflight.findings import Finding
 
+TOKENS = "tokenizer.json"
+WORDS = (
+  "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model",
+  "qwen.tiktoken", "tekken.json",
+)  # fmt: skip
+"""Where tokenizers have their tokens that have no `tokenizer.json`."""
 Models = Sequence[tuple[str, Checkpoint]]
 """Labels and open checkpoints: the pool, and the base."""
 Config = Mapping[str, Any]
@@ -88,33 +96,57 @@ def _differences(a: Config, b: Config, where_a: str, where_b: str) -> list[str]:
 
 def vocabulary(models: Models) -> Iterator[Finding]:
   """The same tokens with the same numbers, as many as the embedding has rows."""
-  have = [(label, c) for label, c in models if (c.path / "tokenizer.json").exists()]
-  if not have:
-    yield Finding("ok", "vocabulary", "no tokenizer beside the tensors: not compared")
-    return
-  texts = [(label, storage.read_bytes(c.path / "tokenizer.json")) for label, c in have]
-  (first_label, first_text), same = texts[0], True
-  for label, text in texts:
-    if text == first_text:
-      continue
-    try:
-      a, b = _tokens(first_text, first_label), _tokens(text, label)
-    except ValueError as error:
-      yield Finding("error", "vocabulary", str(error))
-      return
-    if a != b:
-      same = False
-      token = min(a.items() ^ b.items())[0]
-      yield Finding("error", "vocabulary", f"{label} and {first_label} differ, first in token {token!r}")
+  found = list(tokens(models))
   for label, c in models:
     size = (c.config or {}).get("vocab_size")
     rows = c.specs.get("model.embed_tokens.weight")
     if size is not None and rows is not None and rows.shape[:1] != (size,):
-      same = False
       detail = f"{label}: config says {size}, the embedding has shape {rows.shape}"
+      found.append(Finding("error", "vocabulary", detail))
+  count = sum(any((c.path / name).exists() for name in (TOKENS, *WORDS)) for _, c in models)
+  if not found:
+    same = f"the same in {count} tokenizers" if count else "no tokenizer beside the tensors: not compared"
+    found.append(Finding("ok", "vocabulary", same))
+  yield from found
+
+
+def tokens(models: Models) -> Iterator[Finding]:
+  """Where the tokenizers beside the tensors differ, or cannot be compared."""
+  whole = [(label, c.path / TOKENS) for label, c in models if (c.path / TOKENS).exists()]
+  texts = [(label, storage.read_bytes(path)) for label, path in whole]
+  for label, text in texts[1:]:
+    if text == texts[0][1]:
+      continue
+    try:
+      a, b = _tokens(texts[0][1], texts[0][0]), _tokens(text, label)
+    except ValueError as error:
+      yield Finding("error", "vocabulary", str(error))
+      return
+    if a != b:
+      token = min(a.items() ^ b.items())[0]
+      detail = f"{label} and {texts[0][0]} differ, first in token {token!r}"
       yield Finding("error", "vocabulary", detail)
-  if same:
-    yield Finding("ok", "vocabulary", f"the same in {len(have)} tokenizers")
+  others = [(label, c) for label, c in models if not (c.path / TOKENS).exists()]
+  for name in WORDS:
+    files = [(label, c.path / name) for label, c in others if (c.path / name).exists()]
+    lists = [(label, _words(path)) for label, path in files]
+    for label, words in lists[1:]:
+      if words != lists[0][1]:
+        yield Finding("error", "vocabulary", f"{label} and {lists[0][0]} differ in {name}")
+  bare = [label for label, c in others if any((c.path / name).exists() for name in WORDS)]
+  if whole and bare:
+    have = "has" if len(bare) == 1 else "have"
+    detail = f"not compared with that of {', '.join(bare)}, which {have} no {TOKENS}"
+    yield Finding("warning", "vocabulary", detail)
+
+
+def _words(path: Path) -> Any:
+  """What a list of tokens says, however it is laid out."""
+  content = storage.read_bytes(path)
+  try:
+    return json.loads(content) if path.suffix == ".json" else content
+  except ValueError:
+    return content
 
 
 def _tokens(text: bytes, label: str) -> dict[str, int]:

@@ -93,6 +93,7 @@ def build(
     raise ValueError(f"{recipe.method} does not use a base: remove base:, or list it among the models.")
   if measurements and all(job.statistics is None for job in jobs):
     raise ValueError(f"{recipe.method} does not use statistics: remove them from the models.")
+  notes += told.measured_elsewhere(recipe, opened, measurements)
   notes += told.fused_experts(recipe, jobs, like) if mergekit else ()
   config = _config(recipe, parts, names, opened, like)
   if config is not None and any(job.name == tensors.HEAD for job in jobs):

@@ -96,11 +96,11 @@ def _of(model: Checkpoint | Path) -> str | None:
   return template
 
 
-def put(template: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
-  """A tokenizer's files with another chat template, in one place alone."""
+def put(template: str, files: Mapping[str, bytes], where: str) -> dict[str, bytes]:
+  """A tokenizer's files, of the folder `where`, with another chat template, in one place alone."""
   others = ("chat_template.json", f"{sidecars.TEMPLATES}/")
   result = {name: content for name, content in files.items() if not name.startswith(others)}
-  settings = tokenizer_files.config(files)
+  settings = tokenizer_files.config(files, where)
   if settings.pop("chat_template", None) is not None:
     result["tokenizer_config.json"] = tokenizer_files.as_json(settings)
   return result | {chat.FILE: template.encode()}

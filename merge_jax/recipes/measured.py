@@ -1,5 +1,6 @@
 """Statistics of models that a recipe names, for the methods that weigh by data."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,7 +61,9 @@ def of_tensor(
     measured: Readable | None = file.find(name)
     if method == "fisher" and measured is not None and remapped and source.name in remapped.remapped:
       measured = Reordered(measured, remapped.plan.rows_of[remapped.label], source.name in remapped.turned)
-    shape = source.spec.shape if method == "fisher" else source.spec.shape[-1:] * 2
+    shape = source.spec.shape
+    if method == "regmean":  # `[out, in, …]`; what has no such axes has no inputs
+      shape = (math.prod(shape[1:]),) * 2 if len(shape) > 1 else shape * 2
     if measured is not None and measured.spec.shape != shape:
       raise ValueError(f"{where}: {measured} has shape {measured.spec.shape}; expected {shape}, so {how}.")
     found.append(measured)

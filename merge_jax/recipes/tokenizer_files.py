@@ -74,11 +74,13 @@ def names(folder: Path) -> list[str]:
   return [*(name for name in FILES if storage.lexists(folder / name)), *templates]
 
 
-def extended(files: Mapping[str, bytes], tokenizer: Tokenizer, added: Sequence[str]) -> dict[str, bytes]:
+def extended(
+  files: Mapping[str, bytes], tokenizer: Tokenizer, added: Sequence[str], where: str
+) -> dict[str, bytes]:
   """The files of a tokenizer that got tokens: those that cannot hold them are left out."""
   result = {name: content for name, content in files.items() if name not in _SLOW}
   result["tokenizer.json"] = tokenizer.to_str(pretty=True).encode()
-  settings = config(files)
+  settings = config(files, where)
   if isinstance(settings.get("added_tokens_decoder"), dict):  # transformers 4 reads added tokens there too
     listed = {
       str(i): {flag: getattr(token, flag) for flag in _FLAGS}
@@ -90,10 +92,10 @@ def extended(files: Mapping[str, bytes], tokenizer: Tokenizer, added: Sequence[s
   return result
 
 
-def config(files: Mapping[str, bytes]) -> dict[str, Any]:
-  """Content of `tokenizer_config.json`; empty if there is none."""
+def config(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
+  """Content of `tokenizer_config.json`, of the folder `where`; empty if there is none."""
   name = "tokenizer_config.json"
-  return decode(files[name], dict[str, Any], name) if name in files else {}
+  return decode(files[name], dict[str, Any], f"{where}/{name}") if name in files else {}
 
 
 def as_json(value: Any) -> bytes:

@@ -155,7 +155,8 @@ def plan(
   changes = {"vocab_size": rows} | {key: value for key, value in said.items() if key.endswith("_token_id")}
   files = tokenizer_files.of(opened[label] if folder is None else folder)
   if new:
-    files = tokenizer_files.extended(files, tokenizer, [token.content for token in new])
+    where = str(opened[label].path if folder is None else folder)
+    files = tokenizer_files.extended(files, tokenizer, [token.content for token in new], where)
   return TokenizerPlan(label, ids, rows, rows_of, fill, padding, files, changes, tuple(notes))
 
 

@@ -1,12 +1,13 @@
 """What people are told of a recipe that does otherwise than they may think."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from merge_jax.checkpoints import Checkpoint
 from merge_jax.operators import naming
 from merge_jax.recipes.casting import Part
 from merge_jax.recipes.layers import Target
-from merge_jax.recipes.schema import Recipe
+from merge_jax.recipes.measured import Files
+from merge_jax.recipes.schema import Model, Recipe
 from merge_jax.streaming import Job
 
 FUSED = ("mixtral", "qwen3_moe")
@@ -31,6 +32,18 @@ def without_effect(recipe: Recipe, parts: Sequence[Part], targets: Sequence[Targ
   names = {name for one in targets for name in (one.name, *one.names)} if filters else set()
   unheard = (one for one in filters if not any(one in name for name in names))
   return (*rules, *(f"the filter {one!r} is in no tensor's name" for one in unheard))
+
+
+def measured_elsewhere(recipe: Recipe, opened: Mapping[Model, Checkpoint], files: Files) -> tuple[str, ...]:
+  """A note for each file of statistics that was made of other weights than those that it now weighs."""
+  inputs = recipe.modules[0].slices[0].inputs if files else ()
+  pairs = [(one, files[one.statistics].about.made) for one in inputs if one.statistics is not None]
+  return tuple(
+    f"the statistics of {one.label} ({one.statistics}) were measured on another checkpoint, or on one that "
+    "has changed since"
+    for one, made in pairs
+    if "checkpoint" in made and made["checkpoint"] != opened[one.model].digest()
+  )
 
 
 def fused_experts(recipe: Recipe, jobs: Sequence[Job], like: Checkpoint) -> tuple[str, ...]:

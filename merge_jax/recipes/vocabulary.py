@@ -57,7 +57,8 @@ def resolve(
   labels = {str(model): checkpoint for model, checkpoint in opened.items()}
   models, changes, source = opened, None, None
   notes: tuple[str, ...] = ()
-  files = dict(tokenizer_files.of(next(iter(opened.values()))))
+  first = next(iter(opened.values()))
+  files, place = dict(tokenizer_files.of(first)), str(first.path)
   if recipe.tokenizer is not None:
     base = None if recipe.base is None else str(recipe.base)
     asked = recipe.tokenizer
@@ -66,9 +67,10 @@ def resolve(
     plan = tokenizers.plan(name, asked.tokens, asked.pad_to_multiple_of, pairs, base, source, zeros=mergekit)
     models = {model: embeddings.remap(plan, str(model), labels) for model in opened}
     files, changes, notes = dict(plan.files), plan.config, plan.notes
+    place = str(source or labels[plan.label].path)
   if recipe.chat_template is not None:
     template = chat.choose(recipe.chat_template, list(opened.values()))
-    files = files if template is None else chat.put(template, files)
+    files = files if template is None else chat.put(template, files, place)
   return Vocabulary(models, files, changes, source, notes)
 
 
@@ -100,12 +102,10 @@ def differences(recipe: Recipe, opened: Mapping[Model, Checkpoint]) -> tuple[str
       if key not in IGNORED and a[key] != b[key]:
         one, other = shown(a[key], 30), shown(b[key], 30)
         found.append(f"config: {key} is {one} in {first}, {other} in {model}; the result has the first")
-  files = [checkpoint.path / "tokenizer.json" for checkpoint in opened.values()]
-  contents = {file.read_bytes() for file in files if file.is_file()}
-  if recipe.tokenizer is None and len(contents) > 1:
-    models = [(str(model), checkpoint) for model, checkpoint in opened.items()]
-    said = [finding.detail for finding in structure.vocabulary(models) if finding.level == "error"]
-    found += [f"vocabulary: {one}; tokenizer_source: union would align them" for one in said]
+  if recipe.tokenizer is None:
+    for said in structure.tokens([(str(model), checkpoint) for model, checkpoint in opened.items()]):
+      how = "; tokenizer_source: union would align them" if said.level == "error" else ""
+      found.append(f"vocabulary: {said.detail}{how}")
   return tuple(found)
 
 

@@ -54,7 +54,7 @@ class RunFolder:
   def __init__(self, path: Path):
     self.path = path
     if path.exists() and not path.is_dir():
-      raise Refused(f"{path} is a file; --output_dir must be a folder.")
+      raise Refused(f"{path} is a file; expected the folder of a run.")
     self._marker = None
     if (path / MARKER).exists():
       self._marker = storage.read_json(path / MARKER, Marker)
@@ -218,6 +218,8 @@ def completed(path: Path, but: Collection[str] = ()) -> Manifest:
   """
   run = RunFolder(path)
   if not run.known:
+    if (path / manifests.NAME).is_file():
+      raise Refused(f"{path}: {MARKER} is missing; copy the run with its hidden files.")
     raise Refused(f"{path} holds no recycle run; expected the output folder of launch.recycle.")
   storage.refuse_locked(path)
   manifest = manifests.read(path)

@@ -68,6 +68,8 @@ def select(
   folder.refuse_own(run, where, "--output_dir")
   storage.refuse_inside(where, problem.inputs, "--output_dir")
   storage.refuse_taken(where)
+  if where.parent.is_dir():
+    storage.refuse_unwritable(where)
   result = storage.read_json(run / folder.RESULT, dict[str, Any])
   (row,) = (row for row in result["rows"] if row["name"] == "selected")
   before = find(records, Candidate("", row["method"], Point.of(np.array(row["weights"]), row["numbers"])))

@@ -293,4 +293,4 @@ def refuse_unwritable(path: Path) -> None:
   if not folder.is_dir():
     raise FileNotFoundError(f"{path}: there is no folder {folder}; make it first.")
   if not os.access(folder, os.W_OK):
-    raise PermissionError(f"{folder} cannot be written into.")
+    raise PermissionError(f"{folder} cannot be written into; choose another place.")

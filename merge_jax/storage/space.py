@@ -17,6 +17,9 @@ _REFUSED = {
 }  # fmt: skip
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 def require_space(folder: Path, nbytes: int) -> None:
   """Raises OSError if the disk of a folder, there or not, has less room than `nbytes` and 5 % take.
 
@@ -41,7 +44,8 @@ def writing(path: Path) -> Iterator[None]:
     if error.errno not in _REFUSED:
       raise
     reason = f"{_REFUSED[error.errno]} ({os.strerror(error.errno)})"
-    raise OSError(f"{path}: {reason}; make room there, or choose another place.") from None
+    how = "make room there, or choose another place" if error.errno in _FULL else "choose another place"
+    raise OSError(f"{path}: {reason}; {how}.") from None
 
 
 def gib(count: float) -> str:

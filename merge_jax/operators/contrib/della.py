@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -79,20 +79,21 @@ class DropByMagnitude(Mask):
     return list(zip(keys, ordered or [None] * len(keys), strict=True))
 
   def kept(self, chosen: PyTree, delta: Array) -> Array:
-    return hashing.uniform(chosen[0], delta) < self._probability(chosen, delta)
+    return hashing.uniform(chosen[0], delta) < self._probability(chosen, delta, jnp.float32)
 
   def probability(self, chosen: PyTree, delta: Array) -> Array:
-    return self._probability(chosen, delta).astype(delta.dtype)
+    return self._probability(chosen, delta, delta.dtype)
 
-  def _probability(self, chosen: PyTree, delta: Array) -> Array:
-    density, epsilon = (jnp.asarray(x, jnp.float32) for x in (self.density, self.epsilon))
+  def _probability(self, chosen: PyTree, delta: Array, dtype: Any) -> Array:
+    density, epsilon = (jnp.asarray(x, dtype) for x in (self.density, self.epsilon))
     size = delta.shape[-1]
     if size == 1:
       return jnp.full(delta.shape, density)
     epsilon = jnp.where(density > 0, epsilon, 0.0)
     ranks = chosen[1] if chosen[1] is not None else rows.ranks_in_rows(selection.magnitude(delta))
+    ranks = ranks.astype(dtype)
     # Blocks after this one compare what is divided by the probability, to the bit.
-    rise = rounded(ranks * (2 * epsilon * np.float32(1 / (size - 1))))
+    rise = rounded(ranks * (2 * epsilon * np.asarray(1 / (size - 1), dtype)))
     return jnp.where(density >= 1, 1.0, density - epsilon + rise)
 
 
