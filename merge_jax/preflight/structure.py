@@ -1,22 +1,22 @@
 """What headers and side files tell: names, shapes, dtypes, configs, vocabularies."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from merge_jax import storage
 from merge_jax.checkpoints import Checkpoint, sidecars
+from merge_jax.decoding import decode
 from merge_jax.errors import in_library, shown
 from merge_jax.operators.planning import merges
 from merge_jax.preflight.findings import Finding
 
-TOKENS = "tokenizer.json"
-WORDS = (
-  "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tiktoken.model",
-  "qwen.tiktoken", "tekken.json",
+VOCABULARIES = (
+  "tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model",
+  "tiktoken.model", "qwen.tiktoken", "tekken.json",
 )  # fmt: skip
-"""Where tokenizers have their tokens that have no `tokenizer.json`."""
+"""Where tokenizers have their tokens; what comes first counts."""
+READ = ("tokenizer.json", "vocab.json")
+"""Those of which a difference in bytes may be none in tokens."""
 Models = Sequence[tuple[str, Checkpoint]]
 """Labels and open checkpoints: the pool, and the base."""
 Config = Mapping[str, Any]
@@ -103,8 +103,8 @@ def vocabulary(models: Models) -> Iterator[Finding]:
     if size is not None and rows is not None and rows.shape[:1] != (size,):
       detail = f"{label}: config says {size}, the embedding has shape {rows.shape}"
       found.append(Finding("error", "vocabulary", detail))
-  count = sum(any((c.path / name).exists() for name in (TOKENS, *WORDS)) for _, c in models)
   if not found:
+    count = len(_kinds(models))
     same = f"the same in {count} tokenizers" if count else "no tokenizer beside the tensors: not compared"
     found.append(Finding("ok", "vocabulary", same))
   yield from found
@@ -112,45 +112,39 @@ def vocabulary(models: Models) -> Iterator[Finding]:
 
 def tokens(models: Models) -> Iterator[Finding]:
   """Where the tokenizers beside the tensors differ, or cannot be compared."""
-  whole = [(label, c.path / TOKENS) for label, c in models if (c.path / TOKENS).exists()]
-  texts = [(label, storage.read_bytes(path)) for label, path in whole]
-  for label, text in texts[1:]:
-    if text == texts[0][1]:
-      continue
-    try:
-      a, b = _tokens(texts[0][1], texts[0][0]), _tokens(text, label)
-    except ValueError as error:
-      yield Finding("error", "vocabulary", str(error))
-      return
-    if a != b:
-      token = min(a.items() ^ b.items())[0]
-      detail = f"{label} and {texts[0][0]} differ, first in token {token!r}"
-      yield Finding("error", "vocabulary", detail)
-  others = [(label, c) for label, c in models if not (c.path / TOKENS).exists()]
-  for name in WORDS:
-    files = [(label, c.path / name) for label, c in others if (c.path / name).exists()]
-    lists = [(label, _words(path)) for label, path in files]
-    for label, words in lists[1:]:
-      if words != lists[0][1]:
-        yield Finding("error", "vocabulary", f"{label} and {lists[0][0]} differ in {name}")
-  bare = [label for label, c in others if any((c.path / name).exists() for name in WORDS)]
-  if whole and bare:
-    have = "has" if len(bare) == 1 else "have"
-    detail = f"not compared with that of {', '.join(bare)}, which {have} no {TOKENS}"
-    yield Finding("warning", "vocabulary", detail)
+  kinds = _kinds(models)
+  for kind in dict.fromkeys(kinds.values()):
+    texts = [(label, storage.read_bytes(c.path / kind)) for label, c in models if kinds.get(label) == kind]
+    first_label, first = texts[0]
+    for label, text in texts[1:]:
+      if text == first:
+        continue
+      if kind not in READ:
+        yield Finding("error", "vocabulary", f"{label} and {first_label} differ in {kind}")
+        continue
+      try:
+        a, b = (_tokens(kind, *one) for one in ((first, first_label), (text, label)))
+      except ValueError as error:
+        yield Finding("error", "vocabulary", str(error))
+        return
+      if a != b:
+        token = min(a.items() ^ b.items())[0]
+        yield Finding("error", "vocabulary", f"{label} and {first_label} differ, first in token {token!r}")
+  if len(set(kinds.values())) > 1:
+    said = ", ".join(f"{label} has {kind}" for label, kind in kinds.items())
+    yield Finding("warning", "vocabulary", f"tokenizers of several kinds are not compared: {said}")
 
 
-def _words(path: Path) -> Any:
-  """What a list of tokens says, however it is laid out."""
-  content = storage.read_bytes(path)
-  try:
-    return json.loads(content) if path.suffix == ".json" else content
-  except ValueError:
-    return content
+def _kinds(models: Models) -> dict[str, str]:
+  """The file that each model's tokenizer is read from, of those that have one."""
+  found = {label: [name for name in VOCABULARIES if (c.path / name).exists()] for label, c in models}
+  return {label: names[0] for label, names in found.items() if names}
 
 
-def _tokens(text: bytes, label: str) -> dict[str, int]:
+def _tokens(kind: str, content: bytes, label: str) -> dict[str, int]:
+  if kind == "vocab.json":
+    return decode(content, dict[str, int], f"{kind} of {label}")
   from tokenizers import Tokenizer
 
-  with in_library(f"tokenizer.json of {label} cannot be read"):
-    return Tokenizer.from_buffer(text).get_vocab()
+  with in_library(f"{kind} of {label} cannot be read"):
+    return Tokenizer.from_buffer(content).get_vocab()
