@@ -15,8 +15,6 @@ _REFUSED = {
   errno.EACCES: "it cannot be written", errno.EPERM: "it cannot be written", errno.EIO: "the disk fails",
   errno.ENAMETOOLONG: "the name is too long", errno.ENOENT: "there can be no such folder",
 }  # fmt: skip
-
-
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
